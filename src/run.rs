@@ -1,0 +1,4 @@
+//! Runs: how work is started, followed, stopped and recorded.
+
+pub mod process;
+pub mod secrets;

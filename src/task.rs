@@ -1,0 +1,4 @@
+//! Tasks: what they are, how they are read and checked, where they come from.
+
+pub mod definition;
+pub mod parse;

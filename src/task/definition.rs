@@ -1,0 +1,203 @@
+//! What a task is: title, agent, schedule, policy, parameters and steps, as in `tasks/*.toml` and as JSON.
+//!
+//! Knows nothing of files, storage or time passing; reading and checking is in `task/parse.rs`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A task that was read and checked: every duration parsed, every condition compiled once, every name allowed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Definition {
+    /// What people call it.
+    pub title: String,
+    /// What it is for.
+    pub description: String,
+    /// What carries it out.
+    pub agent: AgentKind,
+    /// When it runs by itself; never, without one.
+    pub schedule: Option<Schedule>,
+    /// How it runs.
+    pub policy: Policy,
+    /// What a run may be given.
+    pub params: BTreeMap<String, Param>,
+    /// Where secrets come from, by the name of the variable they become.
+    pub secrets: BTreeMap<String, SecretSource>,
+    /// What the `steps` agent does.
+    pub steps: Vec<Step>,
+    /// A CEL condition over all steps: marks the run for attention.
+    pub attention: Option<String>,
+    /// The one line that goes with `attention`.
+    pub summary: Option<String>,
+}
+
+/// What carries out a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentKind {
+    /// The steps written in the task.
+    #[default]
+    Steps,
+}
+
+/// When a task runs by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Schedule {
+    /// A cron expression in a zone.
+    Cron {
+        /// 5 or 6 fields, or `@hourly` and friends.
+        expression: String,
+        /// An IANA zone; the machine's own without.
+        zone: Option<String>,
+    },
+    /// A fixed distance of elapsed time; at least one second.
+    Every {
+        /// The distance.
+        period: Duration,
+    },
+    /// Once.
+    At {
+        /// As it was given: with an offset, or local time in `zone`.
+        time: String,
+        /// An IANA zone; the machine's own without.
+        zone: Option<String>,
+    },
+}
+
+/// What happens when a slot is due while a run of the task is not over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// The slot is skipped.
+    #[default]
+    Skip,
+    /// The slot waits; at most [`Policy::queue_limit`] wait.
+    Queue,
+}
+
+/// What happens to slots that passed while the server was down or the machine slept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Catchup {
+    /// They are missed.
+    None,
+    /// The last one runs, if it is within the window.
+    #[default]
+    Last,
+}
+
+/// How a task runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// See [`Overlap`].
+    pub overlap: Overlap,
+    /// How many may wait with [`Overlap::Queue`]: 10 unless said.
+    pub queue_limit: u32,
+    /// See [`Catchup`].
+    pub catchup: Catchup,
+    /// How old a slot may be that is caught up; without: one period, at most 24 h (24 h for `at`).
+    pub catchup_window: Option<Duration>,
+    /// How long a whole run may take.
+    pub timeout: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            overlap: Overlap::default(),
+            queue_limit: 10,
+            catchup: Catchup::default(),
+            catchup_window: None,
+            timeout: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// A parameter of a task.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Param {
+    /// What it is when nothing is given; without one it must be given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<serde_json::Value>,
+    /// One line for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub help: String,
+}
+
+/// Where the value of a secret comes from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SecretSource {
+    /// A variable of the server's environment.
+    Env(String),
+    /// A file; its last newline is taken off.
+    File(PathBuf),
+}
+
+/// One step of the `steps` agent.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Step {
+    /// How later steps speak of it: `[a-z][a-z0-9_]*`, unique within the task; `step1`, `step2`, ... unless given.
+    pub name: String,
+    /// A CEL condition over `params` and `steps`: the step is left out where it is false.
+    pub when: Option<String>,
+    /// What to say before; `${params.x}` and `${steps.x.output}` are filled in.
+    pub thought: Option<String>,
+    /// What to do.
+    pub action: Action,
+    /// A CEL condition over this step's result: marks the run for attention.
+    pub attention: Option<String>,
+    /// The one line that goes with `attention`.
+    pub summary: Option<String>,
+    /// How long this step may take; the run's own time without.
+    pub timeout: Option<Duration>,
+    /// What a failure of this step means.
+    pub on_error: OnError,
+}
+
+/// What a step does.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Action {
+    /// A shell command.
+    Run {
+        /// Given to `/bin/sh -c` as it stands: nothing is pasted into it.
+        command: String,
+    },
+    /// An HTTP call.
+    Http {
+        /// `GET` unless given.
+        method: String,
+        /// An `http` or `https` address.
+        url: String,
+        /// Headers to send.
+        headers: BTreeMap<String, String>,
+        /// Body to send.
+        body: Option<String>,
+        /// The status codes that mean it worked; 200 to 299 without.
+        expect_status: Vec<u16>,
+        /// Hosts that may be loopback, private or link-local.
+        allow_hosts: Vec<String>,
+    },
+    /// A file to write.
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What; `${...}` is filled in as in `thought`.
+        content: String,
+        /// Add to the end instead of replacing the file.
+        append: bool,
+    },
+}
+
+/// What a failure of a step means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnError {
+    /// The run failed.
+    #[default]
+    Stop,
+    /// The run goes on.
+    Continue,
+    /// The step is tried again so many times, then the run failed.
+    Retry(u32),
+}
