@@ -15,6 +15,7 @@ use toml::{Table, Value};
 pub use place::{Place, key_at};
 pub use trust::{Untrusted, trusted};
 
+use crate::store::Durability;
 use crate::task::definition::{Catchup, Overlap, Policy};
 
 pub mod units;
@@ -78,17 +79,6 @@ impl Default for Config {
             log: Log::default(),
         }
     }
-}
-
-/// What a power cut may take. A crash of the server alone takes nothing either way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// The last moments before a power cut may be lost.
-    #[default]
-    Normal,
-    /// Every event is on the disk before anyone sees it.
-    Full,
 }
 
 /// Signing in.
