@@ -461,18 +461,20 @@ impl Config {
             }
         }
         let mut config: Self = toml::from_str(text).map_err(|error| in_text(&error))?;
+        if !environment.is_empty() {
+            config = Self::with_environment(text, environment, &name)?;
+        }
         if let Err((key, message)) = config.check() {
+            let variable = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
+            let from_environment = environment.contains_key(&variable);
             let (section, field) = key.split_once('.').unwrap_or(("", key));
-            let offset = find(spanned.get_ref(), section, field);
+            let offset = find(spanned.get_ref(), section, field).filter(|_| !from_environment);
             return Err(ConfigError {
-                source_name: name,
+                source_name: if from_environment { variable } else { name },
                 place: offset.map(|offset| Place::of(text, offset)),
                 key: key.into(),
                 message,
             });
-        }
-        if !environment.is_empty() {
-            config = Self::with_environment(text, environment, &name)?;
         }
         let folder = path.and_then(Path::parent).unwrap_or(Path::new(""));
         config.data_dir = folder.join(&config.data_dir);
@@ -529,11 +531,6 @@ impl Config {
             };
             table = with;
             config = read;
-        }
-        if let Err((key, message)) = config.check() {
-            let variable = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
-            let source = if environment.contains_key(&variable) { variable.as_str() } else { name };
-            return Err(wrong(source, key, message));
         }
         Ok(config)
     }

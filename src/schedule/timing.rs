@@ -256,14 +256,10 @@ fn next_at_fixed_hours(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option
             }
             AmbiguousOffset::Gap { before, .. } => {
                 // With the offset from before the gap the wall time is a moment behind the change of the clock, by
-                // less than the gap is long; the change is the last one up to it.
-                let beyond = before.to_timestamp(wall).ok()?;
-                let change = if zone.to_offset(beyond) == before {
-                    zone.following(beyond).next()?.timestamp()
-                } else {
-                    let next = beyond.checked_add(SignedDuration::from_nanos(1)).ok()?;
-                    zone.preceding(next).next()?.timestamp()
-                };
+                // less than the gap is long: the change is the last one up to it.
+                let behind = before.to_timestamp(wall).ok()?;
+                let behind = behind.checked_add(SignedDuration::from_nanos(1)).ok()?;
+                let change = zone.preceding(behind).next()?.timestamp();
                 let note = format!("clock goes forward: moved from {}", wall.strftime("%H:%M"));
                 (change, Some(note))
             }

@@ -1,1 +1,3 @@
 //! x
+mod config;
+mod schedule_timing;
