@@ -15,3 +15,5 @@ pub mod task;
 
 pub mod agent;
 pub mod run;
+
+pub mod planner;

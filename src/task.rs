@@ -4,3 +4,4 @@ pub mod definition;
 pub mod folder;
 pub mod parse;
 pub mod registry;
+pub mod slots;

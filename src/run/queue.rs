@@ -20,6 +20,7 @@ use crate::store::{Store, StoreError, TaskNo};
 use crate::stream::publish::Publisher;
 use crate::stream::topic::Offer;
 use crate::task::registry::{Registry, TaskError};
+use crate::task::slots;
 
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
@@ -238,7 +239,11 @@ impl Runs {
         let publisher = self.publisher();
         let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         let offer = Offer::new(Some(id), publisher.clock().now(), &Body::Status(status));
-        publisher.transact::<_, RunError, _>(move |_| Ok(((), vec![(topic, offer)]))).await?;
+        let act = move |connection: &Connection| -> Result<_, RunError> {
+            slots::note_end_unstarted(connection, id, "skipped", "stopped before it started")?;
+            Ok(((), vec![(topic, offer)]))
+        };
+        publisher.transact(act).await?;
         Ok(())
     }
 
@@ -384,10 +389,7 @@ impl Runs {
         let offer = Offer::new(Some(open.id), self.publisher().clock().now(), &Body::Status(status));
         let id = open.id;
         let act = move |connection: &Connection| -> Result<_, RunError> {
-            connection.execute(
-                "UPDATE slots SET outcome = 'missed', reason = 'too old in the queue' WHERE run = ?1",
-                [id.to_string()],
-            )?;
+            slots::note_end_unstarted(connection, id, "missed", "too old in the queue")?;
             Ok(((), vec![(topic, offer)]))
         };
         self.publisher().transact(act).await?;

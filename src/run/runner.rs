@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rusqlite::params;
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
@@ -22,8 +22,9 @@ use crate::failpoint;
 use crate::record::Run;
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
-use crate::stream::topic::{Refused, Topic};
+use crate::stream::topic::{Offer, Topic};
 use crate::task::registry::Task;
+use crate::task::slots;
 
 /// How long an agent may go on talking once all its commands are gone.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -81,8 +82,8 @@ impl Workshop {
     ) -> Status {
         let begin = Instant::now();
         failpoint::hit("claimed-not-started");
-        if let Err(refused) = self.say_started(topic, &task, run).await {
-            return failed(&task.id, refused.to_string(), None);
+        if let Err(error) = self.say_started(topic, &task, run).await {
+            return failed(&task.id, format!("its start could not be saved: {error:#}"), None);
         }
         let (values, redactor) = match take_secrets(&task) {
             Ok(taken) => taken,
@@ -118,18 +119,45 @@ impl Workshop {
         status
     }
 
-    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> Result<(), Refused> {
+    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<()> {
         if !self.publisher.connections().has_watchers(&task.id) {
             info!("No WebSocket connection for user=any, task will run without real-time updates");
         }
         info!(attempt = run.attempt, trigger = run.trigger, "run starts");
         let mut started = Status::new(State::Started, format!("Task {}: Starting execution...", task.id));
         started.other.insert("definition".to_owned(), task.definition.hash().into());
-        // Saved before the work begins: after a crash nobody starts it a second time.
-        self.publisher.publish(topic, Some(run.id), &Body::Status(started)).await?;
+        // Saved before the work begins, with the outcome of its slot: after a crash nobody starts it a second time.
+        self.save_start(topic, task, run, started).await?;
         let head: String = task.definition.title.chars().take(80).collect();
         let progress = Status::new(State::Progress, format!("Executing task: {head}..."));
-        self.publisher.offer(topic, Some(run.id), &Body::Status(progress)).await
+        self.publisher.offer(topic, Some(run.id), &Body::Status(progress)).await?;
+        Ok(())
+    }
+
+    /// Saves the start. Waits while the store cannot be written: a start that is not saved is none.
+    async fn save_start(&self, topic: &Arc<Topic>, task: &Task, run: &Run, started: Status) -> Result<(), StoreError> {
+        let body = Body::Status(started);
+        loop {
+            let now = self.publisher.clock().now();
+            let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
+            let offer = Offer::new(Some(run.id), now, &body);
+            let (id, topic) = (run.id, topic.clone());
+            let mut writable = self.publisher.writable();
+            let act = move |connection: &Connection| -> Result<_, StoreError> {
+                if let Some(start) = start {
+                    slots::note_start(connection, id, &start)?;
+                }
+                Ok(((), vec![(topic, offer)]))
+            };
+            match self.publisher.transact(act).await {
+                Err(StoreError::NotWritable(_)) => {
+                    // The writer says when it can write again; asked again every second all the same, as nothing
+                    // else may be there to be written.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), writable.changed()).await;
+                }
+                done => return done.map(drop),
+            }
+        }
     }
 
     fn processes(&self, run: &Run) -> Processes {
@@ -270,7 +298,7 @@ fn record_process(
     Box::pin(async move {
         failpoint::hit("spawned-not-recorded");
         let Spawned { call, pid, start_ticks } = spawned;
-        let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
             connection
                 .prepare_cached("INSERT INTO processes (run, call, pid, start_ticks) VALUES (?1, ?2, ?3, ?4)")?
                 .execute(params![run.to_string(), call, pid, start_ticks.cast_signed()])?;

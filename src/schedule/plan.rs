@@ -155,6 +155,11 @@ fn period(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> Option<SignedD
     timing.next_after(anchor, slot).map(|next| next.duration_since(slot))
 }
 
+/// How long after its time a slot is still on time.
+pub fn tolerance(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
+    period(timing, anchor, slot).map_or(ON_TIME, |period| ON_TIME.min(period / 2))
+}
+
 /// The slots after `from` up to `now`.
 struct Due<'t> {
     timing: &'t Timing,
@@ -171,8 +176,7 @@ impl Due<'_> {
     /// The rows of an enabled task whose last due slot is `last`: too old, made part of it, and itself.
     fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing) -> Vec<Row> {
         let age = self.now.duration_since(last);
-        let half = period(self.timing, self.anchor, last).map_or(ON_TIME, |period| period / 2);
-        let on_time = age <= ON_TIME.min(half);
+        let on_time = age <= tolerance(self.timing, self.anchor, last);
         // Only the last slot can be on time: half a period behind another one the next is not yet due.
         let window = window(self.timing, policy, self.anchor, last);
         let caught_up = policy.catchup == Catchup::Last && age <= window;

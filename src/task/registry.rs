@@ -511,3 +511,19 @@ pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<boo
         .query_row([no.0], |row| row.get(0))
         .optional()
 }
+
+/// Notes how far a task is planned, in the transaction of its slots.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn set_planned(
+    connection: &Connection,
+    no: TaskNo,
+    planned: Timestamp,
+    next: Option<Timestamp>,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
+        .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
+        .map(drop)
+}
