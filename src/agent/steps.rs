@@ -189,7 +189,7 @@ impl Work {
                 return Ok(());
             }
             if stopping || attempt == tries {
-                let again = if tries > 1 { format!(" (tried {attempt} times)") } else { String::new() };
+                let again = if attempt > 1 { format!(" (tried {attempt} times)") } else { String::new() };
                 return Err(End::Failed { reason: self.line(&format!("{reason}{again}")), exit });
             }
             let words = format!("{reason}. Trying again in {pause:?} ({attempt} of {tries} tries done).");
