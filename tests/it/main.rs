@@ -1,3 +1,4 @@
 //! x
 mod config;
+mod schedule_plan;
 mod schedule_timing;
