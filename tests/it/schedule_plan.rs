@@ -44,7 +44,9 @@ fn rows(plan: &Plan) -> Vec<String> {
         .iter()
         .map(|row| {
             let time = |at: Timestamp| at.strftime("%H:%M:%S").to_string();
-            let span = row.to.map_or(time(row.scheduled_for), |to| format!("{}..{}", time(row.scheduled_for), time(to)));
+            let span = row
+                .to
+                .map_or(time(row.scheduled_for), |to| format!("{}..{}", time(row.scheduled_for), time(to)));
             let outcome = match row.outcome {
                 Outcome::Run { late: false } => "runs".to_owned(),
                 Outcome::Run { late: true } => "runs late".to_owned(),
@@ -76,7 +78,8 @@ fn t_35_a_slot_that_is_due_runs_once() {
 
 #[test]
 fn t_35_nothing_is_due_before_its_time() {
-    let plan = planned(&every(1800), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T00:29:59.999999Z"));
+    let plan =
+        planned(&every(1800), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T00:29:59.999999Z"));
     assert_eq!(rows(&plan), [""; 0]);
     assert_eq!(plan.next, Some(ts("2026-05-01T00:30:00Z")));
 }
@@ -113,7 +116,8 @@ fn t_35_after_an_outage_the_last_slot_in_the_window_runs_and_the_older_ones_are_
 
 #[test]
 fn t_35_without_a_window_only_a_slot_of_the_last_period_is_caught_up() {
-    let plan = planned(&cron("@hourly"), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T05:10:00Z"));
+    let plan =
+        planned(&cron("@hourly"), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T05:10:00Z"));
     assert_eq!(rows(&plan), ["01:00:00..04:00:00 x4 missed", "05:00:00 x1 runs late"]);
     // A weekly task is caught up for a day, not for a week.
     let from = ts("2026-05-01T00:00:00Z");
@@ -211,7 +215,10 @@ fn t_35_a_clock_far_behind_what_it_was_holds_all_schedules() {
     let policy = Policy::default();
     let decision = plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T08:59:59Z"));
     assert_eq!(decision, Decision::Hold { until: stored });
-    assert!(matches!(plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T09:00:00Z")), Decision::Plan(_)));
+    assert!(matches!(
+        plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T09:00:00Z")),
+        Decision::Plan(_)
+    ));
 }
 
 #[test]
@@ -286,10 +293,17 @@ fn schedules() -> impl Strategy<Value = Timing> {
     prop_oneof![
         (1u64..4000).prop_map(every),
         prop::sample::select(vec![
-            "* * * * *", "*/7 * * * *", "0 * * * *", "15,45 1,2 * * *", "@daily", "*/5 * * * * *", "0 0 13 * 5",
+            "* * * * *",
+            "*/7 * * * *",
+            "0 * * * *",
+            "15,45 1,2 * * *",
+            "@daily",
+            "*/5 * * * * *",
+            "0 0 13 * 5",
         ])
         .prop_map(|expression| {
-            let schedule = Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
+            let schedule =
+                Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
             Timing::new(&schedule, &TimeZone::UTC).unwrap()
         }),
     ]
@@ -328,7 +342,7 @@ proptest! {
         let mut accounted = 0u64;
         let mut last_row = start;
         for (micros, active, queued, enabled) in steps {
-            now = now + SignedDuration::from_micros(micros);
+            now += SignedDuration::from_micros(micros);
             let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued };
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned));
