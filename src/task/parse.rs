@@ -27,6 +27,13 @@ pub const MAX_TITLE: usize = 120;
 /// How many steps a task may have.
 pub const MAX_STEPS: usize = 256;
 
+/// The longest condition, in bytes.
+pub const MAX_CONDITION: usize = 4096;
+
+/// The stack on which a condition is checked, in bytes: address space, of which a condition that people write
+/// touches a few hundred KiB.
+const CONDITION_STACK: usize = 256 << 20;
+
 /// How often a step may be tried again.
 pub const MAX_RETRIES: i64 = 100;
 
@@ -1103,7 +1110,31 @@ fn check_url(url: &str) -> Result<(), String> {
 
 /// Whether a text is a CEL condition.
 fn check_condition(text: &str) -> Result<(), String> {
-    cel::Program::compile(text)
-        .map(|_| ())
-        .map_err(|error| error.to_string().lines().next().unwrap_or("").to_owned())
+    if text.len() > MAX_CONDITION {
+        return Err(format!("it has {} bytes, at most {MAX_CONDITION} are taken", text.len()));
+    }
+    // On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end
+    // a thread of 2 MiB, and with it the server. Its own limit holds where the stack is large enough.
+    std::thread::scope(|scope| {
+        let compiled = std::thread::Builder::new()
+            .name("condition".into())
+            .stack_size(CONDITION_STACK)
+            .spawn_scoped(scope, || match cel::Program::compile(text) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            })
+            .map_err(|error| format!("it could not be checked: {error}"))?;
+        compiled.join().unwrap_or_else(|_| Err("it cannot be read".into()))
+    })
+    .map_err(|error| plain(&error))
+}
+
+/// The library's words in one line: without its prefix and the list of all that could have stood there.
+fn plain(error: &str) -> String {
+    if error.contains("Recursion limit") {
+        return "its brackets go too deep".into();
+    }
+    let line = error.lines().next().unwrap_or_default();
+    let line = line.split(" expecting ").next().unwrap_or(line);
+    line.trim_start_matches("ERROR: <input>:").to_owned()
 }

@@ -345,6 +345,31 @@ fn a_text_that_is_not_toml_is_told_with_its_place() {
 }
 
 #[test]
+fn a_condition_of_any_depth_is_read_or_refused_and_ends_nothing() {
+    let with = |condition: String| read(&task(&format!("attention = '{condition}'"))).map(|_| ());
+    let brackets = |n: usize| format!("{}1{}", "(".repeat(n), ")".repeat(n));
+    assert_eq!(with(brackets(90)), Ok(()));
+    assert!(with(brackets(2000)).unwrap_err().ends_with("attention: is not a condition: its brackets go too deep"));
+    assert!(with("[".repeat(4096)).is_err());
+    assert!(with("!".repeat(4096)).is_err());
+    assert!(with(brackets(3000)).unwrap_err().contains("at most 4096 are taken"));
+    assert!(read(&task(&format!("x = {}", "[".repeat(100_000)))).is_err());
+    assert!(read(&task(&format!("x{} = 1", ".x".repeat(100_000)))).is_err());
+}
+
+#[test]
+fn what_is_wrong_with_a_condition_is_told_in_one_short_line() {
+    for (condition, said) in [
+        ("1 +", "1:4: Syntax error: mismatched input '<EOF>'"),
+        ("a b", "1:3: Syntax error: extraneous input 'b'"),
+        ("has(1)", "1:5: invalid argument to has() macro"),
+    ] {
+        let problem = refused(&task(&format!("attention = '{condition}'")));
+        assert_eq!(problem, format!("tasks/t.toml:2:13: attention: is not a condition: {said}"));
+    }
+}
+
+#[test]
 fn a_task_as_json_is_read_with_the_same_checks() {
     let posted = from_json(
         &json!({"id": "my-task", "run": false, "title": "T", "schedule": {"every": "30m"},
