@@ -50,115 +50,177 @@ type Row = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 const TABLE: &[Row] = &[
     // New York, 8 March 2026: 02:00 becomes 03:00.
-    ("America/New_York", "30 2 * * *", "2026-03-07T00:00-05:00", &[
-        "2026-03-07 02:30:00-05:00",
-        "2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:30)",
-        "2026-03-09 02:30:00-04:00",
-    ]),
-    ("America/New_York", "0 1 * * *", "2026-03-08T00:00-05:00", &[
-        "2026-03-08 01:00:00-05:00",
-        "2026-03-09 01:00:00-04:00",
-    ]),
-    ("America/New_York", "0 * * * *", "2026-03-08T00:30-05:00", &[
-        "2026-03-08 01:00:00-05:00",
-        "2026-03-08 03:00:00-04:00",
-        "2026-03-08 04:00:00-04:00",
-    ]),
-    ("America/New_York", "*/30 * * * *", "2026-03-08T01:00-05:00", &[
-        "2026-03-08 01:30:00-05:00",
-        "2026-03-08 03:00:00-04:00",
-        "2026-03-08 03:30:00-04:00",
-    ]),
+    (
+        "America/New_York",
+        "30 2 * * *",
+        "2026-03-07T00:00-05:00",
+        &[
+            "2026-03-07 02:30:00-05:00",
+            "2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:30)",
+            "2026-03-09 02:30:00-04:00",
+        ],
+    ),
+    (
+        "America/New_York",
+        "0 1 * * *",
+        "2026-03-08T00:00-05:00",
+        &["2026-03-08 01:00:00-05:00", "2026-03-09 01:00:00-04:00"],
+    ),
+    (
+        "America/New_York",
+        "0 * * * *",
+        "2026-03-08T00:30-05:00",
+        &["2026-03-08 01:00:00-05:00", "2026-03-08 03:00:00-04:00", "2026-03-08 04:00:00-04:00"],
+    ),
+    (
+        "America/New_York",
+        "*/30 * * * *",
+        "2026-03-08T01:00-05:00",
+        &["2026-03-08 01:30:00-05:00", "2026-03-08 03:00:00-04:00", "2026-03-08 03:30:00-04:00"],
+    ),
     // All that falls into the gap is one moment, and so is what was due at its end anyway.
-    ("America/New_York", "15,45 2 * * *", "2026-03-08T00:00-05:00", &[
-        "2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:15)",
-        "2026-03-09 02:15:00-04:00",
-    ]),
-    ("America/New_York", "0 2,3 * * *", "2026-03-08T00:00-05:00", &[
-        "2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:00)",
-        "2026-03-09 02:00:00-04:00",
-    ]),
+    (
+        "America/New_York",
+        "15,45 2 * * *",
+        "2026-03-08T00:00-05:00",
+        &["2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:15)", "2026-03-09 02:15:00-04:00"],
+    ),
+    (
+        "America/New_York",
+        "0 2,3 * * *",
+        "2026-03-08T00:00-05:00",
+        &["2026-03-08 03:00:00-04:00 (clock goes forward: moved from 02:00)", "2026-03-09 02:00:00-04:00"],
+    ),
     // New York, 1 November 2026: 02:00 becomes 01:00.
-    ("America/New_York", "30 1 * * *", "2026-10-31T12:00-04:00", &[
-        "2026-11-01 01:30:00-04:00 (clock goes back: first passing)",
-        "2026-11-02 01:30:00-05:00",
-    ]),
-    ("America/New_York", "0 * * * *", "2026-11-01T00:30-04:00", &[
-        "2026-11-01 01:00:00-04:00 (clock goes back: first passing)",
-        "2026-11-01 01:00:00-05:00 (clock goes back: second passing)",
-        "2026-11-01 02:00:00-05:00",
-    ]),
+    (
+        "America/New_York",
+        "30 1 * * *",
+        "2026-10-31T12:00-04:00",
+        &["2026-11-01 01:30:00-04:00 (clock goes back: first passing)", "2026-11-02 01:30:00-05:00"],
+    ),
+    (
+        "America/New_York",
+        "0 * * * *",
+        "2026-11-01T00:30-04:00",
+        &[
+            "2026-11-01 01:00:00-04:00 (clock goes back: first passing)",
+            "2026-11-01 01:00:00-05:00 (clock goes back: second passing)",
+            "2026-11-01 02:00:00-05:00",
+        ],
+    ),
     // Berlin, 29 March 2026 and 25 October 2026.
-    ("Europe/Berlin", "0 3 * * *", "2026-03-28T12:00+01:00", &[
-        "2026-03-29 03:00:00+02:00",
-        "2026-03-30 03:00:00+02:00",
-    ]),
-    ("Europe/Berlin", "30 2 * * 0", "2026-03-28T12:00+01:00", &[
-        "2026-03-29 03:00:00+02:00 (clock goes forward: moved from 02:30)",
-        "2026-04-05 02:30:00+02:00",
-    ]),
-    ("Europe/Berlin", "*/10 2 * * *", "2026-03-28T12:00+01:00", &[
-        "2026-03-29 03:00:00+02:00 (clock goes forward: moved from 02:00)",
-        "2026-03-30 02:00:00+02:00",
-    ]),
-    ("Europe/Berlin", "0,30 2 * * *", "2026-10-24T12:00+02:00", &[
-        "2026-10-25 02:00:00+02:00 (clock goes back: first passing)",
-        "2026-10-25 02:30:00+02:00 (clock goes back: first passing)",
-        "2026-10-26 02:00:00+01:00",
-    ]),
-    ("Europe/Berlin", "0 */2 * * *", "2026-10-25T00:30+02:00", &[
-        "2026-10-25 02:00:00+02:00 (clock goes back: first passing)",
-        "2026-10-25 02:00:00+01:00 (clock goes back: second passing)",
-        "2026-10-25 04:00:00+01:00",
-    ]),
-    ("Europe/Berlin", "30 * * * *", "2027-10-31T00:00Z", &[
-        "2027-10-31 02:30:00+02:00 (clock goes back: first passing)",
-        "2027-10-31 02:30:00+01:00 (clock goes back: second passing)",
-        "2027-10-31 03:30:00+01:00",
-    ]),
+    (
+        "Europe/Berlin",
+        "0 3 * * *",
+        "2026-03-28T12:00+01:00",
+        &["2026-03-29 03:00:00+02:00", "2026-03-30 03:00:00+02:00"],
+    ),
+    (
+        "Europe/Berlin",
+        "30 2 * * 0",
+        "2026-03-28T12:00+01:00",
+        &["2026-03-29 03:00:00+02:00 (clock goes forward: moved from 02:30)", "2026-04-05 02:30:00+02:00"],
+    ),
+    (
+        "Europe/Berlin",
+        "*/10 2 * * *",
+        "2026-03-28T12:00+01:00",
+        &["2026-03-29 03:00:00+02:00 (clock goes forward: moved from 02:00)", "2026-03-30 02:00:00+02:00"],
+    ),
+    (
+        "Europe/Berlin",
+        "0,30 2 * * *",
+        "2026-10-24T12:00+02:00",
+        &[
+            "2026-10-25 02:00:00+02:00 (clock goes back: first passing)",
+            "2026-10-25 02:30:00+02:00 (clock goes back: first passing)",
+            "2026-10-26 02:00:00+01:00",
+        ],
+    ),
+    (
+        "Europe/Berlin",
+        "0 */2 * * *",
+        "2026-10-25T00:30+02:00",
+        &[
+            "2026-10-25 02:00:00+02:00 (clock goes back: first passing)",
+            "2026-10-25 02:00:00+01:00 (clock goes back: second passing)",
+            "2026-10-25 04:00:00+01:00",
+        ],
+    ),
+    (
+        "Europe/Berlin",
+        "30 * * * *",
+        "2027-10-31T00:00Z",
+        &[
+            "2027-10-31 02:30:00+02:00 (clock goes back: first passing)",
+            "2027-10-31 02:30:00+01:00 (clock goes back: second passing)",
+            "2027-10-31 03:30:00+01:00",
+        ],
+    ),
     // Looked for from within the second passing, the first is over.
     ("Europe/Berlin", "59 2 * * *", "2026-10-25T02:10+01:00", &["2026-10-26 02:59:00+01:00"]),
     // Lord Howe moves by 30 minutes: 4 October 2026 02:00 becomes 02:30, 5 April 2026 02:00 becomes 01:30.
-    ("Australia/Lord_Howe", "15 2 * * *", "2026-10-03T12:00+10:30", &[
-        "2026-10-04 02:30:00+11:00 (clock goes forward: moved from 02:15)",
-        "2026-10-05 02:15:00+11:00",
-    ]),
-    ("Australia/Lord_Howe", "15,30 2 * * *", "2026-10-03T12:00+10:30", &[
-        "2026-10-04 02:30:00+11:00 (clock goes forward: moved from 02:15)",
-        "2026-10-05 02:15:00+11:00",
-    ]),
-    ("Australia/Lord_Howe", "0 * * * *", "2026-10-04T01:00+10:30", &[
-        "2026-10-04 03:00:00+11:00",
-        "2026-10-04 04:00:00+11:00",
-    ]),
-    ("Australia/Lord_Howe", "45 1 * * *", "2026-04-04T12:00+11:00", &[
-        "2026-04-05 01:45:00+11:00 (clock goes back: first passing)",
-        "2026-04-06 01:45:00+10:30",
-    ]),
-    ("Australia/Lord_Howe", "*/15 * * * *", "2026-04-05T01:20+11:00", &[
-        "2026-04-05 01:30:00+11:00 (clock goes back: first passing)",
-        "2026-04-05 01:45:00+11:00 (clock goes back: first passing)",
-        "2026-04-05 01:30:00+10:30 (clock goes back: second passing)",
-        "2026-04-05 01:45:00+10:30 (clock goes back: second passing)",
-        "2026-04-05 02:00:00+10:30",
-    ]),
+    (
+        "Australia/Lord_Howe",
+        "15 2 * * *",
+        "2026-10-03T12:00+10:30",
+        &["2026-10-04 02:30:00+11:00 (clock goes forward: moved from 02:15)", "2026-10-05 02:15:00+11:00"],
+    ),
+    (
+        "Australia/Lord_Howe",
+        "15,30 2 * * *",
+        "2026-10-03T12:00+10:30",
+        &["2026-10-04 02:30:00+11:00 (clock goes forward: moved from 02:15)", "2026-10-05 02:15:00+11:00"],
+    ),
+    (
+        "Australia/Lord_Howe",
+        "0 * * * *",
+        "2026-10-04T01:00+10:30",
+        &["2026-10-04 03:00:00+11:00", "2026-10-04 04:00:00+11:00"],
+    ),
+    (
+        "Australia/Lord_Howe",
+        "45 1 * * *",
+        "2026-04-04T12:00+11:00",
+        &["2026-04-05 01:45:00+11:00 (clock goes back: first passing)", "2026-04-06 01:45:00+10:30"],
+    ),
+    (
+        "Australia/Lord_Howe",
+        "*/15 * * * *",
+        "2026-04-05T01:20+11:00",
+        &[
+            "2026-04-05 01:30:00+11:00 (clock goes back: first passing)",
+            "2026-04-05 01:45:00+11:00 (clock goes back: first passing)",
+            "2026-04-05 01:30:00+10:30 (clock goes back: second passing)",
+            "2026-04-05 01:45:00+10:30 (clock goes back: second passing)",
+            "2026-04-05 02:00:00+10:30",
+        ],
+    ),
     // Santiago changes at midnight: 6 September 2026 00:00 becomes 01:00, 5 April 2026 00:00 becomes 4 April 23:00.
-    ("America/Santiago", "@daily", "2026-09-05T12:00-04:00", &[
-        "2026-09-06 01:00:00-03:00 (clock goes forward: moved from 00:00)",
-        "2026-09-07 00:00:00-03:00",
-    ]),
-    ("America/Santiago", "@hourly", "2026-09-05T22:30-04:00", &[
-        "2026-09-05 23:00:00-04:00",
-        "2026-09-06 01:00:00-03:00",
-    ]),
-    ("America/Santiago", "30 23 * * *", "2026-04-04T12:00-03:00", &[
-        "2026-04-04 23:30:00-03:00 (clock goes back: first passing)",
-        "2026-04-05 23:30:00-04:00",
-    ]),
-    ("America/Santiago", "0 0 * * *", "2027-04-03T12:00-03:00", &[
-        "2027-04-04 00:00:00-04:00",
-        "2027-04-05 00:00:00-04:00",
-    ]),
+    (
+        "America/Santiago",
+        "@daily",
+        "2026-09-05T12:00-04:00",
+        &["2026-09-06 01:00:00-03:00 (clock goes forward: moved from 00:00)", "2026-09-07 00:00:00-03:00"],
+    ),
+    (
+        "America/Santiago",
+        "@hourly",
+        "2026-09-05T22:30-04:00",
+        &["2026-09-05 23:00:00-04:00", "2026-09-06 01:00:00-03:00"],
+    ),
+    (
+        "America/Santiago",
+        "30 23 * * *",
+        "2026-04-04T12:00-03:00",
+        &["2026-04-04 23:30:00-03:00 (clock goes back: first passing)", "2026-04-05 23:30:00-04:00"],
+    ),
+    (
+        "America/Santiago",
+        "0 0 * * *",
+        "2027-04-03T12:00-03:00",
+        &["2027-04-04 00:00:00-04:00", "2027-04-05 00:00:00-04:00"],
+    ),
 ];
 
 #[test]
@@ -181,7 +243,10 @@ fn t_35_a_zone_that_skips_a_whole_day_runs_once_for_it() {
 fn both_days_have_to_fit_where_one_of_them_begins_with_a_star_else_either_will_do() {
     // 1 May 2026 is a Friday.
     let days = |expression: &str, n| -> Vec<String> {
-        next(&cron(expression, "UTC"), "2026-05-01T00:00:01Z", n).iter().map(|text| text[5..10].to_owned()).collect()
+        next(&cron(expression, "UTC"), "2026-05-01T00:00:01Z", n)
+            .iter()
+            .map(|text| text[5..10].to_owned())
+            .collect()
     };
     assert_eq!(days("0 0 13 * 5", 4), ["05-08", "05-13", "05-15", "05-22"]);
     assert_eq!(days("0 0 */2 * 1", 3), ["05-11", "05-25", "06-01"]);
@@ -302,7 +367,11 @@ fn a_single_time_comes_once() {
     assert_eq!(once.next_after(moment, moment), None);
     assert_eq!(once.last_in(moment, ts("2026-01-01T00:00:00Z"), moment), Some(moment));
     for same in ["2026-12-01T03:00:00", "2026-12-01 03:00", "2026-12-01T02:00Z", "2026-12-01T03:00+01:00"] {
-        assert_eq!(timing(&at(same, "Europe/Berlin")).next_after(moment, Timestamp::MIN), Some(moment), "{same}");
+        assert_eq!(
+            timing(&at(same, "Europe/Berlin")).next_after(moment, Timestamp::MIN),
+            Some(moment),
+            "{same}"
+        );
     }
 }
 
@@ -317,7 +386,10 @@ fn t_35_a_single_time_that_is_not_or_is_twice_or_is_over_is_refused_with_the_rea
     assert!(said.contains("is not a time: write it like"), "{said}");
     let now = ts("2026-11-20T12:00:00Z");
     let check = |time| timing::check(&at(time, "Europe/Berlin"), &TimeZone::UTC, now);
-    assert_eq!(check("2026-11-20T12:59").unwrap_err().to_string(), "2026-11-20T12:59 is in the past: it is 2026-11-20 13:00");
+    assert_eq!(
+        check("2026-11-20T12:59").unwrap_err().to_string(),
+        "2026-11-20T12:59 is in the past: it is 2026-11-20 13:00"
+    );
     check("2026-11-20T13:01").unwrap();
 }
 
@@ -360,10 +432,19 @@ fn schedules_read_as_people_say_them() {
     assert_eq!(in_words(&at("2026-12-01T03:00", "UTC")), "once at 2026-12-01 03:00 (UTC)");
 }
 
-const ZONES: [&str; 5] = ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "UTC"];
+const ZONES: [&str; 5] =
+    ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "UTC"];
 const EXPRESSIONS: [&str; 10] = [
-    "*/15 * * * *", "0 * * * *", "30 2 * * *", "15,45 1,2 * * *", "@daily", "0 */2 * * *", "0 3 * * 1-5", "0 0 13 * 5",
-    "*/10 2 * * *", "45 1-3 * * 0",
+    "*/15 * * * *",
+    "0 * * * *",
+    "30 2 * * *",
+    "15,45 1,2 * * *",
+    "@daily",
+    "0 */2 * * *",
+    "0 3 * * 1-5",
+    "0 0 13 * 5",
+    "*/10 2 * * *",
+    "45 1-3 * * 0",
 ];
 
 proptest! {
