@@ -12,3 +12,5 @@ pub mod agent;
 pub mod run;
 
 pub mod schedule;
+
+pub mod cli;
