@@ -1,1 +1,3 @@
-//! x
+//! The tests from outside.
+
+mod cli_live;
