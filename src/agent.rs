@@ -68,6 +68,8 @@ pub struct Assignment {
     pub output_dir: PathBuf,
     /// Where the commands run: the folder of the task file, else the data folder.
     pub work_dir: PathBuf,
+    /// The port the server listens on: no `http` step reaches it on this machine.
+    pub own_port: Option<u16>,
     /// Starts commands, and ends them with everything they started.
     pub processes: Processes,
 }

@@ -1,16 +1,12 @@
 //! Rejoin: a task agent that you can walk away from and rejoin mid-sentence.
 
 pub mod clock;
-pub mod config;
 pub mod event;
-pub mod shutdown;
+pub mod failpoint;
 
-pub mod task;
+pub mod record;
+pub mod store;
 
-pub mod agent;
-
-pub mod run;
-
-pub mod schedule;
+pub mod stream;
 
 pub mod cli;

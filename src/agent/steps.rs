@@ -1,0 +1,3 @@
+//! The `steps` agent.
+
+pub mod condition;
