@@ -44,8 +44,10 @@ Examples:
   rejoin watch                                       watch everything, live
   rejoin runs logs RUN | less                        read a run from its beginning
 
-Exit codes: 0 done; 1 the run failed (with --wait or --watch); 2 usage or bad file; 3 no server answers;
-4 not found; 5 not allowed; 6 conflict; 7 the server could not; 130 stopped watching (the run goes on).";
+Exit codes:
+  0 done; 1 the run failed (with --wait or --watch); 2 usage or bad file; 3 no server answers;
+  4 not found; 5 not allowed; 6 conflict; 7 the server could not;
+  130 stopped watching (the run goes on).";
 
 /// A task agent that you can walk away from and rejoin mid-sentence.
 #[derive(Debug, Parser)]

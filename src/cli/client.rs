@@ -263,8 +263,7 @@ fn reachable(folder: &Path) -> Result<(PathBuf, Option<OwnedFd>)> {
     let flags = nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_DIRECTORY | nix::fcntl::OFlag::O_CLOEXEC;
     match nix::fcntl::open(folder, flags, nix::sys::stat::Mode::empty()) {
         Ok(fd) => Ok((PathBuf::from(format!("/proc/self/fd/{}/rejoin.sock", fd.as_raw_fd())), Some(fd))),
-        // Not there: the attempt to connect says so, in the words for it.
-        Err(_) => Ok((path, None)),
+        Err(error) => Err(nobody_there(&Place::Data(folder.to_owned()), &io::Error::from(error).to_string())),
     }
 }
 
@@ -287,7 +286,12 @@ fn no_server(place: &Place, error: &reqwest::Error) -> Failure {
             "{place} belongs to another user: be that user, or use --server with REJOIN_TOKEN."
         ));
     }
-    let cause = root_cause(error);
+    nobody_there(place, &root_cause(error))
+}
+
+/// The one line for a server that is not there: the address that was tried, and how to start one.
+fn nobody_there(place: &Place, cause: &str) -> Failure {
+    let cause = plainly(cause);
     Failure::NoServer(match place {
         Place::Data(folder) => {
             let named = if folder == Path::new("data") {
@@ -303,7 +307,7 @@ fn no_server(place: &Place, error: &reqwest::Error) -> Failure {
     })
 }
 
-fn io_cause<'a>(error: &'a reqwest::Error) -> Option<&'a io::Error> {
+fn io_cause(error: &reqwest::Error) -> Option<&io::Error> {
     let mut cause = error.source();
     while let Some(inner) = cause {
         if let Some(error) = inner.downcast_ref::<io::Error>() {
@@ -323,7 +327,11 @@ fn root_cause(error: &reqwest::Error) -> String {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    let words = cause.to_string();
+    plainly(&cause.to_string())
+}
+
+/// Words of the operating system without its number for them.
+fn plainly(words: &str) -> String {
     words.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
@@ -389,11 +397,15 @@ mod tests {
     async fn a_socket_that_is_not_there_says_what_was_tried_and_how_to_start_a_server() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         for folder in ["none", &"long/".repeat(40)] {
-            let client = Client::new(Place::Data(folder.into())).unwrap();
-            let failure = client.get::<Value>(&["status"], &[]).await.unwrap_err();
+            let failure = match Client::new(Place::Data(folder.into())) {
+                Ok(client) => client.get::<Value>(&["status"], &[]).await.unwrap_err(),
+                Err(failure) => failure,
+            };
             assert_eq!(failure.code(), 3);
             let words = failure.to_string();
-            assert!(words.contains("rejoin.sock") && words.contains("rejoin serve"), "{words}");
+            for part in ["rejoin.sock", "rejoin serve", "no such file or directory"] {
+                assert!(words.contains(part), "{part}: {words}");
+            }
             assert!(!words.contains('\n'), "{words}");
         }
     }

@@ -207,8 +207,8 @@ enum Phase {
 enum Link<S> {
     /// No socket; the next attempt is due at this time.
     Down { until: Instant },
-    /// A socket.
-    Up(Socket<S>),
+    /// A socket; boxed, as it is much larger than none.
+    Up(Box<Socket<S>>),
 }
 
 struct Socket<S> {
@@ -435,8 +435,8 @@ impl<T: Transport> Live<T> {
             "type": "hello", "protocol": 1, "client": self.client, "attempt": self.hellos,
             "tasks": self.want_tasks, "subscribe": subscribe,
         }));
-        self.link =
-            Link::Up(Socket { stream, welcomed: false, spoke: Instant::now(), beat: Value::Null });
+        let socket = Socket { stream, welcomed: false, spoke: Instant::now(), beat: Value::Null };
+        self.link = Link::Up(Box::new(socket));
         Ok(self.speak().await)
     }
 

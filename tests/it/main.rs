@@ -1,3 +1,4 @@
 //! The tests from outside.
 
+mod cli_commands;
 mod cli_live;
