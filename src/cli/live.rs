@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use super::backoff;
 use super::failure::Failure;
@@ -478,7 +479,7 @@ impl<T: Transport> Live<T> {
             let sending = socket.stream.send(Message::text(frame.to_string()));
             match timeout(SOCKET_WITHIN, sending).await {
                 Ok(Ok(())) => socket.spoke = Instant::now(),
-                Ok(Err(error)) => return Err(Lost::because(error.to_string())),
+                Ok(Err(error)) => return Err(Lost::because(broken(&error))),
                 Err(_) => return Err(Lost::because("the server takes nothing any more")),
             }
         }
@@ -508,7 +509,7 @@ impl<T: Transport> Live<T> {
         let message = match timeout(LIFE, socket.stream.next()).await {
             Err(_) => return Ok(Err(Lost::because("nothing was heard for 35 s"))),
             Ok(None) => return Ok(Err(Lost::because("the server closed the connection"))),
-            Ok(Some(Err(error))) => return Ok(Err(Lost::because(error.to_string()))),
+            Ok(Some(Err(error))) => return Ok(Err(Lost::because(broken(&error)))),
             Ok(Some(Ok(message))) => message,
         };
         match message {
@@ -795,6 +796,19 @@ impl<T: Transport> Live<T> {
             self.outbox.push_back(pong);
         }
         self.speak().await
+    }
+}
+
+/// Why a socket does not work any more, in words for people.
+fn broken(error: &Error) -> String {
+    match error {
+        Error::ConnectionClosed
+        | Error::AlreadyClosed
+        | Error::Io(_)
+        | Error::Protocol(ProtocolError::ResetWithoutClosingHandshake | ProtocolError::SendAfterClosing) => {
+            "the server went away".into()
+        }
+        error => error.to_string(),
     }
 }
 

@@ -29,16 +29,21 @@ pub async fn open(session: &Session, print: bool) -> Result<()> {
         .map_err(|error| Failure::Server(format!("the sign-in link cannot be read: {error}")))?;
     let url = escape::line(&link.url);
     screen.line(&url)?;
+    let mut words = format!("Good for one browser, within {} s.", link.expires_in_s.unwrap_or(60));
     if screen.terminal {
         if let Some(code) = qr(&url) {
             screen.line(&code)?;
+            words.push_str(if is_here(&url) {
+                " It leads to this machine; for a phone, `listen` and `allowed_hosts` in config.toml name an address."
+            } else {
+                " A phone can read the code above."
+            });
         }
         if show(&url) {
-            screen.say("The page opens in your browser.");
+            words.push_str(" The page opens in your browser.");
         }
     }
-    let seconds = link.expires_in_s.unwrap_or(60);
-    screen.say(&format!("Good for one browser, within {seconds} s. A phone can read the code above."));
+    screen.say(&words);
     Ok(())
 }
 
@@ -46,6 +51,11 @@ pub async fn open(session: &Session, print: bool) -> Result<()> {
 fn qr(url: &str) -> Option<String> {
     let code = QrCode::new(url).ok()?;
     Some(code.render::<Dense1x2>().dark_color(Dense1x2::Light).light_color(Dense1x2::Dark).build())
+}
+
+/// Whether the link leads to the machine of whoever follows it.
+fn is_here(url: &str) -> bool {
+    ["http://127.", "http://localhost", "http://[::1]"].iter().any(|here| url.starts_with(here))
 }
 
 /// Asks the desktop to show the page. The address is an argument of a process that lives for a moment; the code in

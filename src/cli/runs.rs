@@ -143,12 +143,19 @@ async fn print_all(session: &Session, run: &Run, viewer: &mut Viewer) -> Result<
         for event in page.items.iter().filter_map(|raw| Event::read(raw)) {
             viewer.show(&run.task, &event)?;
         }
-        // `next` only grows; a page that stands still is the end.
-        if !page.more || page.next <= after || run.is_over() && run.last_seq.is_some_and(|last| page.next >= last) {
+        if !page.more || run.is_over() && run.last_seq.is_some_and(|last| page.next >= last) {
             return Ok(());
+        }
+        if page.next <= after {
+            return Err(stands_still());
         }
         after = page.next;
     }
+}
+
+/// A server that says there is more and not where would be asked for ever.
+fn stands_still() -> Failure {
+    Failure::Server("the server says that there are more events, and not where".into())
 }
 
 /// The last `count` events of a run, ascending.
@@ -165,8 +172,11 @@ async fn last_events(session: &Session, run: &Run, count: usize) -> Result<Vec<E
         let events: Vec<Event> = page.items.iter().filter_map(|raw| Event::read(raw)).collect();
         have += events.len();
         pages.push(events);
-        if !page.more || page.next >= before {
+        if !page.more {
             break;
+        }
+        if page.next >= before {
+            return Err(stands_still());
         }
         before = page.next;
     }

@@ -33,13 +33,17 @@ pub struct Viewer {
     renderer: Renderer,
     /// Whether the next "caught up" is worth a word: after a loss, not at the beginning.
     was_away: bool,
+    /// Whether several tasks are watched: what is caught up on is then said of each.
+    several: bool,
+    /// How many events came since.
+    came: u64,
 }
 
 impl Viewer {
     /// A viewer; with `name_task` every line names its task.
     pub fn new(screen: Screen, name_task: bool) -> Self {
         let renderer = Renderer::new(screen.colour, name_task, TimeZone::system());
-        Self { screen, renderer, was_away: false }
+        Self { screen, renderer, was_away: false, several: name_task, came: 0 }
     }
 
     /// Says something to the person.
@@ -58,21 +62,31 @@ impl Viewer {
         self.renderer.lines(task, event).iter().try_for_each(|line| self.screen.line(line))
     }
 
+    /// The run is over: says what was caught up on if it ended while nobody was connected.
+    fn end(&mut self) {
+        if std::mem::take(&mut self.was_away) {
+            self.say(&format!("-- {}", caught_up(self.came)));
+        }
+    }
+
     /// Says how the connection is.
     fn narrate(&mut self, step: &Step) {
         let words = match step {
+            Step::Event { .. } => {
+                self.came += 1;
+                None
+            }
             Step::Connected { again: true } => {
-                self.was_away = true;
+                (self.was_away, self.came) = (true, 0);
                 Some("Connected again.".to_owned())
             }
-            Step::CaughtUp { missed, .. } if std::mem::take(&mut self.was_away) => Some(match missed {
-                0 => "Nothing was missed.".into(),
-                1 => "Caught up on 1 event.".into(),
-                missed => format!("Caught up on {missed} events."),
-            }),
+            Step::CaughtUp { task, missed, .. } if self.several => {
+                (self.was_away && *missed > 0).then(|| format!("{task}: {}", caught_up(*missed)))
+            }
+            Step::CaughtUp { missed, .. } if std::mem::take(&mut self.was_away) => Some(caught_up(*missed)),
             Step::Reconnecting { attempt, wait, why } => Some(lost(*attempt, *wait, why)),
             Step::Reset { task, replaced, lost, skipped, .. } => {
-                self.was_away = true;
+                (self.was_away, self.came) = (true, 0);
                 reset(task, *replaced, *lost, *skipped)
             }
             Step::NotFound { task } => Some(format!("Task {task} is not there (any more).")),
@@ -83,6 +97,14 @@ impl Viewer {
         if let Some(words) = words {
             self.say(&format!("-- {}", escape::line(&words)));
         }
+    }
+}
+
+fn caught_up(missed: u64) -> String {
+    match missed {
+        0 => "Nothing was missed.".into(),
+        1 => "Caught up on 1 event.".into(),
+        missed => format!("Caught up on {missed} events."),
     }
 }
 
@@ -167,6 +189,7 @@ async fn follow(session: &Session, run: &Run, after: Option<u64>, show: Show, mu
                     viewer.show(task, event)?;
                 }
                 if let Some(state) = end {
+                    viewer.end();
                     live.close().await;
                     return Ok(name_of(state));
                 }
