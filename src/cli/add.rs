@@ -191,9 +191,7 @@ fn plan_of_words(add: &Add, tasks: &[Task]) -> Result<Plan> {
                 add.text, task.id, task.id
             ),
         })),
-        Some(task) if !makes => {
-            Ok(Plan::Run { task: task.id.clone(), params: params_for(task, &add.param)? })
-        }
+        Some(task) if !makes => Ok(Plan::Run { task: task.id.clone(), params: params_for(task, &add.param)? }),
         _ if add.run.is_empty() && add.policy.agent.as_deref().is_none_or(|agent| agent == "steps") => {
             Err(Failure::Usage(no_such_title(&add.text, tasks)))
         }
@@ -243,8 +241,7 @@ fn plan_of_file(add: &Add) -> Result<Plan> {
     let path = Path::new(&add.text);
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::Usage(format!("cannot read {}: {error}", path.display())))?;
-    let table: toml::Table =
-        text.parse().map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
+    let table: toml::Table = text.parse().map_err(|error| Failure::Usage(format!("{}: {error}", path.display())))?;
     let Value::Object(mut body) = as_json(toml::Value::Table(table)) else {
         return Err(Failure::Usage(format!("{} is no task file", path.display())));
     };

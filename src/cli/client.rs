@@ -144,8 +144,21 @@ impl Client {
                 .map_err(|_| Failure::Usage("--once takes letters, digits and signs in one line".into()))?;
             call = call.header("Idempotency-Key", key);
         }
-        let answer = self.send(call).await?;
+        let answer = self.send(call).await.map_err(|failure| Self::doubtful(failure, once))?;
         self.read(answer).await
+    }
+
+    /// A connection that broke leaves open whether what was asked for was done: who asked should know.
+    fn doubtful(failure: Failure, once: Option<&str>) -> Failure {
+        match failure {
+            Failure::Broken(words) if once.is_some() => {
+                Failure::Broken(format!("{words}. Send it again with the same --once: it is done once."))
+            }
+            Failure::Broken(words) => Failure::Broken(format!(
+                "{words}. It may have been done all the same: look before you send it again (--once KEY makes that safe)."
+            )),
+            failure => failure,
+        }
     }
 
     /// Removes something.
@@ -190,10 +203,10 @@ impl Client {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        if error.is_connect() || error.is_timeout() {
+        if error.is_connect() {
             return no_server(&self.place, error);
         }
-        Failure::NoServer(format!("The connection to {} broke: {}", self.place, root_cause(error)))
+        Failure::Broken(format!("{} did not answer: {}", self.place, root_cause(error)))
     }
 }
 
@@ -224,9 +237,8 @@ impl Transport for &Client {
             return Err(Dial::Refused(Failure::Server(words)));
         }
         let stream = answer.upgrade().await.map_err(|error| Dial::Failed(root_cause(&error)))?;
-        let config = WebSocketConfig::default()
-            .max_message_size(Some(LARGEST_FRAME))
-            .max_frame_size(Some(LARGEST_FRAME));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(LARGEST_FRAME)).max_frame_size(Some(LARGEST_FRAME));
         Ok(WebSocketStream::from_raw_socket(stream, Role::Client, Some(config)).await)
     }
 
@@ -294,11 +306,8 @@ fn nobody_there(place: &Place, cause: &str) -> Failure {
     let cause = plainly(cause);
     Failure::NoServer(match place {
         Place::Data(folder) => {
-            let named = if folder == Path::new("data") {
-                String::new()
-            } else {
-                format!(" --data-dir {}", folder.display())
-            };
+            let named =
+                if folder == Path::new("data") { String::new() } else { format!(" --data-dir {}", folder.display()) };
             format!("No server answers at {place} ({cause}). Start one with: rejoin serve{named}")
         }
         Place::Url(_) => {
@@ -344,7 +353,8 @@ async fn refusal(answer: Response) -> Failure {
         .and_then(|value| value.to_str().ok())
         .is_some_and(|kind| kind.starts_with("application/problem+json"));
     let body = answer.bytes().await.unwrap_or_default();
-    let problem: Problem = if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { Problem::default() };
+    let problem: Problem =
+        if is_problem { serde_json::from_slice(&body).unwrap_or_default() } else { Problem::default() };
     failure_of(status, &problem)
 }
 

@@ -18,6 +18,9 @@ pub enum Failure {
     /// No server answers at the address that was tried.
     #[error("{0}")]
     NoServer(String),
+    /// The server was there and its answer did not come.
+    #[error("{0}")]
+    Broken(String),
     /// What was named is not there, or not for this credential.
     #[error("{0}")]
     NotFound(String),
@@ -44,7 +47,7 @@ impl Failure {
         match self {
             Self::RunFailed => 1,
             Self::Usage(_) => 2,
-            Self::NoServer(_) => 3,
+            Self::NoServer(_) | Self::Broken(_) => 3,
             Self::NotFound(_) => 4,
             Self::NotAllowed(_) => 5,
             Self::Conflict(_) => 6,

@@ -576,7 +576,9 @@ impl<T: Transport> Live<T> {
 
     fn welcomed(&mut self, frame: &Frame<'_>) -> Result<(), Failure> {
         if frame.protocol.is_some_and(|version| version != 1) {
-            return Err(Failure::Server("The server speaks another version of the live protocol: update rejoin.".into()));
+            return Err(Failure::Server(
+                "The server speaks another version of the live protocol: update rejoin.".into(),
+            ));
         }
         if let Link::Up(socket) = &mut self.link {
             socket.welcomed = true;

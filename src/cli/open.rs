@@ -62,7 +62,8 @@ fn is_here(url: &str) -> bool {
 /// it is good once.
 fn show(url: &str) -> bool {
     let is_web = url.starts_with("http://") || url.starts_with("https://");
-    let desktop = ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
+    let desktop =
+        ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some_and(|v| !v.is_empty()));
     is_web
         && desktop
         && Command::new("xdg-open")

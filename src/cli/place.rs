@@ -77,8 +77,7 @@ fn data_dir(config: &Path, named: bool) -> Result<PathBuf> {
         Err(_) if !named => return Ok(folder.join("data")),
         Err(error) => return Err(Failure::Usage(format!("cannot read {}: {error}", config.display()))),
     };
-    let table: toml::Table =
-        text.parse().map_err(|error| Failure::Usage(format!("{}: {error}", config.display())))?;
+    let table: toml::Table = text.parse().map_err(|error| Failure::Usage(format!("{}: {error}", config.display())))?;
     Ok(folder.join(table.get("data_dir").and_then(toml::Value::as_str).unwrap_or("data")))
 }
 

@@ -208,8 +208,11 @@ mod tests {
             ("tool_use", json!({"call": "c1", "tool": "shell", "input": {"command": "df -P"}})),
             ("tool_output", json!({"call": "c1", "stream": "stdout", "text": "a\nb\n"})),
             ("tool_output", json!({"call": "c1", "stream": "stderr", "text": "oops\n"})),
-            ("tool_result", json!({"call": "c1", "tool": "shell", "ok": false, "output": "a\nb\noops\n",
-                                   "exit": 2, "duration_ms": 340})),
+            (
+                "tool_result",
+                json!({"call": "c1", "tool": "shell", "ok": false, "output": "a\nb\noops\n",
+                                   "exit": 2, "duration_ms": 340}),
+            ),
         ] {
             lines.extend(renderer.lines("t", &event(kind, data)));
         }
@@ -230,10 +233,7 @@ mod tests {
     fn a_result_shows_its_output_where_none_came_before() {
         let result = json!({"call": "c2", "tool": "http", "ok": true, "output": "hello\n", "cut_bytes": 7});
         let lines = renderer().lines("t", &event("tool_result", result));
-        assert_eq!(
-            lines,
-            ["20:41:07 ✓ http done", "20:41:07   | hello", "20:41:07   | (7 bytes are left out here)"]
-        );
+        assert_eq!(lines, ["20:41:07 ✓ http done", "20:41:07   | hello", "20:41:07   | (7 bytes are left out here)"]);
     }
 
     #[test]

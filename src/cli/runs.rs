@@ -17,9 +17,9 @@ const PAGE: &str = "500";
 
 /// An id of a run, checked before it is sent.
 fn run_id(text: &str) -> Result<String> {
-    let id = text.parse::<RunId>().map_err(|_| {
-        Failure::Usage(format!("{text:?} is not the id of a run; `rejoin runs list` shows the ids"))
-    })?;
+    let id = text
+        .parse::<RunId>()
+        .map_err(|_| Failure::Usage(format!("{text:?} is not the id of a run; `rejoin runs list` shows the ids")))?;
     Ok(id.to_string())
 }
 

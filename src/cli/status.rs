@@ -30,8 +30,11 @@ pub async fn status(session: &Session) -> Result<()> {
         ("watchers", Some(status.connections.to_string())),
         ("next", next),
     ];
-    facts.extend(status.notices.into_iter().map(|notice| {
-        ("notice", Some(if notice.text.is_empty() { notice.code } else { notice.text }))
-    }));
+    facts.extend(
+        status
+            .notices
+            .into_iter()
+            .map(|notice| ("notice", Some(if notice.text.is_empty() { notice.code } else { notice.text }))),
+    );
     session.screen.line(&table::facts(&facts))
 }

@@ -28,8 +28,7 @@ pub fn list(headings: &[&str], rows: &[Vec<String>], width: Option<u16>) -> Stri
 pub fn facts(facts: &[(&str, Option<String>)]) -> String {
     let there = || facts.iter().filter_map(|(name, value)| Some((name, value.as_ref().filter(|v| !v.is_empty())?)));
     let width = there().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let lines: Vec<String> =
-        there().map(|(name, value)| format!("{name:width$}  {}", escape::line(value))).collect();
+    let lines: Vec<String> = there().map(|(name, value)| format!("{name:width$}  {}", escape::line(value))).collect();
     lines.join("\n")
 }
 

@@ -1,5 +1,7 @@
 //! The program itself against a server that says what a test wants it to say.
 
+#![allow(clippy::unwrap_used, reason = "what surprises a test should end it")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -147,7 +149,8 @@ async fn is_a_file() -> Response {
 
 fn a_run(scene: &Scene) -> Value {
     let end = scene.log.last().and_then(|event| event["data"]["state"].as_str().map(ToOwned::to_owned));
-    json!({"id": RUN, "task": "long", "state": end.unwrap_or("running".into()), "first_seq": 3, "last_seq": scene.log.len()})
+    let state = end.unwrap_or("running".into());
+    json!({"id": RUN, "task": "long", "state": state, "first_seq": 3, "last_seq": scene.log.len()})
 }
 
 async fn made(State(scene): State<Shared>) -> Response {
@@ -162,7 +165,11 @@ async fn runs(State(scene): State<Shared>) -> Response {
 }
 
 async fn one_run(State(scene): State<Shared>, PathOf(id): PathOf<String>) -> Response {
-    if id == RUN { Json(a_run(&scene.lock().unwrap())).into_response() } else { problem(404, "not_found", "There is no such run.") }
+    if id == RUN {
+        Json(a_run(&scene.lock().unwrap())).into_response()
+    } else {
+        problem(404, "not_found", "There is no such run.")
+    }
 }
 
 async fn events(State(scene): State<Shared>, Query(query): Query<Value>) -> Response {
@@ -395,10 +402,11 @@ async fn the_tail_of_a_run_is_its_last_events() {
 
 #[tokio::test]
 async fn ctrl_c_ends_the_viewer_with_130_and_says_that_the_run_goes_on() {
-    for line in [&["watch", RUN][..], &["watch", "long"], &["tasks", "run", "long", "--watch"], &["runs", "logs", RUN, "-f"]] {
+    for line in
+        [&["watch", RUN][..], &["watch", "long"], &["tasks", "run", "long", "--watch"], &["runs", "logs", RUN, "-f"]]
+    {
         let server = Server::start(log(3, None), &[]);
-        let mut child =
-            server.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = server.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (_, mut reader) = first_line(&mut child).await;
         // The last event is there: the viewer follows now, whatever it printed before.
         let mut text = String::new();
@@ -417,8 +425,7 @@ async fn ctrl_c_ends_the_viewer_with_130_and_says_that_the_run_goes_on() {
 async fn a_reader_that_went_away_ends_it_quietly() {
     let server = Server::start(log(20_000, Some("succeeded")), &[]);
     for line in [&["runs", "logs", RUN][..], &["watch", RUN], &["watch", RUN, "--json"]] {
-        let mut child =
-            server.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = server.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (first, reader) = first_line(&mut child).await;
         assert!(!first.is_empty());
         drop(reader);
@@ -438,8 +445,21 @@ async fn a_socket_with_a_long_path_is_reached() {
 #[tokio::test]
 async fn commands_become_a_task_with_a_key_that_makes_it_once() {
     let server = Server::start(log(1, None), &[]);
-    let line = ["tasks", "add", "Say hello", "--run", "echo $REJOIN_PARAM_WHO", "-p", "who=me", "--every", "30m",
-                "--retries", "2", "--once", "k-1"];
+    let line = [
+        "tasks",
+        "add",
+        "Say hello",
+        "--run",
+        "echo $REJOIN_PARAM_WHO",
+        "-p",
+        "who=me",
+        "--every",
+        "30m",
+        "--retries",
+        "2",
+        "--once",
+        "k-1",
+    ];
     let output = server.run(&line).await;
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     let body = json!({
@@ -453,7 +473,8 @@ async fn commands_become_a_task_with_a_key_that_makes_it_once() {
 #[tokio::test]
 async fn a_dry_run_shows_the_times_and_makes_nothing() {
     let server = Server::start(log(1, None), &[]);
-    let line = ["tasks", "add", "Say hello", "--run", "true", "--cron", "0 3 * * *", "--tz", "Europe/Berlin", "--dry-run"];
+    let line =
+        ["tasks", "add", "Say hello", "--run", "true", "--cron", "0 3 * * *", "--tz", "Europe/Berlin", "--dry-run"];
     let output = server.run(&line).await;
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     assert!(out(&output).contains("2099-01-01T00:00:00+01:00"), "{}", out(&output));
@@ -465,9 +486,34 @@ async fn a_dry_run_shows_the_times_and_makes_nothing() {
 async fn output_for_a_pipe_has_no_colours_and_one_line_an_entry() {
     let server = Server::start(log(1, None), &[]);
     let output = server.run(&["tasks", "list"]).await;
-    assert_eq!(out(&output), "ID    TITLE      STATE  SCHEDULE      NEXT  LAST\nlong  Long task  idle   every 30 min\n");
+    assert_eq!(
+        out(&output),
+        "ID    TITLE      STATE  SCHEDULE      NEXT  LAST\nlong  Long task  idle   every 30 min\n"
+    );
     let output = server.run(&["status"]).await;
     assert!(out(&output).contains("up for    1 min 1 s"), "{}", out(&output));
     let output = server.run(&["open", "--print"]).await;
     assert_eq!(out(&output), "http://127.0.0.1:1/#code=x\n");
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_come_leaves_no_doubt_about_the_doubt() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = tokio::net::UnixListener::bind(folder.path().join("rejoin.sock")).unwrap();
+    tokio::spawn(async move {
+        // Listed tasks, then a server that dies with the request in its hands.
+        for answer in [r#"{"items":[{"id":"long","title":"Long task"}],"next":null}"#, ""] {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = tokio::io::AsyncReadExt::read(&mut socket, &mut request).await;
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len());
+            if !answer.is_empty() {
+                tokio::io::AsyncWriteExt::write_all(&mut socket, (head + answer).as_bytes()).await.unwrap();
+            }
+        }
+    });
+    let output =
+        rejoin(folder.path()).args(["--data-dir", ".", "tasks", "add", "long task"]).output().await.unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(err(&output).contains("may have been done"), "{}", err(&output));
 }

@@ -2,6 +2,8 @@
 //!
 //! Sockets are pipes in memory, so that the paused clock moves exactly when everyone waits.
 
+#![allow(clippy::unwrap_used, reason = "what surprises a test should end it")]
+
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
@@ -582,7 +584,18 @@ async fn a_server_that_drains_is_given_the_time_it_asked_for() {
 
 #[tokio::test(start_paused = true)]
 async fn every_code_below_4500_and_4514_comes_back_and_three_of_them_late() {
-    for (code, least) in [(1000, 0), (1001, 0), (1002, 30), (1007, 30), (1009, 30), (4008, 0), (4012, 0), (4013, 0), (4104, 0), (4514, 0)] {
+    for (code, least) in [
+        (1000, 0),
+        (1001, 0),
+        (1002, 30),
+        (1007, 30),
+        (1009, 30),
+        (4008, 0),
+        (4012, 0),
+        (4013, 0),
+        (4104, 0),
+        (4514, 0),
+    ] {
         let mut test = Test::following(5);
         let (mut peer, _) = test.welcome().await;
         test.connected().await;
