@@ -17,3 +17,8 @@ pub mod agent;
 pub mod run;
 
 pub mod planner;
+
+pub mod api;
+pub mod server;
+
+pub mod cli;
