@@ -9,6 +9,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 CARGO ?= cargo
 NPM ?= npm
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+CARGO_DENY ?= $(or $(shell command -v cargo-deny),$(TARGET)/tools/bin/cargo-deny)
 
 # The browser that the tests of the page drive.
 export CHROMIUM_BIN ?= /usr/bin/chromium
@@ -55,8 +56,8 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json web/
 # The gate. From what fails soonest to what takes longest; each part can be made by itself.
 
 .PHONY: test
-test: ## The whole gate: format, lints, tests, models, docs, page, browser
-	@for part in tools format page-checks lint rust-tests models docs browser-tests; do \
+test: ## The whole gate: every part below
+	@for part in tools format page-checks lint rust-tests docs models browser-tests dependencies; do \
 		printf '\n==> %s\n' "$$part"; started=$$SECONDS; \
 		$(MAKE) "$$part"; \
 		printf '==> %s: ok, %d s\n' "$$part" "$$((SECONDS - started))"; \
@@ -100,6 +101,13 @@ models: ## Every interleaving of the orders that must hold
 .PHONY: docs
 docs: ## The reference builds without a warning
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+
+.PHONY: dependencies
+dependencies: $(CARGO_DENY) ## Licences, banned crates, sources
+	$(CARGO_DENY) --locked check bans licenses sources
+
+$(TARGET)/tools/bin/cargo-deny:
+	$(CARGO) install cargo-deny --version 0.20.2 --locked --root $(TARGET)/tools
 
 .PHONY: browser-tests
 browser-tests: page ## The page in a real browser against a real server
