@@ -4,6 +4,7 @@
 mod cli_commands;
 mod cli_live;
 mod config;
+mod house;
 mod process;
 mod schedule_bell;
 mod schedule_plan;
