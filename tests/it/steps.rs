@@ -422,3 +422,78 @@ async fn output_that_cannot_be_kept_is_mentioned_once_and_fails_nothing() {
     let said = |body: &&(Instant, Body)| matches!(&body.1, Body::Message { text, .. } if text.contains("could not be kept"));
     assert_eq!(done.events.iter().filter(said).count(), 1);
 }
+
+/// The shipped task files, as far as the `steps` agent is concerned.
+fn shipped() -> Vec<(String, Definition)> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tasks");
+    let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let tasks = files.map(|path| {
+        let table: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+        let text = |table: &toml::Table, key: &str| table.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+        let steps = table["steps"].as_array().unwrap().iter().map(|step| {
+            let step = step.as_table().unwrap();
+            let on_error = match step.get("on_error") {
+                Some(toml::Value::Integer(more)) => OnError::Retry(u32::try_from(*more).unwrap()),
+                Some(_) => OnError::Continue,
+                None => OnError::Stop,
+            };
+            Step {
+                when: text(step, "when"),
+                thought: text(step, "thought"),
+                attention: text(step, "attention"),
+                summary: text(step, "summary"),
+                on_error,
+                ..self::step(&text(step, "name").unwrap(), &text(step, "run").unwrap())
+            }
+        });
+        let params = table.get("params").and_then(|params| params.as_table()).cloned().unwrap_or_default();
+        let params = params.iter().map(|(name, param)| {
+            let default = Some(serde_json::to_value(&param["default"]).unwrap());
+            (name.clone(), Param { default, help: String::new() })
+        });
+        let title = text(&table, "title").unwrap();
+        let (steps, params) = (steps.collect(), params.collect());
+        let work = work(Vec::new()).define(|definition| *definition = Definition { title, steps, params, ..definition.clone() });
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        (name, Definition::clone(&work.assignment.definition))
+    });
+    tasks.collect()
+}
+
+#[test]
+fn every_condition_of_the_shipped_tasks_can_be_read() {
+    for (name, definition) in shipped() {
+        for step in &definition.steps {
+            for condition in step.when.iter().chain(&step.attention) {
+                assert_eq!(steps::condition::check(condition), Ok(()), "{name}, step {}", step.name);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_tasks_work_on_this_machine() {
+    let tasks = shipped();
+    assert_eq!(tasks.len(), 6);
+    for (name, definition) in tasks {
+        let mut params: BTreeMap<String, serde_json::Value> =
+            definition.params.iter().map(|(name, param)| (name.clone(), param.default.clone().unwrap())).collect();
+        // As they are, but for the pauses that are there to be watched.
+        params.extend([("seconds".to_owned(), 1.into()), ("pause".to_owned(), 0.into())]);
+        let mut work = work(Vec::new());
+        work.assignment.params = params;
+        work.assignment.definition = Arc::new(definition);
+        let done = work.done().await;
+        assert!(matches!(done.outcome, Outcome::Succeeded { .. }), "{name}: {:?}", done.outcome);
+        if std::env::var_os("REJOIN_TEST_SHOW").is_some() {
+            println!("== {name}: {:?}", done.outcome);
+            for (_, body) in &done.events {
+                match body {
+                    Body::ToolResult { output, duration_ms, .. } => println!("--- {duration_ms} ms\n{output}"),
+                    Body::Thought { text } | Body::Message { text, .. } => println!("* {text}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
