@@ -3,12 +3,22 @@
 pub mod clock;
 pub mod config;
 pub mod event;
-pub mod shutdown;
+pub mod failpoint;
 
+pub mod record;
+pub mod store;
+
+pub mod stream;
+
+pub mod schedule;
 pub mod task;
 
 pub mod agent;
-
 pub mod run;
 
-pub mod schedule;
+pub mod planner;
+
+pub mod api;
+pub mod server;
+
+pub mod cli;

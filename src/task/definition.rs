@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use crate::config::units::duration_text;
 
 /// A task that was read and checked: every duration parsed, every condition compiled once, every name allowed.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,7 +71,7 @@ pub enum Schedule {
 }
 
 /// What happens when a slot is due while a run of the task is not over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
     /// The slot is skipped.
@@ -78,7 +82,7 @@ pub enum Overlap {
 }
 
 /// What happens to slots that passed while the server was down or the machine slept.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Catchup {
     /// They are missed.
@@ -200,4 +204,203 @@ pub enum OnError {
     Continue,
     /// The step is tried again so many times, then the run failed.
     Retry(u32),
+}
+
+/// The task file, in the order in which people write one. One shape for TOML and JSON; what is not set is left out,
+/// what has a default from elsewhere is always written, so that reading it anywhere gives the same task.
+#[derive(Serialize)]
+struct Written<'d> {
+    title: &'d str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    description: &'d str,
+    agent: AgentKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attention: Option<&'d str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    summary: Option<&'d str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<&'d Schedule>,
+    policy: &'d Policy,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    params: &'d BTreeMap<String, Param>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    secrets: &'d BTreeMap<String, SecretSource>,
+    steps: &'d [Step],
+}
+
+impl Definition {
+    fn written(&self) -> Written<'_> {
+        Written {
+            title: &self.title,
+            description: &self.description,
+            agent: self.agent,
+            attention: self.attention.as_deref(),
+            summary: self.summary.as_deref(),
+            schedule: self.schedule.as_ref(),
+            policy: &self.policy,
+            params: &self.params,
+            secrets: &self.secrets,
+            steps: &self.steps,
+        }
+    }
+
+    /// The task as the API gives and takes it.
+    pub fn to_json(&self) -> serde_json::Value {
+        // Every key is text and every number is finite: there is nothing that could fail.
+        serde_json::to_value(self.written()).unwrap_or_default()
+    }
+
+    /// The task as a file.
+    ///
+    /// # Errors
+    /// Only where TOML cannot say what a definition holds, which reading one excludes.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(&self.written())
+    }
+
+    /// The SHA-256 of the task as JSON with sorted keys, 64 hex digits: the same for the same task, however it was
+    /// written.
+    pub fn hash(&self) -> String {
+        let mut text = String::new();
+        canonical(&self.to_json(), &mut text);
+        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// JSON with sorted keys and no spaces.
+fn canonical(value: &serde_json::Value, text: &mut String) {
+    match value {
+        serde_json::Value::Object(members) => {
+            text.push('{');
+            let sorted: BTreeMap<&String, &serde_json::Value> = members.iter().collect();
+            for (n, (name, member)) in sorted.into_iter().enumerate() {
+                if n > 0 {
+                    text.push(',');
+                }
+                text.push_str(&serde_json::Value::from(name.as_str()).to_string());
+                text.push(':');
+                canonical(member, text);
+            }
+            text.push('}');
+        }
+        serde_json::Value::Array(items) => {
+            text.push('[');
+            for (n, item) in items.iter().enumerate() {
+                if n > 0 {
+                    text.push(',');
+                }
+                canonical(item, text);
+            }
+            text.push(']');
+        }
+        other => text.push_str(&other.to_string()),
+    }
+}
+
+impl Serialize for Schedule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let zone = match self {
+            Self::Cron { expression, zone } => {
+                map.serialize_entry("cron", expression)?;
+                zone
+            }
+            Self::Every { period } => {
+                map.serialize_entry("every", &duration_text(*period))?;
+                &None
+            }
+            Self::At { time, zone } => {
+                map.serialize_entry("at", time)?;
+                zone
+            }
+        };
+        if let Some(zone) = zone {
+            map.serialize_entry("tz", zone)?;
+        }
+        map.end()
+    }
+}
+
+impl Serialize for Policy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("overlap", &self.overlap)?;
+        map.serialize_entry("queue_limit", &self.queue_limit)?;
+        map.serialize_entry("catchup", &self.catchup)?;
+        let window = self.catchup_window.map_or_else(|| "auto".to_owned(), duration_text);
+        map.serialize_entry("catchup_window", &window)?;
+        map.serialize_entry("timeout", &duration_text(self.timeout))?;
+        map.end()
+    }
+}
+
+impl Serialize for SecretSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        match self {
+            Self::Env(variable) => map.serialize_entry("env", variable)?,
+            Self::File(path) => map.serialize_entry("file", path)?,
+        }
+        map.end()
+    }
+}
+
+impl Serialize for Step {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", &self.name)?;
+        for (key, text) in [
+            ("when", &self.when),
+            ("thought", &self.thought),
+            ("attention", &self.attention),
+            ("summary", &self.summary),
+        ] {
+            if let Some(text) = text {
+                map.serialize_entry(key, text)?;
+            }
+        }
+        if let Some(timeout) = self.timeout {
+            map.serialize_entry("timeout", &duration_text(timeout))?;
+        }
+        match self.on_error {
+            OnError::Stop => {}
+            OnError::Continue => map.serialize_entry("on_error", "continue")?,
+            OnError::Retry(count) => map.serialize_entry("on_error", &count)?,
+        }
+        match &self.action {
+            Action::Run { command } => map.serialize_entry("run", command)?,
+            Action::Http { method, url, headers, body, expect_status, allow_hosts } => {
+                let call =
+                    WrittenCall { method, url, body: body.as_deref(), expect_status, allow_hosts, headers };
+                map.serialize_entry("http", &call)?;
+            }
+            Action::Write { path, content, append } => {
+                map.serialize_entry("write", &WrittenFile { path, content, append: *append })?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// The `http` table of a step.
+#[derive(Serialize)]
+struct WrittenCall<'d> {
+    method: &'d str,
+    url: &'d str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'d str>,
+    #[serde(skip_serializing_if = "<[u16]>::is_empty")]
+    expect_status: &'d [u16],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    allow_hosts: &'d [String],
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: &'d BTreeMap<String, String>,
+}
+
+/// The `write` table of a step.
+#[derive(Serialize)]
+struct WrittenFile<'d> {
+    path: &'d std::path::Path,
+    content: &'d str,
+    append: bool,
 }

@@ -1,0 +1,355 @@
+//! The commands: what they are called, what they take, and the exit code they end with.
+//!
+//! Knows the server only from outside, over HTTP and its WebSocket; one file per group of verbs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use self::client::Client;
+use self::failure::{Failure, Result};
+use self::place::Where;
+use self::screen::Screen;
+
+pub mod add;
+pub mod backoff;
+pub mod client;
+pub mod escape;
+pub mod failure;
+pub mod live;
+pub mod matching;
+pub mod open;
+pub mod place;
+pub mod render;
+pub mod runs;
+pub mod screen;
+pub mod serve;
+pub mod status;
+pub mod table;
+pub mod tasks;
+pub mod times;
+pub mod validate;
+pub mod watch;
+pub mod wire;
+
+const EXAMPLES: &str = "\
+Examples:
+  rejoin serve                                       start the server here
+  rejoin open                                        sign in to its page
+  rejoin tasks add \"Run smart maintenance\" --watch   run a task and watch it
+  rejoin tasks add \"Say hello\" --run 'echo hello' --every 30m
+                                                     make a task of your own
+  rejoin watch                                       watch everything, live
+  rejoin runs logs RUN | less                        read a run from its beginning
+
+Exit codes:
+  0 done; 1 the run failed (with --wait or --watch); 2 usage or bad file; 3 no server answers;
+  4 not found; 5 not allowed; 6 conflict; 7 the server could not;
+  130 stopped watching (the run goes on).";
+
+/// A task agent that you can walk away from and rejoin mid-sentence.
+#[derive(Debug, Parser)]
+#[command(name = "rejoin", version, after_help = EXAMPLES, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    server: Where,
+    /// Print JSON: one document, or one line per event for streams
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the server
+    Serve {
+        /// Where HTTP is served
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        listen: Option<SocketAddr>,
+    },
+    /// Open the page with a one-time sign-in link
+    Open {
+        /// Print the link even if stdout is not a terminal
+        #[arg(long)]
+        print: bool,
+    },
+    /// Add, run and look at tasks
+    Tasks {
+        #[command(subcommand)]
+        command: TasksCommand,
+    },
+    /// Look at runs and stop them
+    Runs {
+        #[command(subcommand)]
+        command: RunsCommand,
+    },
+    /// Watch a task, a run, or everything, live; Ctrl-C ends the viewer only
+    Watch {
+        /// The id or title of a task, or the id of a run; everything without one
+        #[arg(value_name = "TASK|RUN")]
+        target: Option<String>,
+    },
+    /// Say how the server is
+    Status,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Stand over one command; started by the server only
+    #[command(hide = true)]
+    Supervise,
+}
+
+#[derive(Debug, Subcommand)]
+enum TasksCommand {
+    /// Run a task by its title, or make a new one
+    Add(Box<add::Add>),
+    /// List all tasks
+    List,
+    /// Show a task
+    Show {
+        /// The id or title
+        task: String,
+    },
+    /// Remove a task that was added by command
+    Remove {
+        /// The id or title
+        task: String,
+        /// Stop its runs first
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Let a task not run by itself until it is resumed
+    Pause {
+        /// The id or title
+        task: String,
+    },
+    /// Let a task run by itself again
+    Resume {
+        /// The id or title
+        task: String,
+    },
+    /// Run a task now
+    Run {
+        /// The id or title
+        task: String,
+        /// A parameter of the run
+        #[arg(short, long = "param", value_name = "KEY=VALUE")]
+        param: Vec<String>,
+        #[command(flatten)]
+        until: add::Until,
+        /// Do it once, however often this is sent with the same key
+        #[arg(long, value_name = "KEY")]
+        once: Option<String>,
+    },
+    /// Show when a task runs next by itself
+    Next {
+        /// The id or title
+        task: String,
+        /// How many times to show
+        #[arg(short, default_value_t = 5)]
+        n: u32,
+    },
+    /// Show what became of the times at which a task should have run
+    Slots {
+        /// The id or title
+        task: String,
+        /// How many to show
+        #[arg(short, default_value_t = 20)]
+        n: usize,
+    },
+    /// Check task files; needs no server
+    Validate {
+        /// The files; all of the folder of tasks without any
+        files: Vec<PathBuf>,
+    },
+    /// Print a task as a file
+    Export {
+        /// The id or title
+        task: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RunsCommand {
+    /// List runs, the newest first
+    List {
+        /// Only of this task
+        #[arg(long)]
+        task: Option<String>,
+        /// Only in this state: queued, running, waiting, succeeded, failed, cancelled, timed_out, interrupted
+        #[arg(long)]
+        state: Option<String>,
+        /// How many
+        #[arg(short, default_value_t = 20)]
+        n: usize,
+    },
+    /// Show a run
+    Show {
+        /// The run's id
+        run: String,
+    },
+    /// Stop a run
+    Stop {
+        /// The run's id
+        run: String,
+    },
+    /// Print what a run did
+    Logs {
+        /// The run's id
+        run: String,
+        /// Go on until the run is over
+        #[arg(short, long)]
+        follow: bool,
+        /// Only the last N events
+        #[arg(long, value_name = "N")]
+        tail: Option<usize>,
+    },
+}
+
+/// What every command that speaks with the server is given.
+#[derive(Debug)]
+pub struct Session {
+    /// The server.
+    pub client: Client,
+    /// Where output goes.
+    pub screen: Screen,
+    /// What the command line said about the server, for advice on what to type next.
+    pub server: Where,
+}
+
+/// Reads the command line, does what it says, and says what went wrong.
+pub fn main() -> ExitCode {
+    // Without a provider of its own, the first use of TLS would end the process.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let screen = Screen::new(cli.json);
+    match act(cli, screen) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.is_silent() {
+                screen.say(&format!("rejoin: {failure}"));
+            }
+            ExitCode::from(&failure)
+        }
+    }
+}
+
+fn act(cli: Cli, screen: Screen) -> Result<()> {
+    let Cli { command, server, .. } = cli;
+    match command {
+        Command::Serve { listen } => return serve::serve(&server, listen),
+        Command::Supervise => return Err(Failure::Usage("only the server starts this".into())),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "rejoin", &mut script);
+            return screen.line(String::from_utf8_lossy(&script).trim_end());
+        }
+        Command::Tasks { command: TasksCommand::Validate { files } } => {
+            return validate::validate(&screen, &server, files);
+        }
+        _ => {}
+    }
+    // One worker beside this thread: Ctrl-C is heard while output waits for a slow reader.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    let done = runtime.block_on(async {
+        let session = Session { client: Client::new(server.find()?)?, screen, server };
+        speak(session, command).await
+    });
+    runtime.shutdown_background();
+    done
+}
+
+async fn speak(session: Session, command: Command) -> Result<()> {
+    match command {
+        Command::Open { print } => open::open(&session, print).await,
+        Command::Status => status::status(&session).await,
+        Command::Watch { target } => watch::watch(session, target).await,
+        Command::Tasks { command } => match command {
+            TasksCommand::Add(add) => add::add(session, *add).await,
+            TasksCommand::List => tasks::list(&session).await,
+            TasksCommand::Show { task } => tasks::show(&session, &task).await,
+            TasksCommand::Remove { task, stop } => tasks::remove(&session, &task, stop).await,
+            TasksCommand::Pause { task } => tasks::switch(&session, &task, "pause").await,
+            TasksCommand::Resume { task } => tasks::switch(&session, &task, "resume").await,
+            TasksCommand::Run { task, param, until, once } => {
+                add::run(session, &task, &param, until, once.as_deref()).await
+            }
+            TasksCommand::Next { task, n } => tasks::next(&session, &task, n).await,
+            TasksCommand::Slots { task, n } => tasks::slots(&session, &task, n).await,
+            TasksCommand::Export { task } => tasks::export(&session, &task).await,
+            TasksCommand::Validate { .. } => Ok(()),
+        },
+        Command::Runs { command } => match command {
+            RunsCommand::List { task, state, n } => runs::list(&session, task, state, n).await,
+            RunsCommand::Show { run } => runs::show(&session, &run).await,
+            RunsCommand::Stop { run } => runs::stop(&session, &run).await,
+            RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
+        },
+        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> std::result::Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("rejoin").chain(line.iter().copied()))
+    }
+
+    #[test]
+    fn the_definition_of_the_commands_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_documentation_is_understood() {
+        for line in [
+            &["serve", "--config", "config.toml", "--listen", "127.0.0.1:7171", "--data-dir", "data"][..],
+            &["open"],
+            &["tasks", "add", "Long task", "--watch", "--json"],
+            &["tasks", "add", "X", "--run", "true", "--cron", "0 3 * * *", "--tz", "Europe/Berlin", "--jitter", "5m"],
+            &["tasks", "add", "X", "--run", "true", "--every", "30m", "--overlap", "queue", "--catchup", "last"],
+            &["tasks", "add", "X", "--at", "20m", "--retries", "3", "--backoff", "30s..10m", "--idle-timeout", "5m"],
+            &["tasks", "add", "X", "-p", "a=b", "-p", "c=d", "--once", "k", "--id", "x", "--dry-run", "--wait"],
+            &["tasks", "list", "--json"],
+            &["tasks", "next", "x", "-n", "5"],
+            &["tasks", "validate"],
+            &["runs", "list", "--task", "x", "--state", "failed"],
+            &["runs", "logs", "r", "-f", "--tail", "5"],
+            &["watch"],
+            &["watch", "x", "--server", "https://example.org"],
+            &["status"],
+            &["completions", "bash"],
+        ] {
+            assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());
+        }
+    }
+
+    #[test]
+    fn what_excludes_each_other_is_refused() {
+        for line in [
+            &["tasks", "add", "X", "--watch", "--wait"][..],
+            &["tasks", "add", "X", "--cron", "* * * * *", "--every", "1m"],
+            &["tasks", "add"],
+            &["tasks", "add", "X", "--overlap", "sometimes"],
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+}

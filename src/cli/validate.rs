@@ -1,0 +1,66 @@
+//! `rejoin tasks validate`: checks task files without a server.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::escape;
+use super::failure::{Failure, Result};
+use super::place::Where;
+use super::screen::Screen;
+use crate::config::Config;
+use crate::task::definition::Policy;
+use crate::task::folder;
+use crate::task::parse::Problem;
+
+/// Checks files, or all of the folder of tasks, and says of each everything that is wrong with it.
+pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Result<()> {
+    let config = Config::load(place.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+    if files.is_empty() {
+        files = task_files(&config.tasks_dir)?;
+    }
+    let defaults = config.schedule.policy();
+    let mut bad = 0;
+    let mut results = Vec::new();
+    for file in &files {
+        let problems = check(file, &defaults);
+        bad += usize::from(!problems.is_empty());
+        let name = file.display().to_string();
+        if screen.json {
+            results.push(json!({ "file": name, "ok": problems.is_empty(), "errors": problems }));
+        } else if problems.is_empty() {
+            screen.line(&format!("{}: good", escape::line(&name)))?;
+        } else {
+            problems.iter().try_for_each(|problem| screen.line(&escape::line(&problem.to_string())))?;
+        }
+    }
+    if screen.json {
+        screen.document(&json!({ "items": results }))?;
+    }
+    match bad {
+        0 => Ok(()),
+        1 => Err(Failure::Usage(format!("1 of {} task files cannot be used", files.len()))),
+        bad => Err(Failure::Usage(format!("{bad} of {} task files cannot be used", files.len()))),
+    }
+}
+
+/// Reads a file as the server would, and returns what is wrong with it.
+fn check(file: &Path, defaults: &Policy) -> Vec<Problem> {
+    match folder::read(file, defaults) {
+        (_, Ok(_)) => Vec::new(),
+        (_, Err(problems)) => problems.all().to_vec(),
+    }
+}
+
+fn task_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unreadable = |error| Failure::Usage(format!("cannot read {}: {error}", folder.display()));
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}

@@ -1,0 +1,257 @@
+//! The one SQLite file: opening it, its schema, who may write and how it is read. What stands in the tables is
+//! the business of `stream::log` and of the stores beside it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::Semaphore;
+
+mod opens;
+mod schema;
+
+/// The newest version of the schema that this program knows.
+pub use schema::VERSION;
+
+/// How many pages may be read at once: a recovery storm must not take all threads (`docs/protocol.md`, "Numbers").
+pub const PAGE_READS: usize = 64;
+/// Idle read connections that are kept; each holds a page cache.
+const KEPT_READERS: usize = 4;
+
+/// The number of a task in the store; never given twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TaskNo(pub i64);
+
+/// A number as SQLite keeps it: the same 64 bits, with a sign.
+pub const fn sql(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+/// A number as it was before [`sql`].
+pub const fn from_sql(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
+/// How hard a commit is pressed onto the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Survives a crash of the server; a power cut may take the last commits (which then get a new gen).
+    #[default]
+    Normal,
+    /// Every commit is synced: survives a power cut.
+    Full,
+}
+
+/// The store could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Nothing can be written at the moment, most often because the disk is full.
+    #[error("the store cannot be written at the moment: {0}")]
+    NotWritable(String),
+    /// The server is going down.
+    #[error("the server is stopping")]
+    Stopping,
+    /// Anything else.
+    #[error("{0}")]
+    Broken(String),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+        match error.sqlite_error_code() {
+            Some(DiskFull | SystemIoFailure | ReadOnly | CannotOpen) => Self::NotWritable(error.to_string()),
+            _ => Self::Broken(error.to_string()),
+        }
+    }
+}
+
+/// A data folder that is open: the lock, the file and the connections that read it.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    /// Idle read connections. Taken out for one page, never held over an await.
+    readers: Mutex<Vec<Connection>>,
+    /// Taken in async code before a page is read.
+    permits: Arc<Semaphore>,
+    /// Held for as long as the server lives: a second server on the same data is refused.
+    _lock: Flock<File>,
+}
+
+/// What opening gives: the store, and the one connection that writes.
+#[derive(Debug)]
+pub struct Opened {
+    /// To read.
+    pub store: Store,
+    /// To write: goes to the single writer.
+    pub writer: Connection,
+    /// Whether the logs on disk may have lost their end, so that every task needs a new gen.
+    pub logs_replaced: bool,
+}
+
+impl Store {
+    /// Opens the data folder, makes what is missing and brings the schema up to date.
+    ///
+    /// # Errors
+    /// When another server has it, when its data is of a newer version, or when it cannot be read or written;
+    /// each says what to do.
+    pub fn open(dir: &Path, durability: Durability) -> Result<Opened> {
+        make_private_dir(dir)?;
+        let lock = lock(dir)?;
+        let path = dir.join("rejoin.db");
+        let mut writer = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        set_up_writer(&writer, durability).with_context(|| format!("cannot set up {}", path.display()))?;
+        schema::migrate(&mut writer).with_context(|| format!("cannot use {}", path.display()))?;
+        let logs_replaced = opens::note_open(&writer, &dir.join("opens"), durability)?;
+        let store = Self {
+            path,
+            readers: Mutex::new(Vec::new()),
+            permits: Arc::new(Semaphore::new(PAGE_READS)),
+            _lock: lock,
+        };
+        Ok(Opened { store, writer, logs_replaced })
+    }
+
+    /// Notes that the server stopped in order.
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn note_clean_stop(&self) -> Result<()> {
+        opens::note_clean_stop(&self.path.with_file_name("opens"))
+    }
+
+    /// Reads one page on a thread that may block. The permit is taken here, in async code; the read
+    /// transaction lives only as long as `read`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub async fn read<T, F>(self: &Arc<Self>, read: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Stopping)?;
+        let store = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            store.read_blocking(read)
+        });
+        done.await.map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    /// Reads on this thread, in one read transaction.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the file cannot be read.
+    pub fn read_blocking<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let kept = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => open_reader(&self.path)?,
+        };
+        let transaction = connection.unchecked_transaction()?;
+        let result = read(&transaction);
+        drop(transaction);
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if readers.len() < KEPT_READERS {
+            readers.push(connection);
+        }
+        Ok(result?)
+    }
+
+    /// The permits for pages: whoever must keep readers away for a moment takes them all.
+    pub fn permits(&self) -> &Arc<Semaphore> {
+        &self.permits
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "cache_size", -1024)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+/// A connection of its own for checkpoints, so that the writer never does one by itself.
+///
+/// # Errors
+/// When the file cannot be opened.
+pub fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_millis(100))?;
+    Ok(connection)
+}
+
+fn set_up_writer(writer: &Connection, durability: Durability) -> Result<()> {
+    writer.busy_timeout(Duration::from_secs(5))?;
+    // Must come before the first table, or it has no effect.
+    writer.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+    let mode: String = writer.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    if mode != "wal" {
+        bail!("the file system does not allow a write-ahead log (journal mode is {mode:?}): use a local disk");
+    }
+    let synchronous = match durability {
+        Durability::Normal => "NORMAL",
+        Durability::Full => "FULL",
+    };
+    writer.pragma_update(None, "synchronous", synchronous)?;
+    writer.pragma_update(None, "wal_autocheckpoint", 0)?;
+    writer.pragma_update(None, "foreign_keys", true)?;
+    writer.set_prepared_statement_cache_capacity(128);
+    Ok(())
+}
+
+fn make_private_dir(dir: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("cannot make the data folder {}", dir.display()))
+}
+
+fn lock(dir: &Path) -> Result<Flock<File>> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(mut lock) => {
+            lock.set_len(0)?;
+            lock.rewind()?;
+            writeln!(*lock, "{}", std::process::id())?;
+            Ok(lock)
+        }
+        Err((mut file, _)) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid)?;
+            bail!(
+                "another server (pid {}) has the data folder {}: stop it first, or give this one another data_dir",
+                pid.trim(),
+                dir.display()
+            )
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! How what happened becomes an event that fits: at most 64 KiB, the longest strings cut in the middle, nothing
+//! lost (the whole is kept beside it).
+
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+
+use super::topic::Offer;
+use crate::event::{Body, MAX_EVENT_BYTES, RunId, State};
+use crate::record::Mark;
+
+/// What an event has around its data, at most: ids, number, time, kind and punctuation.
+const AROUND: usize = 512;
+/// The most of a kind that is not known.
+const MAX_KIND: usize = 64;
+/// A string is never cut below this: the rest goes with the next longest.
+const SHORTEST_CUT: usize = 256;
+
+impl Offer {
+    /// The event that says `body`.
+    pub fn new(run: Option<RunId>, at: Timestamp, body: &Body) -> Self {
+        let mark = Mark::of(body);
+        let data = body.data().map_or_else(|_| "{}".into(), |raw| Box::<str>::from(raw.get()));
+        let kind: Box<str> = body.kind().chars().take(MAX_KIND).collect::<String>().into();
+        let (data, whole) = match fitted(&data) {
+            Some(cut) => (cut, Some(data)),
+            None => (data, None),
+        };
+        Self { run, at, kind, data, whole, mark, ack: None }
+    }
+
+    /// Whether it needs no place in the queue: the end of a run never waits behind its own output.
+    pub fn is_from_reserve(&self) -> bool {
+        self.mark.state().is_some_and(State::is_terminal)
+    }
+
+    /// The bytes it takes of its task's queue.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.whole.as_ref().map_or(0, |whole| whole.len())
+    }
+}
+
+/// The data cut so that the event fits, or `None` when it fits as it is.
+fn fitted(data: &str) -> Option<Box<str>> {
+    let room = MAX_EVENT_BYTES - AROUND;
+    if data.len() <= room {
+        return None;
+    }
+    let mut value = serde_json::from_str(data).unwrap_or(Value::Null);
+    let mut cuts = Map::new();
+    loop {
+        let text = value.to_string();
+        let with_cuts = text.len() + Value::Object(cuts.clone()).to_string().len() + 8;
+        if with_cuts <= room && value.is_object() {
+            value["cut"] = Value::Object(cuts);
+            return Some(value.to_string().into());
+        }
+        let mut longest = Longest::default();
+        longest.look(&value, &mut String::new());
+        let Some(string) = value.pointer_mut(&longest.pointer) else {
+            return Some(without_strings(data, text.len()));
+        };
+        let Value::String(string) = string else { return Some(without_strings(data, text.len())) };
+        if string.len() <= SHORTEST_CUT {
+            return Some(without_strings(data, text.len()));
+        }
+        // Escaping makes a string up to six times as long: cut by what is too much, at least to a half.
+        let keep = string.len().saturating_sub(with_cuts - room + 64).max(string.len() / 2).max(SHORTEST_CUT / 2);
+        let field = longest.pointer.trim_start_matches('/').replace('/', ".");
+        let (short, gone) = cut_middle(string, keep);
+        *string = short;
+        let before = cuts.get(&field).and_then(Value::as_u64).unwrap_or(0);
+        cuts.insert(field, (before + gone as u64).into());
+    }
+}
+
+/// Data that is long without a long string (a list of a million numbers): only its head is shown.
+fn without_strings(data: &str, bytes: usize) -> Box<str> {
+    let (head, _) = data.split_at(data.floor_char_boundary(8 * 1024));
+    serde_json::json!({ "text": head, "cut": { "": bytes - head.len() } }).to_string().into()
+}
+
+/// Keeps about `keep` bytes, half from each end; gives the text and how many bytes are gone.
+pub fn cut_middle(text: &str, keep: usize) -> (String, usize) {
+    if text.len() <= keep {
+        return (text.to_owned(), 0);
+    }
+    let head = text.floor_char_boundary(keep / 2);
+    let tail = text.ceil_char_boundary(text.len() - keep / 2);
+    let mut short = String::with_capacity(head + text.len() - tail + 3);
+    short.push_str(&text[..head]);
+    short.push('…');
+    short.push_str(&text[tail..]);
+    (short, tail - head)
+}
+
+/// The longest string of a value, as a JSON pointer (RFC 6901).
+#[derive(Default)]
+struct Longest {
+    bytes: usize,
+    pointer: String,
+}
+
+impl Longest {
+    fn look(&mut self, value: &Value, pointer: &mut String) {
+        let mark = pointer.len();
+        match value {
+            Value::String(text) if text.len() > self.bytes => {
+                self.bytes = text.len();
+                self.pointer.clone_from(pointer);
+            }
+            Value::Array(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    pointer.push_str(&format!("/{index}"));
+                    self.look(item, pointer);
+                    pointer.truncate(mark);
+                }
+            }
+            Value::Object(members) => {
+                for (name, member) in members {
+                    pointer.push('/');
+                    pointer.push_str(&name.replace('~', "~0").replace('/', "~1"));
+                    self.look(member, pointer);
+                    pointer.truncate(mark);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn t_30_a_long_string_is_cut_in_the_middle_and_the_cut_is_said() {
+        let long = "a".repeat(50_000) + &"b".repeat(50_000);
+        let data = json!({ "call": "c1", "input": { "command": long, "short": "s" } }).to_string();
+        let cut: Value = serde_json::from_str(&fitted(&data).unwrap()).unwrap();
+        let command = cut["input"]["command"].as_str().unwrap();
+        assert!(command.starts_with("aaa") && command.ends_with("bbb"));
+        let gone = cut["cut"]["input.command"].as_u64().unwrap() as usize;
+        assert_eq!(gone + command.len() - '…'.len_utf8(), 100_000);
+        assert_eq!(cut["input"]["short"], "s");
+        assert_eq!(fitted(&json!({ "text": "short" }).to_string()), None);
+    }
+
+    #[test]
+    fn long_data_without_a_long_string_is_cut_too() {
+        let data = json!({ "numbers": vec![1; 100_000] }).to_string();
+        let cut: Value = serde_json::from_str(&fitted(&data).unwrap()).unwrap();
+        assert!(cut["cut"][""].as_u64().unwrap() > 100_000);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn whatever_is_said_fits(
+            texts in prop::collection::vec("[\\x00-\\x7f€😀\"]{0,9000}", 1..24),
+        ) {
+            let members: Map<String, Value> =
+                texts.iter().enumerate().map(|(i, text)| (format!("f{i}"), text.as_str().into())).collect();
+            let data = Value::Object(members).to_string();
+            let fitting = fitted(&data).unwrap_or_else(|| data.clone().into());
+            prop_assert!(fitting.len() + AROUND <= MAX_EVENT_BYTES);
+            prop_assert!(serde_json::from_str::<Value>(&fitting).unwrap().is_object());
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! A reader: the cursor of one subscription. It is woken and pulls from the ring, or from the log where the ring
+//! no longer has it, or says that what it had is gone. Replay and live are this one path.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::forwarder::Watcher;
+use super::log::{self, Bounds};
+use super::publish::Publisher;
+use super::segment::{Segment, Slice};
+use super::topic::Topic;
+use crate::event::{Gen, Seq};
+use crate::record::{OpenCall, Run};
+use crate::store::{Store, StoreError};
+
+/// How much is replayed at most; more is paged over HTTP (`docs/protocol.md`, "Resume table").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayLimits {
+    /// Events, inclusive.
+    pub events: u64,
+    /// Bytes of event JSON, inclusive.
+    pub bytes: u64,
+}
+
+impl Default for ReplayLimits {
+    fn default() -> Self {
+        Self { events: 20_000, bytes: 16 * 1024 * 1024 }
+    }
+}
+
+/// The most runs that a snapshot tells of.
+pub const SNAPSHOT_RUNS: usize = 100;
+
+/// Why a client cannot go on where it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// More is missing than is replayed.
+    TooFar,
+    /// A newcomer, and there is more than is replayed.
+    FromStart,
+    /// Retention took what it wants next.
+    Retention,
+    /// Its position is in another log.
+    Generation,
+    /// Its position is beyond the end of the log.
+    Future,
+}
+
+/// What the resume table says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Go on with this event.
+    Resume(Seq),
+    /// Start again behind a snapshot.
+    Reset(Why),
+}
+
+/// The rows of the resume table that need no look at sizes: `None` means "it depends on how much is missing".
+pub fn judge(generation: Option<Gen>, after: Seq, log: &Bounds) -> Option<Verdict> {
+    if after == Seq(0) {
+        return None;
+    }
+    if generation != Some(log.generation) {
+        return Some(Verdict::Reset(Why::Generation));
+    }
+    if after > log.head {
+        return Some(Verdict::Reset(Why::Future));
+    }
+    if after < log.oldest.prev() {
+        return Some(Verdict::Reset(Why::Retention));
+    }
+    (after == log.head).then_some(Verdict::Resume(after.next()))
+}
+
+/// The state of a task's log at one event: exactly what applying the events up to it gives.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The log.
+    pub generation: Gen,
+    /// The event it stands at.
+    pub seq: Seq,
+    /// The last event of the log.
+    pub head: Seq,
+    /// The newest runs, ascending: [`SNAPSHOT_RUNS`] at most.
+    pub runs: Vec<Run>,
+    /// The calls not closed, in the order of their events.
+    pub calls: Vec<OpenCall>,
+}
+
+/// What a pull gives.
+#[derive(Debug)]
+pub enum Pull {
+    /// Events, from the position on.
+    Slice(Slice),
+    /// There is nothing more at the moment.
+    Nothing,
+    /// There is more, but only in the log: fetch a page.
+    InLog,
+    /// The position is no longer one.
+    Lost(Lost),
+}
+
+/// Why a position is no longer one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// The task was deleted.
+    Deleted,
+    /// The log was replaced.
+    Replaced,
+    /// Retention took the next event.
+    Retention,
+}
+
+/// The cursor of one subscription. Leaves the map of connections when it is dropped.
+#[derive(Debug)]
+pub struct Reader {
+    topic: Arc<Topic>,
+    watcher: Arc<Watcher>,
+    publisher: Publisher,
+    generation: Gen,
+    next: Seq,
+    /// What was fetched from the log and not passed yet: one page at most.
+    page: VecDeque<Arc<Segment>>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.publisher.connections().remove(&self.topic.id, self.watcher.peer.id, self.watcher.sub);
+    }
+}
+
+impl Reader {
+    /// A reader that is in the map already, before anything was looked at: what is committed from here on wakes
+    /// it. Its position is set once the resume table was asked.
+    pub fn enter(publisher: &Publisher, topic: Arc<Topic>, watcher: Arc<Watcher>) -> Self {
+        publisher.connections().insert(&topic.id, Arc::clone(&watcher));
+        let (generation, head) = {
+            let tail = topic.tail();
+            (tail.generation, tail.head)
+        };
+        Self { topic, watcher, publisher: publisher.clone(), generation, next: head.next(), page: VecDeque::new() }
+    }
+
+    /// The task's stream.
+    pub fn topic(&self) -> &Arc<Topic> {
+        &self.topic
+    }
+
+    /// The log it reads.
+    pub fn generation(&self) -> Gen {
+        self.generation
+    }
+
+    /// The next event it wants.
+    pub fn next(&self) -> Seq {
+        self.next
+    }
+
+    /// Puts it before an event of a log.
+    pub fn seek(&mut self, generation: Gen, next: Seq) {
+        self.generation = generation;
+        self.next = next;
+        self.page.clear();
+        self.watcher.set_next(next);
+    }
+
+    /// Where the log stands now.
+    pub fn bounds(&self) -> Bounds {
+        let tail = self.topic.tail();
+        Bounds { generation: tail.generation, oldest: tail.oldest, head: tail.head, bytes: tail.bytes }
+    }
+
+    /// Asks the resume table. O(1) where the ring has what is missing, else one look into the log.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn verdict(
+        &self,
+        store: &Arc<Store>,
+        generation: Option<Gen>,
+        after: Seq,
+        limits: ReplayLimits,
+    ) -> Result<(Verdict, Bounds), StoreError> {
+        let log = self.bounds();
+        if let Some(verdict) = judge(generation, after, &log) {
+            return Ok((verdict, log));
+        }
+        let (from, too_much) = match after {
+            Seq(0) => (log.oldest, Why::FromStart),
+            after => (after.next(), Why::TooFar),
+        };
+        let fits = self.fits(store, &log, from, limits).await?;
+        Ok((if fits { Verdict::Resume(from) } else { Verdict::Reset(too_much) }, log))
+    }
+
+    async fn fits(
+        &self,
+        store: &Arc<Store>,
+        log: &Bounds,
+        from: Seq,
+        limits: ReplayLimits,
+    ) -> Result<bool, StoreError> {
+        if from > log.head {
+            return Ok(true);
+        }
+        if log.head.0 - from.0 + 1 > limits.events {
+            return Ok(false);
+        }
+        let in_ring = {
+            let tail = self.topic.tail();
+            from > tail.ring.evicted_through() && (tail.ring.bytes() as u64) <= limits.bytes
+        };
+        if in_ring {
+            return Ok(true);
+        }
+        let (no, log) = (self.topic.no, *log);
+        let bytes = store.read(move |connection| log::bytes_from(connection, no, &log, from)).await?;
+        Ok(bytes <= limits.bytes)
+    }
+
+    /// The state at the head: from memory, and the ended runs from the store.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn snapshot_at_head(&self, store: &Arc<Store>) -> Result<Snapshot, StoreError> {
+        let (generation, head, fold) = {
+            let tail = self.topic.tail();
+            (tail.generation, tail.head, tail.fold.clone())
+        };
+        let calls = fold.calls().to_vec();
+        let no = self.topic.no;
+        let runs =
+            store.read(move |connection| log::runs_at(connection, no, head, &fold, SNAPSHOT_RUNS)).await?;
+        Ok(Snapshot { generation, seq: head, head, runs, calls })
+    }
+
+    /// The state before the first event of the oldest run not ended, else of the last run, if what follows is
+    /// within the limits; else at the head.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn snapshot_before_last_work(
+        &self,
+        store: &Arc<Store>,
+        limits: ReplayLimits,
+    ) -> Result<Snapshot, StoreError> {
+        let (no, id, log) = (self.topic.no, self.topic.id.clone(), self.bounds());
+        let first = store.read(move |connection| log::start_of_last_work(connection, no)).await?;
+        let from = first.unwrap_or(log.head.next()).max(log.oldest);
+        if from > log.head || !self.fits(store, &log, from, limits).await? {
+            return self.snapshot_at_head(store).await;
+        }
+        let seq = from.prev();
+        let read = move |connection: &rusqlite::Connection| {
+            let fold = log::fold_at(connection, &id, no, seq)?;
+            let runs = log::runs_at(connection, no, seq, &fold, SNAPSHOT_RUNS)?;
+            Ok((runs, fold.calls().to_vec()))
+        };
+        let (runs, calls) = store.read(read).await?;
+        Ok(Snapshot { generation: log.generation, seq, head: log.head, runs, calls })
+    }
+
+    /// Whether there is something to pull, without the lock. A lost position shows only in a pull.
+    pub fn is_due(&self) -> bool {
+        self.topic.head() >= self.next
+    }
+
+    /// The next events, at most `max_bytes` of them but at least one, and moves behind them. Never waits.
+    pub fn pull(&mut self, max_bytes: usize) -> Pull {
+        while self.page.front().is_some_and(|segment| segment.last() < self.next) {
+            self.page.pop_front();
+        }
+        let segment = {
+            let tail = self.topic.tail();
+            if self.topic.is_closed() {
+                return Pull::Lost(Lost::Deleted);
+            }
+            if tail.generation != self.generation {
+                return Pull::Lost(Lost::Replaced);
+            }
+            if self.next < tail.oldest && self.next <= tail.head {
+                return Pull::Lost(Lost::Retention);
+            }
+            if self.next > tail.head {
+                return Pull::Nothing;
+            }
+            tail.ring.holding(self.next)
+        };
+        let slice = segment.as_ref().or(self.page.front()).and_then(|segment| segment.slice(self.next, max_bytes));
+        match slice {
+            Some(slice) => {
+                self.next = slice.last.next();
+                self.watcher.set_next(self.next);
+                Pull::Slice(slice)
+            }
+            None => Pull::InLog,
+        }
+    }
+
+    /// Fetches the next page from the log: one permit, one read transaction, no socket in between.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn fetch(&mut self, store: &Arc<Store>) -> Result<(), StoreError> {
+        let (no, next) = (self.topic.no, self.next);
+        self.page = store.read(move |connection| log::page(connection, no, next)).await?.into();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: Bounds = Bounds { generation: Gen(7), oldest: Seq(11), head: Seq(20), bytes: 0 };
+
+    #[test]
+    fn the_rows_of_the_resume_table_are_tried_in_their_order() {
+        let judge = |generation, after| judge(generation, Seq(after), &LOG);
+        let (this, other) = (Some(Gen(7)), Some(Gen(8)));
+        assert_eq!(judge(other, 0), None, "0 is a position in every log");
+        assert_eq!(judge(None, 0), None);
+        assert_eq!(judge(other, 15), Some(Verdict::Reset(Why::Generation)));
+        assert_eq!(judge(None, 15), Some(Verdict::Reset(Why::Generation)));
+        assert_eq!(judge(other, 99), Some(Verdict::Reset(Why::Generation)), "generation comes before future");
+        assert_eq!(judge(this, 21), Some(Verdict::Reset(Why::Future)));
+        assert_eq!(judge(this, 9), Some(Verdict::Reset(Why::Retention)));
+        assert_eq!(judge(this, 10), None, "the event before the oldest is enough");
+        assert_eq!(judge(this, 20), Some(Verdict::Resume(Seq(21))), "nothing missed is a resume too");
+    }
+}

@@ -1,0 +1,180 @@
+//! One task's stream in memory: the tail of its log behind one lock, and the queue in front of its writer.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tokio::sync::{Semaphore, oneshot};
+
+use super::forwarder::Forwarder;
+use super::ring::{Limits, Ring};
+use super::segment::Segment;
+use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::event::{Gen, RunId, Seq, TaskId};
+use crate::record::{Fold, Mark};
+use crate::store::TaskNo;
+
+/// The tail of a log: what readers pull from. Locked for moments only, never over an await.
+#[derive(Debug)]
+pub struct Tail {
+    /// The log.
+    pub generation: Gen,
+    /// The first event that is still there; `head` + 1 when none is.
+    pub oldest: Seq,
+    /// The last event.
+    pub head: Seq,
+    /// All event JSON the log ever held, in bytes.
+    pub bytes: u64,
+    /// The newest segments.
+    pub ring: Ring,
+    /// The runs not ended and the calls not closed, at `head`.
+    pub fold: Fold,
+    /// When something was last written.
+    pub used: Instant,
+}
+
+/// One task's stream.
+#[derive(Debug)]
+pub struct Topic {
+    /// The task.
+    pub id: TaskId,
+    /// Its number in the store.
+    pub no: TaskNo,
+    tail: Mutex<Tail>,
+    /// `tail.head` once more, for a reader that only wants to know whether to look. Stored after the ring has
+    /// the event, so that whoever sees the number finds the event.
+    head: AtomicU64,
+    /// Set when the task is deleted: emitters of this log get an error from then on.
+    closed: AtomicBool,
+    /// What waits for the writer.
+    pub(super) queue: std::sync::Mutex<Queue>,
+    /// Places in the queue, and bytes of it: an emitter waits for both.
+    pub(super) slots: Arc<Semaphore>,
+    pub(super) bytes: Arc<Semaphore>,
+    /// The writer's own: who watched when it last looked.
+    pub(super) forwarder: std::sync::Mutex<Forwarder>,
+}
+
+/// How much may wait in front of the writer for one task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Events.
+    pub events: usize,
+    /// Bytes of event data.
+    pub bytes: usize,
+}
+
+/// Events that wait for the writer.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) offers: VecDeque<Offer>,
+    /// Whether the writer already has this topic on its list.
+    pub(super) listed: bool,
+}
+
+/// An event on its way to the log: it has everything but its number.
+#[derive(Debug)]
+pub struct Offer {
+    /// The run it is of, if any.
+    pub run: Option<RunId>,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Its kind.
+    pub kind: Box<str>,
+    /// Its data as JSON, already within the bounds of an event.
+    pub data: Box<str>,
+    /// Its data before it was cut, if it was.
+    pub whole: Option<Box<str>>,
+    /// What it means for the state of the task.
+    pub mark: Mark,
+    /// Told the number once it is committed, or why not.
+    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
+}
+
+/// Why an event was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No event of a run follows its terminal status (T-28).
+    #[error("the run is over")]
+    RunOver,
+    /// The task was deleted, or its log replaced by another.
+    #[error("the log of this task is no longer there")]
+    LogGone,
+    /// The server is going down.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+impl Topic {
+    /// The stream of a task as it stands in the store.
+    pub fn new(id: TaskId, no: TaskNo, start: Start, ring: Limits, queue: QueueLimits) -> Self {
+        let Start { generation, oldest, head, bytes, fold } = start;
+        let tail = Tail { generation, oldest, head, bytes, ring: Ring::new(head, ring), fold, used: Instant::now() };
+        Self {
+            id,
+            no,
+            tail: Mutex::new(tail),
+            head: AtomicU64::new(head.0),
+            closed: AtomicBool::new(false),
+            queue: std::sync::Mutex::default(),
+            slots: Arc::new(Semaphore::new(queue.events)),
+            bytes: Arc::new(Semaphore::new(queue.bytes)),
+            forwarder: std::sync::Mutex::default(),
+        }
+    }
+
+    /// The last event's number, without the lock. Whoever sees it finds the event in the tail or the log.
+    pub fn head(&self) -> Seq {
+        Seq(self.head.load(Ordering::Acquire))
+    }
+
+    /// The tail. The guard must not live over an await.
+    pub fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts committed segments into the ring and moves the head: the step between commit and look-up.
+    pub fn extend(
+        &self,
+        segments: impl IntoIterator<Item = Arc<Segment>>,
+        unread: impl Fn() -> Option<Seq>,
+        fold: impl FnOnce(&mut Fold),
+    ) {
+        let mut tail = self.tail();
+        for segment in segments {
+            tail.head = segment.last();
+            tail.bytes += segment.event_bytes();
+            tail.ring.push(segment, &unread);
+        }
+        fold(&mut tail.fold);
+        tail.used = Instant::now();
+        self.head.store(tail.head.0, Ordering::Release);
+    }
+
+    /// Whether the task was deleted.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Refuses every further event of this log.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+}
+
+/// Where a stream starts from.
+#[derive(Debug)]
+pub struct Start {
+    /// The log.
+    pub generation: Gen,
+    /// The first event still there.
+    pub oldest: Seq,
+    /// The last event.
+    pub head: Seq,
+    /// All event JSON it ever held, in bytes.
+    pub bytes: u64,
+    /// The runs not ended and calls not closed.
+    pub fold: Fold,
+}

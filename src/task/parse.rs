@@ -1,0 +1,1140 @@
+//! Reads a task, from TOML as in `tasks/*.toml` or from JSON as the API takes it, and checks all of it.
+//!
+//! Both become the same small tree and go through the same checks. Whatever is wrong is found at once, each with the
+//! key it is about and, in a file, the line and column to go to. Knows nothing of files; `folder.rs` does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use serde::Serialize;
+use serde_json::Value as Json;
+use toml::de::{DeTable, DeValue};
+
+use crate::config::{self, Place, units};
+use crate::event::TaskId;
+use crate::schedule::timing::{Timing, nearest};
+use crate::task::definition::{
+    Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
+};
+
+/// The longest title, in characters: one line on a phone or two.
+pub const MAX_TITLE: usize = 120;
+
+/// How many steps a task may have.
+pub const MAX_STEPS: usize = 256;
+
+/// The longest condition, in bytes.
+pub const MAX_CONDITION: usize = 4096;
+
+/// The stack on which a condition is checked, in bytes: address space, of which a condition that people write
+/// touches a few hundred KiB.
+const CONDITION_STACK: usize = 256 << 20;
+
+/// How often a step may be tried again.
+pub const MAX_RETRIES: i64 = 100;
+
+/// How many runs of a task may wait.
+pub const MAX_QUEUE: i64 = 10_000;
+
+/// One thing that is wrong with a task.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Problem {
+    /// The file, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// From 1; none where the task is no file, or the key is missing from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// In characters, from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// What it is about, like `steps[1].timeout`; empty where it is about the whole.
+    pub key: String,
+    /// What is wrong and, where there is one, the way out.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            f.write_str(file)?;
+            if let (Some(line), Some(column)) = (self.line, self.column) {
+                write!(f, ":{line}:{column}")?;
+            }
+            f.write_str(": ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// Everything that is wrong with a task: at least one problem, in the order of the text.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// All of them.
+    pub fn all(&self) -> &[Problem] {
+        &self.0
+    }
+
+    /// The first, for where there is room for one.
+    pub fn first(&self) -> &Problem {
+        &self.0[0]
+    }
+}
+
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// A task as the API was given it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Posted {
+    /// The id that was asked for.
+    pub id: Option<TaskId>,
+    /// Whether a task without a schedule runs at once; true unless said.
+    pub run: bool,
+    /// The task.
+    pub definition: Definition,
+}
+
+/// Reads a task file. `file` is its name for the problems; `defaults` the policy of a task that says nothing.
+///
+/// A single time in the past is no problem here, as a file stays when its time has come; whoever puts a *new or
+/// changed* schedule in force asks [`crate::schedule::timing::check`].
+///
+/// # Errors
+/// [`Problems`]: everything that is wrong with it.
+pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition, Problems> {
+    let problem = |span: Option<Range<usize>>, key: String, message: String| {
+        let place = span.map(|span| Place::of(text, span.start));
+        Problem {
+            file: Some(file.to_owned()),
+            line: place.map(|place| place.line),
+            column: place.map(|place| place.column),
+            key,
+            message,
+        }
+    };
+    let table = config::table(text)
+        .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
+    let root = Node { data: table_node(table.get_ref()), span: None };
+    let mut reader = Reader::default();
+    let definition = reader.definition(&root, defaults);
+    reader.end(definition, problem)
+}
+
+/// Reads a task as the API takes it: the task file as JSON, and beside it `id` and `run`.
+///
+/// # Errors
+/// [`Problems`]: everything that is wrong with it, without places.
+pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
+    let mut reader = Reader::default();
+    let mut value = value.clone();
+    let mut id = None;
+    let mut run = true;
+    if let Json::Object(members) = &mut value {
+        if let Some(given) = members.remove("id").filter(|given| !given.is_null()) {
+            match given.as_str().map(str::parse) {
+                Some(Ok(good)) => id = Some(good),
+                Some(Err(bad)) => reader.wrong("id", None, format!("{bad}")),
+                None => reader.wrong("id", None, "must be text".into()),
+            }
+        }
+        if let Some(given) = members.remove("run").filter(|given| !given.is_null()) {
+            match given.as_bool() {
+                Some(given) => run = given,
+                None => reader.wrong("run", None, "must be true or false".into()),
+            }
+        }
+    }
+    let root = Node { data: json_node(&value), span: None };
+    let definition = reader.definition(&root, defaults);
+    let definition = reader.end(definition, without_place)?;
+    Ok(Posted { id, run, definition })
+}
+
+/// A task with some members replaced, as PATCH gives them: each as a whole, and null takes one away.
+///
+/// # Errors
+/// [`Problems`]: everything that is wrong with the result, without places.
+pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<Definition, Problems> {
+    let whole = |key: &str, message: &str| Problems::from(without_place(None, key.into(), message.into()));
+    let Json::Object(changes) = changes else {
+        return Err(whole("", "must be an object"));
+    };
+    let mut task = old.to_json();
+    for (key, change) in changes {
+        match key.as_str() {
+            "id" => return Err(whole("id", "the id of a task does not change: it is in links and logs")),
+            "run" => return Err(whole("run", "a change starts no run: POST to its runs")),
+            _ => {}
+        }
+        if let Json::Object(members) = &mut task {
+            if change.is_null() {
+                members.remove(key);
+            } else {
+                members.insert(key.clone(), change.clone());
+            }
+        }
+    }
+    from_json(&task, defaults).map(|posted| posted.definition)
+}
+
+fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Problem {
+    Problem { file: None, line: None, column: None, key, message }
+}
+
+/// What TOML and JSON have in common, with where it stood.
+struct Node {
+    data: Data,
+    span: Option<Range<usize>>,
+}
+
+enum Data {
+    Bool(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+    /// A time as TOML has them without quotes.
+    Time(String),
+    List(Vec<Node>),
+    Table(Vec<Member>),
+    /// JSON's null; a member that has it is as good as absent.
+    Null,
+    /// A number that fits no integer of 64 bits.
+    TooLarge,
+}
+
+struct Member {
+    name: String,
+    name_span: Option<Range<usize>>,
+    node: Node,
+}
+
+impl Data {
+    /// What it is, for "must be text, is ...".
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Bool(_) => "true or false",
+            Self::Integer(_) | Self::Float(_) => "a number",
+            Self::TooLarge => "a number that is too large",
+            Self::Text(_) => "text",
+            Self::Time(_) => "a time",
+            Self::List(_) => "a list",
+            Self::Table(_) => "a table",
+            Self::Null => "null",
+        }
+    }
+}
+
+fn table_node(table: &DeTable<'_>) -> Data {
+    let mut members: Vec<Member> = table
+        .iter()
+        .map(|(key, value)| Member {
+            name: key.get_ref().to_string(),
+            name_span: Some(key.span()),
+            node: Node { data: toml_node(value.get_ref()), span: Some(value.span()) },
+        })
+        .collect();
+    members.sort_by_key(|member| member.name_span.as_ref().map(|span| span.start));
+    Data::Table(members)
+}
+
+fn toml_node(value: &DeValue<'_>) -> Data {
+    match value {
+        DeValue::String(text) => Data::Text(text.to_string()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(Data::TooLarge, Data::Integer)
+        }
+        DeValue::Float(number) => number.as_str().parse().map_or(Data::TooLarge, Data::Float),
+        DeValue::Boolean(value) => Data::Bool(*value),
+        DeValue::Datetime(time) => Data::Time(time.to_string()),
+        DeValue::Array(items) => Data::List(
+            items
+                .iter()
+                .map(|item| Node { data: toml_node(item.get_ref()), span: Some(item.span()) })
+                .collect(),
+        ),
+        DeValue::Table(table) => table_node(table),
+    }
+}
+
+fn json_node(value: &Json) -> Data {
+    match value {
+        Json::Null => Data::Null,
+        Json::Bool(value) => Data::Bool(*value),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(number), _) => Data::Integer(number),
+            (None, Some(number)) if !number.is_finite() || number.fract() == 0.0 => Data::TooLarge,
+            (None, Some(number)) => Data::Float(number),
+            (None, None) => Data::TooLarge,
+        },
+        Json::String(text) => Data::Text(text.clone()),
+        Json::Array(items) => {
+            Data::List(items.iter().map(|item| Node { data: json_node(item), span: None }).collect())
+        }
+        Json::Object(members) => Data::Table(
+            members
+                .iter()
+                .map(|(name, value)| Member {
+                    name: name.clone(),
+                    name_span: None,
+                    node: Node { data: json_node(value), span: None },
+                })
+                .collect(),
+        ),
+    }
+}
+
+/// What was found wrong, before it has a file.
+struct Finding {
+    key: String,
+    span: Option<Range<usize>>,
+    message: String,
+}
+
+/// Goes through the tree, takes what is good and notes what is not.
+#[derive(Default)]
+struct Reader {
+    findings: Vec<Finding>,
+}
+
+/// A table that is being read: every name that nobody asked for is a problem at the end.
+struct Open<'n> {
+    path: String,
+    span: Option<Range<usize>>,
+    members: Vec<(&'n Member, bool)>,
+}
+
+impl<'n> Open<'n> {
+    /// The dotted key of a member.
+    fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The member of that name, if it is there and not null.
+    fn take(&mut self, name: &str) -> Option<&'n Node> {
+        let (member, asked) = self.members.iter_mut().find(|(member, _)| member.name == name)?;
+        *asked = true;
+        (!matches!(member.node.data, Data::Null)).then_some(&member.node)
+    }
+}
+
+impl Reader {
+    fn wrong(&mut self, key: impl Into<String>, span: Option<Range<usize>>, message: String) {
+        self.findings.push(Finding { key: key.into(), span, message });
+    }
+
+    /// The definition if nothing is wrong with it.
+    fn end(
+        mut self,
+        definition: Option<Definition>,
+        problem: impl Fn(Option<Range<usize>>, String, String) -> Problem,
+    ) -> Result<Definition, Problems> {
+        // In the order of the text; what is missing has no place and comes last.
+        self.findings.sort_by_key(|finding| finding.span.as_ref().map_or(usize::MAX, |span| span.start));
+        let problems: Vec<Problem> = self
+            .findings
+            .into_iter()
+            .map(|finding| problem(finding.span, finding.key, finding.message))
+            .collect();
+        match definition {
+            Some(definition) if problems.is_empty() => Ok(definition),
+            _ if problems.is_empty() => Err(problem(None, String::new(), "is not a task".into()).into()),
+            _ => Err(Problems(problems)),
+        }
+    }
+
+    fn open<'n>(&mut self, path: &str, node: &'n Node) -> Option<Open<'n>> {
+        let Data::Table(members) = &node.data else {
+            self.wrong(path, node.span.clone(), format!("must be a table, is {}", node.data.name()));
+            return None;
+        };
+        Some(Open {
+            path: path.to_owned(),
+            span: node.span.clone(),
+            members: members.iter().map(|member| (member, false)).collect(),
+        })
+    }
+
+    /// Names what nobody asked for. `later` are keys that other versions know.
+    fn close(&mut self, open: Open<'_>, known: &[&'static str], later: &[&'static str]) {
+        for (member, asked) in &open.members {
+            if *asked {
+                continue;
+            }
+            let key = open.key(&member.name);
+            let message = if later.contains(&member.name.as_str()) {
+                "comes later: this version does not act on it".to_owned()
+            } else {
+                match nearest(&member.name, known.iter().copied()) {
+                    Some(near) => format!("is not known: did you mean {near:?}?"),
+                    None => format!("is not known: there are {}", known.join(", ")),
+                }
+            };
+            self.wrong(key, member.name_span.clone(), message);
+        }
+    }
+
+    fn text(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
+        let node = open.take(name)?;
+        match &node.data {
+            Data::Text(text) => Some(text.clone()),
+            other => {
+                let message = format!("must be text, is {}", other.name());
+                self.wrong(open.key(name), node.span.clone(), message);
+                None
+            }
+        }
+    }
+
+    /// Text that says something; empty or white is a problem.
+    fn filled(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
+        let span = open.take(name).and_then(|node| node.span.clone());
+        let text = self.text(open, name)?;
+        if text.trim().is_empty() {
+            self.wrong(open.key(name), span, "must not be empty".into());
+            return None;
+        }
+        if text.contains('\0') {
+            self.wrong(open.key(name), span, "must not have a zero byte".into());
+            return None;
+        }
+        Some(text)
+    }
+
+    /// One line of text.
+    fn line(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
+        let span = open.take(name).and_then(|node| node.span.clone());
+        let text = self.filled(open, name)?;
+        if text.contains(['\n', '\r']) {
+            self.wrong(open.key(name), span, "must be one line".into());
+            return None;
+        }
+        Some(text)
+    }
+
+    fn flag(&mut self, open: &mut Open<'_>, name: &str) -> Option<bool> {
+        let node = open.take(name)?;
+        match node.data {
+            Data::Bool(value) => Some(value),
+            ref other => {
+                let message = format!("must be true or false, is {}", other.name());
+                self.wrong(open.key(name), node.span.clone(), message);
+                None
+            }
+        }
+    }
+
+    /// A length of time above nothing.
+    fn length(&mut self, open: &mut Open<'_>, name: &str) -> Option<Duration> {
+        let node = open.take(name)?;
+        let read = match &node.data {
+            Data::Text(text) => units::duration(text),
+            Data::Integer(_) | Data::Float(_) => Err("must have a unit, like \"30s\" or \"5m\"".into()),
+            other => Err(format!("must be a length of time like \"30s\", is {}", other.name())),
+        };
+        let read = read.and_then(|length| match length {
+            Duration::ZERO => Err("must be more than nothing".into()),
+            // A millisecond is the finest that is kept, so that writing and reading give the same.
+            length if length.subsec_nanos() % 1_000_000 != 0 => Err("must be whole milliseconds".into()),
+            length => Ok(length),
+        });
+        read.map_err(|message| self.wrong(open.key(name), node.span.clone(), message)).ok()
+    }
+
+    /// One of a few words.
+    fn word<T: Copy>(&mut self, open: &mut Open<'_>, name: &str, words: &[(&str, Option<T>)]) -> Option<T> {
+        let node = open.take(name)?;
+        let Data::Text(text) = &node.data else {
+            let message = format!("must be text, is {}", node.data.name());
+            self.wrong(open.key(name), node.span.clone(), message);
+            return None;
+        };
+        let there_are = || {
+            let words: Vec<String> = words
+                .iter()
+                .filter(|(_, value)| value.is_some())
+                .map(|(word, _)| format!("{word:?}"))
+                .collect();
+            words.join(" and ")
+        };
+        match words.iter().find(|(word, _)| word == text) {
+            Some((_, Some(value))) => Some(*value),
+            Some((word, None)) => {
+                let message = format!("{word:?} comes later: in this version there are {}", there_are());
+                self.wrong(open.key(name), node.span.clone(), message);
+                None
+            }
+            None => {
+                let message = format!("{text:?} is not known: there are {}", there_are());
+                self.wrong(open.key(name), node.span.clone(), message);
+                None
+            }
+        }
+    }
+
+    /// A CEL condition.
+    fn condition(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
+        let span = open.take(name).and_then(|node| node.span.clone());
+        let text = self.filled(open, name)?;
+        if let Err(why) = check_condition(&text) {
+            self.wrong(open.key(name), span, format!("is not a condition: {why}"));
+            return None;
+        }
+        Some(text)
+    }
+
+    fn definition(&mut self, root: &Node, defaults: &Policy) -> Option<Definition> {
+        const KNOWN: [&str; 10] = [
+            "title",
+            "description",
+            "agent",
+            "schedule",
+            "policy",
+            "params",
+            "secrets",
+            "steps",
+            "attention",
+            "summary",
+        ];
+        let mut open = self.open("", root)?;
+        let title = self.title(&mut open);
+        let description = self.text(&mut open, "description").unwrap_or_default();
+        let agent = self.agent(&mut open);
+        let schedule = open.take("schedule").and_then(|node| self.schedule(node));
+        let policy = match open.take("policy") {
+            Some(node) => self.policy(node, defaults),
+            None => Some(defaults.clone()),
+        };
+        let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
+        let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
+        let steps = self.steps(&mut open);
+        let attention = self.condition(&mut open, "attention");
+        let summary = self.line(&mut open, "summary");
+        if summary.is_some() && attention.is_none() && open.take("attention").is_none() {
+            self.wrong(
+                "summary",
+                open.take("summary").and_then(|node| node.span.clone()),
+                "goes with attention, which is not there".into(),
+            );
+        }
+        for name in ["instruction", "command", "model"] {
+            if let Some(node) = open.take(name) {
+                let message = "no agent of this version takes it: write the work as [[steps]]".to_owned();
+                self.wrong(name, node.span.clone(), message);
+            }
+        }
+        self.close(open, &KNOWN, &["stagger", "keep", "concurrency", "allow", "deny", "on_approval"]);
+        Some(Definition {
+            title: title?,
+            description,
+            agent: agent?,
+            schedule,
+            policy: policy?,
+            params,
+            secrets,
+            steps,
+            attention,
+            summary,
+        })
+    }
+
+    fn title(&mut self, open: &mut Open<'_>) -> Option<String> {
+        let Some(node) = open.take("title") else {
+            self.wrong("title", None, "is missing: a task needs a title".into());
+            return None;
+        };
+        let title = self.line(open, "title")?.trim().to_owned();
+        let length = title.chars().count();
+        if length > MAX_TITLE {
+            self.wrong(
+                "title",
+                node.span.clone(),
+                format!("has {length} characters, at most {MAX_TITLE} are taken"),
+            );
+            return None;
+        }
+        if title.chars().any(char::is_control) {
+            self.wrong("title", node.span.clone(), "must not have control characters".into());
+            return None;
+        }
+        Some(title)
+    }
+
+    fn agent(&mut self, open: &mut Open<'_>) -> Option<AgentKind> {
+        if open.take("agent").is_none() {
+            return Some(AgentKind::default());
+        }
+        let words = [
+            ("steps", Some(AgentKind::Steps)),
+            ("script", None),
+            ("model", None),
+            ("acp", None),
+            ("claude", None),
+            ("codex", None),
+            ("gemini", None),
+            ("opencode", None),
+            ("external", None),
+        ];
+        self.word(open, "agent", &words)
+    }
+
+    fn schedule(&mut self, node: &Node) -> Option<Schedule> {
+        let mut open = self.open("schedule", node)?;
+        let cron = self.filled(&mut open, "cron");
+        let every = self.length(&mut open, "every");
+        let at = match open.take("at").map(|node| &node.data) {
+            Some(Data::Time(time)) => Some(time.clone()),
+            _ => self.filled(&mut open, "at"),
+        };
+        let zone = self.filled(&mut open, "tz");
+        let given: Vec<&str> =
+            ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let spans: BTreeMap<&str, Option<Range<usize>>> = ["cron", "every", "at", "tz"]
+            .into_iter()
+            .filter_map(|name| Some((name, open.take(name)?.span.clone())))
+            .collect();
+        let header = open.span.clone();
+        self.close(open, &["cron", "every", "at", "tz"], &["jitter", "stagger"]);
+        if given.len() != 1 {
+            let message = if given.is_empty() {
+                "needs one of cron, every and at".to_owned()
+            } else {
+                format!("takes one of cron, every and at, has {}", given.join(" and "))
+            };
+            self.wrong("schedule", header, message);
+            return None;
+        }
+        let schedule = match (cron, every, at) {
+            (Some(expression), _, _) => Schedule::Cron { expression: expression.trim().to_owned(), zone },
+            (_, Some(period), _) if zone.is_some() => {
+                let _ = period;
+                let message = "has no effect with every, which counts elapsed time: take it out".to_owned();
+                self.wrong("schedule.tz", spans.get("tz").cloned().flatten(), message);
+                return None;
+            }
+            (_, Some(period), _) => Schedule::Every { period },
+            (_, _, Some(time)) => Schedule::At { time: time.trim().to_owned(), zone },
+            _ => return None,
+        };
+        // The machine's zone stands in where none is given: whether a local time exists is asked again with it when
+        // the schedule is put in force.
+        if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
+            self.wrong(
+                format!("schedule.{}", wrong.key),
+                spans.get(wrong.key).cloned().flatten(),
+                wrong.message,
+            );
+            return None;
+        }
+        Some(schedule)
+    }
+
+    fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
+        const KNOWN: [&str; 5] = ["overlap", "queue_limit", "catchup", "catchup_window", "timeout"];
+        const LATER: [&str; 11] = [
+            "retries",
+            "idle_timeout",
+            "pause_after",
+            "jitter",
+            "stagger",
+            "keep",
+            "concurrency",
+            "on_crash",
+            "retry_on",
+            "backoff",
+            "catchup_limit",
+        ];
+        let mut open = self.open("policy", node)?;
+        let overlap = [
+            ("skip", Some(Overlap::Skip)),
+            ("queue", Some(Overlap::Queue)),
+            ("replace", None),
+            ("allow", None),
+        ];
+        let overlap = self.word(&mut open, "overlap", &overlap).unwrap_or(defaults.overlap);
+        let catchup = [("none", Some(Catchup::None)), ("last", Some(Catchup::Last)), ("all", None)];
+        let catchup = self.word(&mut open, "catchup", &catchup).unwrap_or(defaults.catchup);
+        let queue_limit = self.number(&mut open, "queue_limit", 1, MAX_QUEUE);
+        let catchup_window = match open.take("catchup_window").map(|node| &node.data) {
+            Some(Data::Text(text)) if text == "auto" => None,
+            Some(_) => self.length(&mut open, "catchup_window"),
+            None => defaults.catchup_window,
+        };
+        let timeout = self.length(&mut open, "timeout").unwrap_or(defaults.timeout);
+        self.close(open, &KNOWN, &LATER);
+        Some(Policy {
+            overlap,
+            queue_limit: queue_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.queue_limit),
+            catchup,
+            catchup_window,
+            timeout,
+        })
+    }
+
+    fn number(&mut self, open: &mut Open<'_>, name: &str, least: i64, most: i64) -> Option<i64> {
+        let node = open.take(name)?;
+        match node.data {
+            Data::Integer(n) if (least..=most).contains(&n) => Some(n),
+            Data::Integer(n) => {
+                self.wrong(open.key(name), node.span.clone(), format!("{n} is not from {least} to {most}"));
+                None
+            }
+            ref other => {
+                let message = format!("must be a whole number, is {}", other.name());
+                self.wrong(open.key(name), node.span.clone(), message);
+                None
+            }
+        }
+    }
+
+    fn params(&mut self, node: &Node) -> BTreeMap<String, Param> {
+        let mut params = BTreeMap::new();
+        let Some(open) = self.open("params", node) else {
+            return params;
+        };
+        for (member, _) in &open.members {
+            let path = open.key(&member.name);
+            if !is_name(&member.name) {
+                self.wrong(path, member.name_span.clone(), NAME_RULE.into());
+                continue;
+            }
+            let Some(mut inner) = self.open(&path, &member.node) else {
+                continue;
+            };
+            let default = inner.take("default").and_then(|node| match &node.data {
+                Data::Text(text) if !text.contains('\0') => Some(Json::from(text.clone())),
+                Data::Bool(value) => Some(Json::from(*value)),
+                Data::Integer(number) => Some(Json::from(*number)),
+                Data::Float(number) if number.is_finite() => Some(Json::from(*number)),
+                other => {
+                    let message = format!("must be text, a number, true or false; is {}", other.name());
+                    self.wrong(inner.key("default"), node.span.clone(), message);
+                    None
+                }
+            });
+            let help = self.text(&mut inner, "help").unwrap_or_default();
+            self.close(inner, &["default", "help"], &[]);
+            params.insert(member.name.clone(), Param { default, help });
+        }
+        params
+    }
+
+    fn secrets(&mut self, node: &Node) -> BTreeMap<String, SecretSource> {
+        let mut secrets = BTreeMap::new();
+        let Some(open) = self.open("secrets", node) else {
+            return secrets;
+        };
+        for (member, _) in &open.members {
+            let path = open.key(&member.name);
+            if let Err(why) = check_secret_name(&member.name) {
+                self.wrong(path, member.name_span.clone(), why);
+                continue;
+            }
+            let Some(mut inner) = self.open(&path, &member.node) else {
+                continue;
+            };
+            let env = self.line(&mut inner, "env");
+            let file = self.line(&mut inner, "file");
+            let both = inner.take("env").is_some() && inner.take("file").is_some();
+            let neither = inner.take("env").is_none() && inner.take("file").is_none();
+            let span = inner.span.clone();
+            self.close(inner, &["env", "file"], &[]);
+            match (env, file) {
+                (Some(env), None) if !both && env.contains('=') => {
+                    self.wrong(path, span, format!("{env:?} is not the name of a variable"));
+                }
+                (Some(env), None) if !both => {
+                    secrets.insert(member.name.clone(), SecretSource::Env(env));
+                }
+                (None, Some(file)) if !both => {
+                    secrets.insert(member.name.clone(), SecretSource::File(PathBuf::from(file)));
+                }
+                _ if both || neither => {
+                    self.wrong(path, span, "takes one of { env = \"VARIABLE\" } and { file = \"path\" }; its value never stands in a task".into());
+                }
+                _ => {}
+            }
+        }
+        secrets
+    }
+
+    fn steps(&mut self, open: &mut Open<'_>) -> Vec<Step> {
+        let Some(node) = open.take("steps") else {
+            self.wrong("steps", None, "is missing: write at least one [[steps]]".into());
+            return Vec::new();
+        };
+        let Data::List(items) = &node.data else {
+            self.wrong(
+                "steps",
+                node.span.clone(),
+                format!("must be a list of steps, is {}", node.data.name()),
+            );
+            return Vec::new();
+        };
+        if items.is_empty() {
+            self.wrong("steps", node.span.clone(), "is empty: there is nothing to do".into());
+        }
+        if items.len() > MAX_STEPS {
+            self.wrong(
+                "steps",
+                node.span.clone(),
+                format!("has {} steps, at most {MAX_STEPS} are taken", items.len()),
+            );
+            return Vec::new();
+        }
+        let mut names = BTreeSet::new();
+        let mut steps = Vec::new();
+        for (n, item) in items.iter().enumerate() {
+            let path = format!("steps[{n}]");
+            let name_span = match &item.data {
+                Data::Table(members) => members
+                    .iter()
+                    .find(|member| member.name == "name")
+                    .and_then(|member| member.node.span.clone()),
+                _ => None,
+            };
+            if let Some(step) = self.step(&path, n, item) {
+                if !names.insert(step.name.clone()) {
+                    let message = format!("another step is named {:?}", step.name);
+                    self.wrong(format!("{path}.name"), name_span.or(item.span.clone()), message);
+                }
+                steps.push(step);
+            }
+        }
+        steps
+    }
+
+    fn step(&mut self, path: &str, n: usize, node: &Node) -> Option<Step> {
+        const KNOWN: [&str; 10] = [
+            "name",
+            "when",
+            "thought",
+            "run",
+            "http",
+            "write",
+            "attention",
+            "summary",
+            "timeout",
+            "on_error",
+        ];
+        let mut open = self.open(path, node)?;
+        let name = match open.take("name") {
+            None => Some(format!("step{}", n + 1)),
+            Some(node) => self.line(&mut open, "name").filter(|name| {
+                let good = is_name(name);
+                if !good {
+                    self.wrong(format!("{path}.name"), node.span.clone(), NAME_RULE.into());
+                }
+                good
+            }),
+        };
+        let when = self.condition(&mut open, "when");
+        let thought = self.filled(&mut open, "thought");
+        let attention = self.condition(&mut open, "attention");
+        let summary = self.line(&mut open, "summary");
+        if let Some(node) = open.take("summary")
+            && open.take("attention").is_none()
+        {
+            self.wrong(
+                format!("{path}.summary"),
+                node.span.clone(),
+                "goes with attention, which is not there".into(),
+            );
+        }
+        let timeout = self.length(&mut open, "timeout");
+        let on_error = self.on_error(&mut open);
+        let given: Vec<&str> =
+            ["run", "http", "write"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let action = match given[..] {
+            ["run"] => self.filled(&mut open, "run").map(|command| Action::Run { command }),
+            ["http"] => open.take("http").and_then(|node| self.http(&format!("{path}.http"), node)),
+            ["write"] => open.take("write").and_then(|node| self.write(&format!("{path}.write"), node)),
+            [] => {
+                self.wrong(
+                    path,
+                    open.span.clone(),
+                    "does nothing: it needs one of run, http and write".into(),
+                );
+                None
+            }
+            _ => {
+                let message = format!("does more than one thing: {}; make each a step", given.join(" and "));
+                self.wrong(path, open.span.clone(), message);
+                None
+            }
+        };
+        self.close(open, &KNOWN, &["retries", "backoff", "idle_timeout"]);
+        Some(Step { name: name?, when, thought, action: action?, attention, summary, timeout, on_error })
+    }
+
+    fn on_error(&mut self, open: &mut Open<'_>) -> OnError {
+        let Some(node) = open.take("on_error") else {
+            return OnError::default();
+        };
+        let wrong = match &node.data {
+            Data::Text(text) if text == "stop" => return OnError::Stop,
+            Data::Text(text) if text == "continue" => return OnError::Continue,
+            Data::Integer(count) if (1..=MAX_RETRIES).contains(count) => {
+                return u32::try_from(*count).map_or(OnError::Stop, OnError::Retry);
+            }
+            Data::Integer(count) => format!("{count} is not a number of retries from 1 to {MAX_RETRIES}"),
+            Data::Text(text) => {
+                format!("{text:?} is not known: there are \"stop\", \"continue\" and a number of retries")
+            }
+            other => format!("must be \"stop\", \"continue\" or a number of retries, is {}", other.name()),
+        };
+        self.wrong(open.key("on_error"), node.span.clone(), wrong);
+        OnError::Stop
+    }
+
+    fn http(&mut self, path: &str, node: &Node) -> Option<Action> {
+        const KNOWN: [&str; 6] = ["method", "url", "headers", "body", "expect_status", "allow_hosts"];
+        const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+        let mut open = self.open(path, node)?;
+        let method = match open.take("method") {
+            None => Some("GET".to_owned()),
+            Some(node) => {
+                self.line(&mut open, "method").map(|method| method.to_uppercase()).filter(|method| {
+                    let good = METHODS.contains(&method.as_str());
+                    if !good {
+                        let message = format!("{method:?} is not known: there are {}", METHODS.join(", "));
+                        self.wrong(format!("{path}.method"), node.span.clone(), message);
+                    }
+                    good
+                })
+            }
+        };
+        let url = match open.take("url") {
+            None => {
+                self.wrong(format!("{path}.url"), open.span.clone(), "is missing".into());
+                None
+            }
+            Some(node) => self.line(&mut open, "url").filter(|url| {
+                let why = check_url(url).err();
+                if let Some(why) = &why {
+                    self.wrong(format!("{path}.url"), node.span.clone(), why.clone());
+                }
+                why.is_none()
+            }),
+        };
+        let headers = open.take("headers").map(|node| self.headers(&format!("{path}.headers"), node));
+        let body = self.text(&mut open, "body");
+        let expect_status = self.statuses(&mut open);
+        let allow_hosts = self.hosts(&mut open);
+        self.close(open, &KNOWN, &[]);
+        Some(Action::Http {
+            method: method?,
+            url: url?,
+            headers: headers.unwrap_or_default(),
+            body,
+            expect_status,
+            allow_hosts,
+        })
+    }
+
+    fn headers(&mut self, path: &str, node: &Node) -> BTreeMap<String, String> {
+        let mut headers = BTreeMap::new();
+        let Some(mut open) = self.open(path, node) else {
+            return headers;
+        };
+        let names: Vec<(String, Option<Range<usize>>)> =
+            open.members.iter().map(|(member, _)| (member.name.clone(), member.name_span.clone())).collect();
+        for (name, span) in names {
+            if axum::http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                self.wrong(open.key(&name), span, "is not the name of a header".into());
+                continue;
+            }
+            if let Some(value) = self.text(&mut open, &name) {
+                if axum::http::HeaderValue::from_str(&value).is_err() {
+                    self.wrong(open.key(&name), span, "is not the value of a header".into());
+                    continue;
+                }
+                headers.insert(name, value);
+            }
+        }
+        headers
+    }
+
+    fn statuses(&mut self, open: &mut Open<'_>) -> Vec<u16> {
+        let Some(node) = open.take("expect_status") else {
+            return Vec::new();
+        };
+        let one = std::slice::from_ref(node);
+        let items = if let Data::List(items) = &node.data { items.as_slice() } else { one };
+        let mut statuses = Vec::new();
+        for item in items {
+            match item.data {
+                Data::Integer(status @ 100..=599) => statuses.extend(u16::try_from(status)),
+                _ => {
+                    let message = "must be a status from 100 to 599, or a list of them".to_owned();
+                    self.wrong(open.key("expect_status"), item.span.clone(), message);
+                }
+            }
+        }
+        statuses
+    }
+
+    fn hosts(&mut self, open: &mut Open<'_>) -> Vec<String> {
+        let Some(node) = open.take("allow_hosts") else {
+            return Vec::new();
+        };
+        let Data::List(items) = &node.data else {
+            let message = format!("must be a list of hosts, is {}", node.data.name());
+            self.wrong(open.key("allow_hosts"), node.span.clone(), message);
+            return Vec::new();
+        };
+        let mut hosts = Vec::new();
+        for item in items {
+            match &item.data {
+                Data::Text(host) if !host.is_empty() && !host.contains(['/', ' ', '*', '@']) => {
+                    hosts.push(host.clone())
+                }
+                _ => {
+                    let message =
+                        "must be a list of host names or addresses, without scheme, path or wildcard"
+                            .to_owned();
+                    self.wrong(open.key("allow_hosts"), item.span.clone(), message);
+                }
+            }
+        }
+        hosts
+    }
+
+    fn write(&mut self, path: &str, node: &Node) -> Option<Action> {
+        let mut open = self.open(path, node)?;
+        for name in ["path", "content"] {
+            if open.take(name).is_none() {
+                self.wrong(format!("{path}.{name}"), open.span.clone(), "is missing".into());
+            }
+        }
+        let target = self.line(&mut open, "path");
+        let content = self.text(&mut open, "content");
+        let append = self.flag(&mut open, "append").unwrap_or(false);
+        self.close(open, &["path", "content", "append"], &[]);
+        Some(Action::Write { path: PathBuf::from(target?), content: content?, append })
+    }
+}
+
+/// How the names of steps and parameters look.
+const NAME_RULE: &str = "must be a name of a-z, 0-9 and '_', beginning with a letter, at most 64 long";
+
+/// Whether a text is the name of a step or a parameter: it becomes part of a variable's name.
+fn is_name(text: &str) -> bool {
+    let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    text.len() <= 64 && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(inner)
+}
+
+/// Whether a secret may become a variable of that name. Names that decide what a command loads or runs, and ours,
+/// stay the server's.
+fn check_secret_name(name: &str) -> Result<(), String> {
+    const TAKEN: [&str; 18] = [
+        "PATH",
+        "HOME",
+        "SHELL",
+        "USER",
+        "LOGNAME",
+        "PWD",
+        "OLDPWD",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "SHELLOPTS",
+        "BASHOPTS",
+        "PS4",
+        "CDPATH",
+        "GLOBIGNORE",
+        "TMPDIR",
+        "LANG",
+        "TZ",
+    ];
+    const TAKEN_BEGINNINGS: [&str; 8] =
+        ["LD_", "DYLD_", "REJOIN_", "BASH_FUNC_", "PYTHON", "PERL", "NODE_OPTIONS", "LC_"];
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !begins || !name.bytes().all(inner) || name.len() > 128 {
+        return Err(
+            "must be the name of a variable: letters, digits and '_', not beginning with a digit".into()
+        );
+    }
+    let upper = name.to_uppercase();
+    if TAKEN.contains(&upper.as_str())
+        || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning))
+    {
+        return Err(format!("{name} stays the server's: give the secret another name"));
+    }
+    Ok(())
+}
+
+/// Whether an address is one that can be asked. `${...}` is filled in only in thoughts and written files, so that an
+/// address is what it says.
+fn check_url(url: &str) -> Result<(), String> {
+    let read: axum::http::Uri = url.parse().map_err(|_| format!("{url:?} is not an address"))?;
+    if !matches!(read.scheme_str(), Some("http" | "https")) {
+        return Err(format!("{url:?} must begin with http:// or https://"));
+    }
+    match read.authority() {
+        Some(authority) if authority.as_str().contains('@') => {
+            Err("must not have a name or password: send a header from a secret".into())
+        }
+        Some(authority) if !authority.host().is_empty() => Ok(()),
+        _ => Err(format!("{url:?} names no host")),
+    }
+}
+
+/// Whether a text is a CEL condition.
+fn check_condition(text: &str) -> Result<(), String> {
+    if text.len() > MAX_CONDITION {
+        return Err(format!("it has {} bytes, at most {MAX_CONDITION} are taken", text.len()));
+    }
+    // On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end
+    // a thread of 2 MiB, and with it the server. Its own limit holds where the stack is large enough.
+    std::thread::scope(|scope| {
+        let compiled = std::thread::Builder::new()
+            .name("condition".into())
+            .stack_size(CONDITION_STACK)
+            .spawn_scoped(scope, || match cel::Program::compile(text) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            })
+            .map_err(|error| format!("it could not be checked: {error}"))?;
+        compiled.join().unwrap_or_else(|_| Err("it cannot be read".into()))
+    })
+    .map_err(|error| plain(&error))
+}
+
+/// The library's words in one line: without its prefix and the list of all that could have stood there.
+fn plain(error: &str) -> String {
+    if error.contains("Recursion limit") {
+        return "its brackets go too deep".into();
+    }
+    let line = error.lines().next().unwrap_or_default();
+    let line = line.split(" expecting ").next().unwrap_or(line);
+    line.trim_start_matches("ERROR: <input>:").to_owned()
+}
