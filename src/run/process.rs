@@ -210,6 +210,8 @@ struct Shared {
     stages: StopStages,
     /// True for ever once a stop began. Watched by a spawn that waits for its supervisor or its record.
     stopping: watch::Sender<bool>,
+    /// True once a stop ended and something was left.
+    given_up: watch::Sender<bool>,
     /// The commands whose supervisor is not gone, by a number of our own. Never held over an await.
     live: Mutex<Live>,
     /// How many of them there are, for those who wait until there are none.
@@ -269,9 +271,9 @@ impl Processes {
         let mut marks: BTreeMap<OsString, OsString> =
             marks.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         marks.insert("REJOIN_RUN".into(), run.to_string().into());
-        let (stopping, count) = (watch::Sender::new(false), watch::Sender::new(0));
-        let live = Mutex::default();
-        let shared = Shared { run, marks, exe, record, stages, stopping, live, count };
+        let (stopping, given_up) = (watch::Sender::new(false), watch::Sender::new(false));
+        let (live, count) = (Mutex::default(), watch::Sender::new(0));
+        let shared = Shared { run, marks, exe, record, stages, stopping, given_up, live, count };
         Self { shared: Arc::new(shared) }
     }
 
@@ -346,7 +348,17 @@ impl Processes {
             // The sender lives in `self`, so this ends only with nobody left.
             let _ = count.wait_for(|count| *count == 0).await;
         };
-        walk_stages(self.shared.stages, &lines, Some(&stages), gone).await
+        let left = walk_stages(self.shared.stages, &lines, Some(&stages), gone).await;
+        if !left.is_empty() {
+            self.shared.given_up.send_replace(true);
+        }
+        left
+    }
+
+    /// Waits until a stop has given up on something: its command's end may never come.
+    pub async fn given_up(&self) {
+        let mut given_up = self.shared.given_up.subscribe();
+        let _ = given_up.wait_for(|given_up| *given_up).await;
     }
 
     /// Waits until a stop begins; at once if one has.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use rejoin::agent::{Assignment, Emitter, Outcome, steps};
 use rejoin::event::{Body, OutputStream, RunId};
+use rejoin::run::process::{Processes, StopStages};
 use rejoin::run::secrets::Redactor;
 use rejoin::task::definition::{Action, AgentKind, Definition, OnError, Param, Policy, Step};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::process::{marked, processes};
+use crate::process::{FAST, marked, no_record, processes, program, until};
 
 struct Work {
     assignment: Assignment,
@@ -314,7 +315,7 @@ async fn a_stop_ends_the_step_closes_its_call_and_tries_nothing_again() {
     let processes = work.assignment.processes.clone();
     let run = work.assignment.run;
     let stop = async {
-        crate::process::until("the command runs", || marked(run).len() >= 2).await;
+        until("the command runs", || marked(run).len() >= 2).await;
         processes.stop(tokio::sync::mpsc::channel(3).0).await
     };
     let (done, left) = tokio::join!(work.done(), stop);
@@ -322,6 +323,25 @@ async fn a_stop_ends_the_step_closes_its_call_and_tries_nothing_again() {
     assert!(marked(run).is_empty());
     assert_eq!(done.reason(), "Step slow stopped: begun (see call c1)");
     assert_eq!(done.results().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_gives_up_ends_the_step_all_the_same() {
+    let mut work = work(vec![step("deaf", "trap '' INT TERM; echo begun; exec sleep 1000")]);
+    let run = work.assignment.run;
+    // No process can be made that takes no SIGKILL; one that is not sent any stands for it.
+    let stages = StopStages { kill: Duration::from_secs(60), give_up: Duration::from_millis(300), ..FAST };
+    let processes = Processes::with_stages(run, BTreeMap::new(), program(), no_record(), stages);
+    work.assignment.processes = processes.clone();
+    let stop = async {
+        until("the command runs", || marked(run).len() >= 2).await;
+        processes.stop(tokio::sync::mpsc::channel(3).0).await
+    };
+    let (done, left) = tokio::join!(work.done(), stop);
+    assert_eq!(left.len(), 1);
+    assert!(matches!(&done.results()[..], [(_, false, None, _)]), "{:?}", done.results());
+    processes.settled().await;
+    assert!(marked(run).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -423,52 +443,19 @@ async fn output_that_cannot_be_kept_is_mentioned_once_and_fails_nothing() {
     assert_eq!(done.events.iter().filter(said).count(), 1);
 }
 
-/// The shipped task files, as far as the `steps` agent is concerned.
+/// The shipped task files.
 fn shipped() -> Vec<(String, Definition)> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tasks");
     let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let tasks = files.map(|path| {
-        let table: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
-        let text = |table: &toml::Table, key: &str| table.get(key).and_then(|value| value.as_str()).map(str::to_owned);
-        let steps = table["steps"].as_array().unwrap().iter().map(|step| {
-            let step = step.as_table().unwrap();
-            let on_error = match step.get("on_error") {
-                Some(toml::Value::Integer(more)) => OnError::Retry(u32::try_from(*more).unwrap()),
-                Some(_) => OnError::Continue,
-                None => OnError::Stop,
-            };
-            Step {
-                when: text(step, "when"),
-                thought: text(step, "thought"),
-                attention: text(step, "attention"),
-                summary: text(step, "summary"),
-                on_error,
-                ..self::step(&text(step, "name").unwrap(), &text(step, "run").unwrap())
-            }
-        });
-        let params = table.get("params").and_then(|params| params.as_table()).cloned().unwrap_or_default();
-        let params = params.iter().map(|(name, param)| {
-            let default = Some(serde_json::to_value(&param["default"]).unwrap());
-            (name.clone(), Param { default, help: String::new() })
-        });
-        let title = text(&table, "title").unwrap();
-        let (steps, params) = (steps.collect(), params.collect());
-        let work = work(Vec::new()).define(|definition| *definition = Definition { title, steps, params, ..definition.clone() });
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        (name, Definition::clone(&work.assignment.definition))
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        match rejoin::task::parse::from_toml(&name, &text, &Policy::default()) {
+            Ok(definition) => (name, definition),
+            Err(problems) => panic!("{problems:?}"),
+        }
     });
     tasks.collect()
-}
-
-#[test]
-fn every_condition_of_the_shipped_tasks_can_be_read() {
-    for (name, definition) in shipped() {
-        for step in &definition.steps {
-            for condition in step.when.iter().chain(&step.attention) {
-                assert_eq!(steps::condition::check(condition), Ok(()), "{name}, step {}", step.name);
-            }
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -83,6 +83,7 @@ pub(super) async fn run(
                 // Nobody is left, so the exit is on its way.
                 left = Some(Vec::new());
             }
+            () = processes.given_up(), if exit.is_none() => break,
             () = at(drained.map(|end| end.min(last + QUIET))) => break,
         }
         if exit.is_some() && stdout.is_none() && stderr.is_none() {
