@@ -313,7 +313,8 @@ impl Work {
                 let headers = headers.iter().map(|(name, value)| (name.clone(), quotes.fill(value)));
                 let request = http::Request {
                     method,
-                    url: quotes.fill(url),
+                    // As it is written: an address is what it says.
+                    url: url.clone(),
                     headers: headers.collect(),
                     body: body.as_deref().map(|body| quotes.fill(body)),
                     expect_status,
