@@ -205,6 +205,96 @@ pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<De
     from_json(&task, defaults).map(|posted| posted.definition)
 }
 
+/// Reads a schedule alone, as `POST /schedule/preview` gives it: `cron`, `every` or `at`, and `tz`. Other members
+/// are the caller's, and so is `tz` beside `every`: there it says only how moments are shown.
+///
+/// # Errors
+/// [`Problems`], with keys like `cron`.
+pub fn schedule_from_json(value: &Json) -> Result<Schedule, Problems> {
+    let mut value = value.clone();
+    if let Json::Object(members) = &mut value {
+        let elapsed = members.get("every").is_some_and(|every| !every.is_null());
+        members.retain(|name, _| SCHEDULE_KEYS.contains(&name.as_str()) && !(elapsed && name == "tz"));
+    }
+    let mut reader = Reader::default();
+    let schedule = reader.schedule("", &Node { data: json_node(&value), span: None });
+    reader.end(schedule, without_place)
+}
+
+/// The parameters of one run: the defaults of the task with `given` over them. A text that is given where the
+/// default is a number, or true or false, is read as one: command lines know only text.
+///
+/// # Errors
+/// [`Problems`]: a parameter that the task does not have, one without a default that is not given, and one of
+/// another kind than its default.
+pub fn run_params(task: &Definition, given: &Json) -> Result<BTreeMap<String, Json>, Problems> {
+    let mut reader = Reader::default();
+    let mut params: BTreeMap<String, Json> = BTreeMap::new();
+    for (name, param) in &task.params {
+        params.extend(param.default.clone().map(|default| (name.clone(), default)));
+    }
+    match given {
+        Json::Null => {}
+        Json::Object(members) => {
+            for (name, value) in members {
+                let key = format!("params.{name}");
+                match task.params.get(name).map(|param| fitting(param.default.as_ref(), value)) {
+                    Some(Ok(value)) => {
+                        params.insert(name.clone(), value);
+                    }
+                    Some(Err(why)) => reader.wrong(key, None, why),
+                    None => {
+                        let known: Vec<&str> = task.params.keys().map(String::as_str).collect();
+                        reader.wrong(key, None, not_known(name, &known));
+                    }
+                }
+            }
+        }
+        _ => reader.wrong("params", None, "must be a table".into()),
+    }
+    for name in task.params.keys() {
+        let key = format!("params.{name}");
+        if !params.contains_key(name) && !reader.findings.iter().any(|finding| finding.key == key) {
+            reader.wrong(key, None, "has no default and must be given".into());
+        }
+    }
+    reader.end(Some(params), without_place)
+}
+
+/// A value that is given, as the kind of the default.
+fn fitting(default: Option<&Json>, given: &Json) -> Result<Json, String> {
+    let read = |kind: &str| match given {
+        Json::String(text) => {
+            serde_json::from_str::<Json>(text.trim()).map_err(|_| format!("{text:?} is not {kind}"))
+        }
+        other => Ok(other.clone()),
+    };
+    match default {
+        Some(Json::Number(_)) => read("a number")?
+            .as_number()
+            .map(|n| Json::from(n.clone()))
+            .ok_or_else(|| "must be a number".into()),
+        Some(Json::Bool(_)) => {
+            read("true or false")?.as_bool().map(Json::from).ok_or_else(|| "must be true or false".into())
+        }
+        Some(_) if !given.is_string() => Err("must be text".into()),
+        _ => match given {
+            Json::String(text) if text.contains('\0') => Err("must not have a zero byte".into()),
+            Json::String(_) | Json::Number(_) | Json::Bool(_) => Ok(given.clone()),
+            _ => Err("must be text, a number, true or false".into()),
+        },
+    }
+}
+
+/// What is said about a name that nobody asked for.
+fn not_known(name: &str, known: &[&str]) -> String {
+    match nearest(name, known.iter().copied()) {
+        Some(near) => format!("is not known: did you mean {near:?}?"),
+        None if known.is_empty() => "is not known: there are none".into(),
+        None => format!("is not known: there are {}", known.join(", ")),
+    }
+}
+
 fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Problem {
     Problem { file: None, line: None, column: None, key, message }
 }
@@ -350,12 +440,12 @@ impl Reader {
         self.findings.push(Finding { key: key.into(), span, message });
     }
 
-    /// The definition if nothing is wrong with it.
-    fn end(
+    /// What was read, if nothing is wrong with it.
+    fn end<T>(
         mut self,
-        definition: Option<Definition>,
+        read: Option<T>,
         problem: impl Fn(Option<Range<usize>>, String, String) -> Problem,
-    ) -> Result<Definition, Problems> {
+    ) -> Result<T, Problems> {
         // In the order of the text; what is missing has no place and comes last.
         self.findings.sort_by_key(|finding| finding.span.as_ref().map_or(usize::MAX, |span| span.start));
         let problems: Vec<Problem> = self
@@ -363,9 +453,9 @@ impl Reader {
             .into_iter()
             .map(|finding| problem(finding.span, finding.key, finding.message))
             .collect();
-        match definition {
-            Some(definition) if problems.is_empty() => Ok(definition),
-            _ if problems.is_empty() => Err(problem(None, String::new(), "is not a task".into()).into()),
+        match read {
+            Some(read) if problems.is_empty() => Ok(read),
+            _ if problems.is_empty() => Err(problem(None, String::new(), "cannot be read".into()).into()),
             _ => Err(Problems(problems)),
         }
     }
@@ -392,10 +482,7 @@ impl Reader {
             let message = if later.contains(&member.name.as_str()) {
                 "comes later: this version does not act on it".to_owned()
             } else {
-                match nearest(&member.name, known.iter().copied()) {
-                    Some(near) => format!("is not known: did you mean {near:?}?"),
-                    None => format!("is not known: there are {}", known.join(", ")),
-                }
+                not_known(&member.name, known)
             };
             self.wrong(key, member.name_span.clone(), message);
         }
@@ -527,13 +614,23 @@ impl Reader {
         let title = self.title(&mut open);
         let description = self.text(&mut open, "description").unwrap_or_default();
         let agent = self.agent(&mut open);
-        let schedule = open.take("schedule").and_then(|node| self.schedule(node));
+        let schedule = open.take("schedule").and_then(|node| self.schedule("schedule", node));
         let policy = match open.take("policy") {
             Some(node) => self.policy(node, defaults),
             None => Some(defaults.clone()),
         };
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
+        if schedule.is_some() {
+            for (name, param) in &params {
+                if param.default.is_none() {
+                    let span = member_span(open.take("params"), name);
+                    let message =
+                        "needs a default: nobody gives one when the task runs by its schedule".to_owned();
+                    self.wrong(format!("params.{name}"), span, message);
+                }
+            }
+        }
         let steps = self.steps(&mut open);
         let attention = self.condition(&mut open, "attention");
         let summary = self.line(&mut open, "summary");
@@ -605,8 +702,8 @@ impl Reader {
         self.word(open, "agent", &words)
     }
 
-    fn schedule(&mut self, node: &Node) -> Option<Schedule> {
-        let mut open = self.open("schedule", node)?;
+    fn schedule(&mut self, path: &str, node: &Node) -> Option<Schedule> {
+        let mut open = self.open(path, node)?;
         let cron = self.filled(&mut open, "cron");
         let every = self.length(&mut open, "every");
         let at = match open.take("at").map(|node| &node.data) {
@@ -616,27 +713,27 @@ impl Reader {
         let zone = self.filled(&mut open, "tz");
         let given: Vec<&str> =
             ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
-        let spans: BTreeMap<&str, Option<Range<usize>>> = ["cron", "every", "at", "tz"]
+        let spans: BTreeMap<&str, Option<Range<usize>>> = SCHEDULE_KEYS
             .into_iter()
             .filter_map(|name| Some((name, open.take(name)?.span.clone())))
             .collect();
         let header = open.span.clone();
-        self.close(open, &["cron", "every", "at", "tz"], &["jitter", "stagger"]);
+        let [zone_key, keys] = [open.key("tz"), open.key("")];
+        self.close(open, &SCHEDULE_KEYS, &["jitter", "stagger"]);
         if given.len() != 1 {
             let message = if given.is_empty() {
                 "needs one of cron, every and at".to_owned()
             } else {
                 format!("takes one of cron, every and at, has {}", given.join(" and "))
             };
-            self.wrong("schedule", header, message);
+            self.wrong(path, header, message);
             return None;
         }
         let schedule = match (cron, every, at) {
             (Some(expression), _, _) => Schedule::Cron { expression: expression.trim().to_owned(), zone },
-            (_, Some(period), _) if zone.is_some() => {
-                let _ = period;
+            (_, Some(_), _) if zone.is_some() => {
                 let message = "has no effect with every, which counts elapsed time: take it out".to_owned();
-                self.wrong("schedule.tz", spans.get("tz").cloned().flatten(), message);
+                self.wrong(zone_key, spans.get("tz").cloned().flatten(), message);
                 return None;
             }
             (_, Some(period), _) => Schedule::Every { period },
@@ -647,7 +744,7 @@ impl Reader {
         // the schedule is put in force.
         if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
             self.wrong(
-                format!("schedule.{}", wrong.key),
+                format!("{keys}{}", wrong.key),
                 spans.get(wrong.key).cloned().flatten(),
                 wrong.message,
             );
@@ -813,17 +910,11 @@ impl Reader {
         let mut steps = Vec::new();
         for (n, item) in items.iter().enumerate() {
             let path = format!("steps[{n}]");
-            let name_span = match &item.data {
-                Data::Table(members) => members
-                    .iter()
-                    .find(|member| member.name == "name")
-                    .and_then(|member| member.node.span.clone()),
-                _ => None,
-            };
             if let Some(step) = self.step(&path, n, item) {
                 if !names.insert(step.name.clone()) {
                     let message = format!("another step is named {:?}", step.name);
-                    self.wrong(format!("{path}.name"), name_span.or(item.span.clone()), message);
+                    let span = member_span(Some(item), "name").or(item.span.clone());
+                    self.wrong(format!("{path}.name"), span, message);
                 }
                 steps.push(step);
             }
@@ -1041,6 +1132,17 @@ impl Reader {
         Some(Action::Write { path: PathBuf::from(target?), content: content?, append })
     }
 }
+
+/// Where the value of a member stands.
+fn member_span(table: Option<&Node>, name: &str) -> Option<Range<usize>> {
+    let Data::Table(members) = &table?.data else {
+        return None;
+    };
+    members.iter().find(|member| member.name == name)?.node.span.clone()
+}
+
+/// The members of a schedule.
+const SCHEDULE_KEYS: [&str; 4] = ["cron", "every", "at", "tz"];
 
 /// How the names of steps and parameters look.
 const NAME_RULE: &str = "must be a name of a-z, 0-9 and '_', beginning with a letter, at most 64 long";
