@@ -12,15 +12,15 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
-pub use place::{Place, key_at, table};
 pub use trust::{Untrusted, trusted};
+
+use place::{Place, key_at, table};
 
 use crate::task::definition::{Catchup, Overlap, Policy};
 
+pub mod place;
+pub mod trust;
 pub mod units;
-
-mod place;
-mod trust;
 
 /// The file that is read from the working directory when none is named.
 pub const DEFAULT_FILE: &str = "config.toml";
@@ -515,8 +515,8 @@ impl Config {
             toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
         let mut config = Self::default();
         for (variable, value) in environment {
-            let path: Vec<String> =
-                variable.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
+            let name = variable.strip_prefix(PREFIX).unwrap_or(variable);
+            let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
             let key = path.join(".");
             if path.iter().any(String::is_empty) || path.len() > 2 {
                 return Err(wrong(

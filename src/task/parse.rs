@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::{self, Place, units};
+use crate::config::place::{self, Place};
+use crate::config::units;
 use crate::event::TaskId;
 use crate::schedule::timing::{Timing, nearest};
 use crate::task::definition::{
@@ -140,7 +141,7 @@ pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition
             message,
         }
     };
-    let table = config::table(text)
+    let table = place::table(text)
         .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
     let root = Node { data: table_node(table.get_ref()), span: None };
     let mut reader = Reader::default();
@@ -1058,12 +1059,12 @@ impl Reader {
         let names: Vec<(String, Option<Range<usize>>)> =
             open.members.iter().map(|(member, _)| (member.name.clone(), member.name_span.clone())).collect();
         for (name, span) in names {
-            if axum::http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
                 self.wrong(open.key(&name), span, "is not the name of a header".into());
                 continue;
             }
             if let Some(value) = self.text(&mut open, &name) {
-                if axum::http::HeaderValue::from_str(&value).is_err() {
+                if reqwest::header::HeaderValue::from_str(&value).is_err() {
                     self.wrong(open.key(&name), span, "is not the value of a header".into());
                     continue;
                 }
@@ -1197,17 +1198,14 @@ fn check_secret_name(name: &str) -> Result<(), String> {
 /// Whether an address is one that can be asked. `${...}` is filled in only in thoughts and written files, so that an
 /// address is what it says.
 fn check_url(url: &str) -> Result<(), String> {
-    let read: axum::http::Uri = url.parse().map_err(|_| format!("{url:?} is not an address"))?;
-    if !matches!(read.scheme_str(), Some("http" | "https")) {
+    let read = reqwest::Url::parse(url).map_err(|_| format!("{url:?} is not an address"))?;
+    if !matches!(read.scheme(), "http" | "https") {
         return Err(format!("{url:?} must begin with http:// or https://"));
     }
-    match read.authority() {
-        Some(authority) if authority.as_str().contains('@') => {
-            Err("must not have a name or password: send a header from a secret".into())
-        }
-        Some(authority) if !authority.host().is_empty() => Ok(()),
-        _ => Err(format!("{url:?} names no host")),
+    if !read.username().is_empty() || read.password().is_some() {
+        return Err("must not have a name or password: send a header from a secret".into());
     }
+    Ok(())
 }
 
 /// Whether a text is a CEL condition.
