@@ -381,9 +381,8 @@ fn json_node(value: &Json) -> Data {
         Json::Bool(value) => Data::Bool(*value),
         Json::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(number), _) => Data::Integer(number),
-            (None, Some(number)) if !number.is_finite() || number.fract() == 0.0 => Data::TooLarge,
-            (None, Some(number)) => Data::Float(number),
-            (None, None) => Data::TooLarge,
+            (None, Some(float)) if number.is_f64() => Data::Float(float),
+            _ => Data::TooLarge,
         },
         Json::String(text) => Data::Text(text.clone()),
         Json::Array(items) => {

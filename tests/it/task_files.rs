@@ -391,7 +391,11 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         (json!({"title": "T", "steps": [{"run": ""}]}), "steps[0].run", "must not be empty"),
         (json!({"title": "T", "id": "A B", "steps": [{"run": "a"}]}), "id", "is not a task id"),
         (json!({"title": "T", "run": 1, "steps": [{"run": "a"}]}), "run", "true or false"),
-        (json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}), "steps[0].on_error", "too large"),
+        (
+            json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}),
+            "steps[0].on_error",
+            "is a number",
+        ),
         (json!({"title": "T", "instruction": "x", "steps": [{"run": "a"}]}), "instruction", "no agent"),
         (
             json!({"title": "T", "policy": {"overlap": "allow"}, "steps": [{"run": "a"}]}),
@@ -404,6 +408,33 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         assert_eq!((problem.key.as_str(), problem.line, problem.file.as_ref()), (key, None, None), "{value}");
         assert!(problem.message.contains(part), "{value}: {problem}");
     }
+}
+
+#[test]
+fn numbers_are_taken_as_they_are_written() {
+    let default =
+        |text: &str| read(&task(&format!("params.a.default = {text}"))).unwrap().params["a"].default.clone();
+    for (text, value) in [
+        ("1_000", json!(1000)),
+        ("0xff", json!(255)),
+        ("-7", json!(-7)),
+        ("1_0.5", json!(10.5)),
+        ("85.0", json!(85.0)),
+    ] {
+        assert_eq!(default(text), Some(value), "{text}");
+    }
+    for text in ["inf", "nan", "1979-05-27"] {
+        assert!(
+            refused(&task(&format!("params.a.default = {text}"))).contains("must be text, a number"),
+            "{text}"
+        );
+    }
+    let posted = |value| {
+        let task = json!({"title": "T", "steps": [{"run": "a"}], "params": {"a": {"default": value}}});
+        from_json(&task, &Policy::default()).map(|posted| posted.definition.params["a"].default.clone())
+    };
+    assert_eq!(posted(json!(85.0)), Ok(Some(json!(85.0))));
+    assert!(posted(json!(u64::MAX)).unwrap_err().to_string().contains("a number that is too large"));
 }
 
 #[test]
