@@ -249,13 +249,19 @@ export class Timeline {
   private addRow(group: Group, event: TaskEvent): void {
     const { kind, data } = event;
     const call = typeof data.call === 'string' ? data.call : null;
-    if (group.id !== null && call !== null && (kind === 'tool_use' || kind === 'tool_output' || kind === 'tool_result')) {
+    if (
+      group.id !== null &&
+      call !== null &&
+      (kind === 'tool_use' || kind === 'tool_output' || kind === 'tool_result')
+    ) {
       this.addToCall(group, group.id, call, event);
       return;
     }
     const shape = rowKind(event);
     if (shape === 'end') {
-      group.rows = group.rows.map((row) => (row.kind === 'tool' && !row.closed ? { ...row, closed: true } : row));
+      group.rows = group.rows.map((row) =>
+        row.kind === 'tool' && !row.closed ? { ...row, closed: true } : row,
+      );
     }
     const key = `e${event.seq}`;
     group.rows.push({ kind: shape, key, run: group.id, event });
@@ -298,7 +304,10 @@ export class Timeline {
       group.painters.set(name, painter);
     }
     const text = typeof event.data.text === 'string' ? event.data.text : JSON.stringify(event.data);
-    const pieces = [...row.pieces, { seq: event.seq, stream, html: painter.paint(text), size: text.length, lines: lines(text) }];
+    const pieces = [
+      ...row.pieces,
+      { seq: event.seq, stream, html: painter.paint(text), size: text.length, lines: lines(text) },
+    ];
     let { dropped } = row;
     let size = row.size + text.length;
     while (pieces.length > 1 && (pieces.length > MAX_PIECES || size > MAX_TEXT)) {

@@ -10,9 +10,11 @@ export function duration(ms: number | null | undefined): string {
   const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   const minutes = Math.floor(whole / 60);
-  if (minutes < 60) return `${minutes} min ${String(whole % 60).padStart(2, '0')} s`;
+  if (minutes < 60)
+    return whole % 60 === 0 ? `${minutes} min` : `${minutes} min ${String(whole % 60).padStart(2, '0')} s`;
   const hours = Math.floor(minutes / 60);
-  if (hours < 24) return `${hours} h ${String(minutes % 60).padStart(2, '0')} min`;
+  if (hours < 24)
+    return minutes % 60 === 0 ? `${hours} h` : `${hours} h ${String(minutes % 60).padStart(2, '0')} min`;
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
@@ -179,7 +181,12 @@ export function bytes(n: number): string {
 }
 
 export function isActive(task: Task): boolean {
-  return task.state === 'running' || task.state === 'waiting' || task.state === 'queued' || (task.active_runs ?? 0) > 0;
+  return (
+    task.state === 'running' ||
+    task.state === 'waiting' ||
+    task.state === 'queued' ||
+    (task.active_runs ?? 0) > 0
+  );
 }
 
 function failed(task: Task): boolean {

@@ -535,4 +535,3 @@ export class Connection {
     for (const handlers of [...this.handlers]) action(handlers);
   }
 }
-

@@ -8,14 +8,7 @@ export interface Cursor {
 }
 
 export type RunState =
-  | 'queued'
-  | 'running'
-  | 'waiting'
-  | 'succeeded'
-  | 'failed'
-  | 'cancelled'
-  | 'timed_out'
-  | 'interrupted';
+  'queued' | 'running' | 'waiting' | 'succeeded' | 'failed' | 'cancelled' | 'timed_out' | 'interrupted';
 
 export type TaskState = 'idle' | 'queued' | 'running' | 'waiting' | 'paused' | 'error';
 

@@ -9,7 +9,13 @@ export class Problem extends Error {
   readonly title: string;
   readonly body: Record<string, unknown>;
 
-  constructor(status: number, code: string, title: string, detail: string, body: Record<string, unknown> = {}) {
+  constructor(
+    status: number,
+    code: string,
+    title: string,
+    detail: string,
+    body: Record<string, unknown> = {},
+  ) {
     super(detail || title);
     this.name = 'Problem';
     this.status = status;
@@ -68,7 +74,8 @@ export class Api {
   }
 
   session = () => this.call<Session>('GET', '/session');
-  signIn = (proof: { code: string } | { token: string }) => this.call<void>('POST', '/session', { body: proof });
+  signIn = (proof: { code: string } | { token: string }) =>
+    this.call<void>('POST', '/session', { body: proof });
   signOut = () => this.call<void>('DELETE', '/session');
 
   tasks = (query: { cursor?: string | null } = {}) => this.call<PageOf<Task>>('GET', '/tasks', { query });
@@ -96,7 +103,8 @@ export class Api {
 
   outputUrl = (run: string, call: string) =>
     `${this.base}/runs/${encodeURIComponent(run)}/output/${encodeURIComponent(call)}`;
-  fullEventUrl = (run: string, seq: number) => `${this.base}/runs/${encodeURIComponent(run)}/events/${seq}/full`;
+  fullEventUrl = (run: string, seq: number) =>
+    `${this.base}/runs/${encodeURIComponent(run)}/events/${seq}/full`;
 
   private async call<T>(
     method: string,

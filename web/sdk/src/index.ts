@@ -1,7 +1,13 @@
 // @rejoin/client: watches the tasks of a Rejoin server over one WebSocket, and comes back by itself.
 
 export { Connection } from './connection';
-export type { Blocked, ConnectionHandlers, ConnectionOptions, ConnectionState, ConnectionStatus } from './connection';
+export type {
+  Blocked,
+  ConnectionHandlers,
+  ConnectionOptions,
+  ConnectionState,
+  ConnectionStatus,
+} from './connection';
 export { Subscription } from './subscription';
 export type { ResetNews, SubscriptionHandler, SubscriptionState } from './subscription';
 export { Drafts } from './draft';

@@ -83,7 +83,8 @@ export class TaskLog implements SubscriptionHandler {
   }
 
   snapshot(snapshot: Snapshot, news: ResetNews): void {
-    const same = snapshot.gen === this.gen && this.last > 0 && news.why !== 'generation' && news.why !== 'future';
+    const same =
+      snapshot.gen === this.gen && this.last > 0 && news.why !== 'generation' && news.why !== 'future';
     if (!same) {
       this.clear();
       this.gen = snapshot.gen;
@@ -143,7 +144,9 @@ export class TaskLog implements SubscriptionHandler {
           const items = page.items.filter((item) => item.seq >= gap.from);
           const start = items[0]?.seq ?? gap.from;
           const rest = { from: Math.max(gap.from, page.oldest), to: start - 1 };
-          this.gaps = this.gaps.flatMap((other) => (other !== gap ? [other] : rest.from <= rest.to ? [rest] : []));
+          this.gaps = this.gaps.flatMap((other) =>
+            other !== gap ? [other] : rest.from <= rest.to ? [rest] : [],
+          );
           this.sink.inserted(items);
         };
       });

@@ -71,7 +71,8 @@ class Live {
   async signIn(proof: string): Promise<void> {
     const text = proof.trim();
     const code = /#code=(.+)$/.exec(text)?.[1];
-    const done = code !== undefined ? await this.exchange({ code }) : await this.exchange({ code: text }, text);
+    const done =
+      code !== undefined ? await this.exchange({ code }) : await this.exchange({ code: text }, text);
     if (!done) return;
     this.signedOut = false;
     this.connection.retry();

@@ -1,7 +1,9 @@
 // The page's addresses. `#` is left alone: a sign-in link carries its code there, and nothing else does.
 
 export type Route =
-  { name: 'overview' } | { name: 'task'; task: string; run: string | null } | { name: 'unknown'; path: string };
+  | { name: 'overview' }
+  | { name: 'task'; task: string; run: string | null }
+  | { name: 'unknown'; path: string };
 
 export function parsePath(path: string): Route {
   const parts = path.split('/').filter((part) => part !== '');

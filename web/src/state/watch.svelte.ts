@@ -36,6 +36,7 @@ export class TaskWatch implements LogSink {
   private readonly draftTexts = new Drafts();
   private readonly subscription: Subscription;
   private frame = 0;
+  private caughtUpOnce = false;
 
   constructor(task: string) {
     this.task = task;
@@ -106,7 +107,7 @@ export class TaskWatch implements LogSink {
   cleared(): void {
     this.timeline.clear();
     this.draftTexts.clear();
-    this.settled = false;
+    this.caughtUpOnce = false;
     this.draw();
   }
 
@@ -138,12 +139,18 @@ export class TaskWatch implements LogSink {
   reset(news: ResetNews): void {
     if (news.had.seq === 0) return;
     this.notice =
-      news.why === 'too_far' ? 'too_far' : news.why === 'retention' ? 'retention' : news.why === null ? null : 'replaced';
+      news.why === 'too_far'
+        ? 'too_far'
+        : news.why === 'retention'
+          ? 'retention'
+          : news.why === null
+            ? null
+            : 'replaced';
   }
 
   caughtUp(recovered: number | null): void {
     this.timeline.settle();
-    this.settled = true;
+    this.caughtUpOnce = true;
     if (recovered !== null && recovered > 0) {
       live.toast(`Caught up on ${recovered.toLocaleString('en')} ${recovered === 1 ? 'event' : 'events'}`);
     }
@@ -178,5 +185,7 @@ export class TaskWatch implements LogSink {
     this.first = this.log.first;
     this.last = this.log.last;
     this.count = this.timeline.size;
+    // Last, so that whoever waits for it finds everything else in place.
+    this.settled = this.caughtUpOnce;
   }
 }
