@@ -47,8 +47,12 @@ export interface ConnectionOptions {
   environment?: Environment;
 }
 
-/** Either side declares the other dead after this long without a frame: a browser cannot see WebSocket pings. */
+/**
+ * Either side declares the other dead after this long without a frame: a browser cannot see WebSocket pings. It is one
+ * heartbeat and three quarters, and follows the `heartbeat_ms` of the welcome if that is another.
+ */
 export const LIFE_MS = 35_000;
+const LIFE_PER_HEARTBEAT = 1.75;
 
 /** From opening a socket to its `welcome`; the server gives a `hello` as long. */
 export const WELCOME_DEADLINE_MS = 10_000;
@@ -85,6 +89,7 @@ export class Connection {
   private nextSub = 1;
   /** The server asked not to be called before. */
   private notBefore = 0;
+  private lifeMs = LIFE_MS;
   private boot: string | null = null;
   private rev: number | null = null;
 
@@ -360,7 +365,7 @@ export class Connection {
     this.lifeTimer = this.env.setTimer(() => {
       this.lifeTimer = null;
       this.declareDead();
-    }, LIFE_MS);
+    }, this.lifeMs);
   }
 
   // Frames.
@@ -442,6 +447,9 @@ export class Connection {
     this.tries = 0;
     this.notBefore = 0;
     this.clear('welcomeTimer');
+    const { heartbeat_ms: every } = frame;
+    this.lifeMs = every !== undefined && every > 0 ? every * LIFE_PER_HEARTBEAT : LIFE_MS;
+    this.watchLife();
     if (this.boot !== frame.server.boot) this.rev = null;
     this.boot = frame.server.boot;
     const roundTripMs = this.askedAt === null ? null : now - this.askedAt;

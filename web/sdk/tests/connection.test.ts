@@ -212,6 +212,19 @@ test('35 seconds without a frame are the end of a socket, and any frame puts tha
   expect(world.sockets).toHaveLength(2);
 });
 
+test('a server with another heartbeat is given as much of it', () => {
+  const world = new World();
+  const connection = world.connection();
+  connection.start();
+  world.socket.open();
+  const server = { version: '1', boot: 'b' };
+  world.socket.say({ type: 'welcome', protocol: 1, connection: 'c', server, heartbeat_ms: 2_000 });
+  world.pass(3_499);
+  expect(connection.status.state).toBe('connected');
+  world.pass(1);
+  expect(connection.status.state).toBe('reconnecting');
+});
+
 test('a handshake that never ends is given up', () => {
   const world = new World();
   const connection = world.connection();
