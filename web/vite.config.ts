@@ -1,3 +1,4 @@
+import { fileURLToPath } from 'node:url';
 import { svelte } from '@sveltejs/vite-plugin-svelte';
 import { defineConfig } from 'vitest/config';
 
@@ -6,7 +7,8 @@ const server = process.env.REJOIN_SERVER ?? 'http://127.0.0.1:7171';
 
 export default defineConfig({
   plugins: [svelte()],
-  resolve: { conditions: ['source', 'browser', 'module', 'import', 'default'] },
+  // The client is built from its sources; only those who use it without this page need its own build.
+  resolve: { alias: { '@rejoin/client': fileURLToPath(new URL('sdk/src/index.ts', import.meta.url)) } },
   build: {
     target: 'es2022',
     // Browsers that know light-dark() themselves; an emulation by the build is easy to get wrong.

@@ -1,6 +1,6 @@
 // What a close means for the socket's owner. Pure: a code and a reason in, a decision out.
 
-import { LONGEST_MS } from './backoff';
+import { LONGEST_MS } from './backoff.js';
 
 export type AfterClose =
   /** Come back by itself, `minimum_ms` from now at the earliest. */

@@ -2,13 +2,13 @@
 // new socket gets one `hello` that takes all of them up again, so that there is one path for the first connect and for
 // every other.
 
-import { MAX_ATTEMPTS, delayBefore, probeDelay } from './backoff';
-import { afterClose } from './closing';
-import { SOCKET_CONNECTING, SOCKET_OPEN, browserEnvironment } from './environment';
-import type { Environment, Socket, WakeUp } from './environment';
-import { parseFrame } from './frames';
-import type { ClientFrame, Cursor, Heartbeat, Notice, ServerFrame, TasksFrame, Welcome } from './frames';
-import { Subscription, type SubscriptionHandler, type Verdict } from './subscription';
+import { MAX_ATTEMPTS, delayBefore, probeDelay } from './backoff.js';
+import { afterClose } from './closing.js';
+import { SOCKET_CONNECTING, SOCKET_OPEN, browserEnvironment } from './environment.js';
+import type { Environment, Socket, WakeUp } from './environment.js';
+import { parseFrame } from './frames.js';
+import type { ClientFrame, Cursor, Heartbeat, Notice, ServerFrame, TasksFrame, Welcome } from './frames.js';
+import { Subscription, type SubscriptionHandler, type Verdict } from './subscription.js';
 
 export type ConnectionState = 'disconnected' | 'connecting' | 'connected' | 'reconnecting' | 'failed';
 

@@ -1,6 +1,6 @@
 // Text that a model is still writing. Deltas may be dropped; the finished event replaces what was gathered here.
 
-import type { Delta } from './frames';
+import type { Delta } from './frames.js';
 
 export class Drafts {
   private readonly texts = new Map<string, string>();

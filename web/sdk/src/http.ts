@@ -1,6 +1,6 @@
 // The calls that are not live. Errors are `application/problem+json` and keep their stable `code`.
 
-import type { EventPage, Run, Task } from './frames';
+import type { EventPage, Run, Task } from './frames.js';
 
 export class Problem extends Error {
   readonly status: number;

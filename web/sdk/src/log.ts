@@ -1,10 +1,10 @@
 // What a client holds of one task's log: which stretches, of which generation, and the paging that closes the holes a
 // reset leaves. It knows no socket; a subscription feeds it, and it hands events to a sink.
 
-import type { Delta, ErrorFrame, EventPage, Run, Snapshot, TaskEvent } from './frames';
-import type { EventQuery } from './http';
-import { Problem } from './http';
-import type { ResetNews, SubscriptionHandler } from './subscription';
+import type { Delta, ErrorFrame, EventPage, Run, Snapshot, TaskEvent } from './frames.js';
+import type { EventQuery } from './http.js';
+import { Problem } from './http.js';
+import type { ResetNews, SubscriptionHandler } from './subscription.js';
 
 export interface LogSink {
   /** Forget every event and run: the log is another one. */

@@ -1,6 +1,6 @@
 // The rules by which a client knows that it missed nothing. Pure: no socket, no timer.
 
-import type { HeadMark, TaskEvent } from './frames';
+import type { HeadMark, TaskEvent } from './frames.js';
 
 /** How many events at the front of `items` follow `position` without a gap. All of them, if the server is right. */
 export function followers(position: number, items: readonly TaskEvent[]): number {

@@ -1,6 +1,6 @@
 // What a run is, folded from its status events. The same fold as the server's, so both always agree.
 
-import type { Run, RunState, TaskEvent } from './frames';
+import type { Run, RunState, TaskEvent } from './frames.js';
 
 const ENDED: readonly RunState[] = ['succeeded', 'failed', 'cancelled', 'timed_out', 'interrupted'];
 

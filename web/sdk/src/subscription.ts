@@ -16,8 +16,8 @@ import type {
   SubscribeEntry,
   Subscribed,
   TaskEvent,
-} from './frames';
-import { NOTHING_HEARD, checkHeads, followers, type HeadsMemory } from './position';
+} from './frames.js';
+import { NOTHING_HEARD, checkHeads, followers, type HeadsMemory } from './position.js';
 
 export interface ResetNews {
   why: ResetReason | null;
