@@ -61,6 +61,8 @@ interface Group {
   painters: Map<string, Painter>;
   /** null: nobody chose, so the rule decides. */
   open: boolean | null;
+  /** Older than what a first look is about; shown when asked for. */
+  early: boolean;
 }
 
 const TASK_STATES = new Set(['skipped', 'missed', 'paused', 'resumed']);
@@ -84,12 +86,18 @@ export class Timeline {
   private settled = false;
   /** Only this run's rows, or all. */
   only: string | null = null;
+  /** Whether the runs before those of the first look are shown. */
+  showEarly = false;
+  /** How many runs that hides at present. */
+  hidden = 0;
 
   clear(): void {
     this.groups = [];
     this.byRun.clear();
     this.known.clear();
     this.settled = false;
+    this.showEarly = false;
+    this.hidden = 0;
   }
 
   /** Runs as the server states them; they count until their own events say more. */
@@ -145,6 +153,9 @@ export class Timeline {
     for (const group of this.groups) {
       if (group.open === null && this.isOpen(group, newest)) group.open = true;
     }
+    // The first look is at the newest run, and at older ones that are still under way.
+    const first = this.groups.find((group) => group.id !== null && group.open === true);
+    for (const group of this.groups) group.early = first !== undefined && group.first < first.first;
   }
 
   toggle(run: string): void {
@@ -163,8 +174,13 @@ export class Timeline {
   rows(): Row[] {
     const newest = this.newest();
     const rows: Row[] = [];
+    this.hidden = 0;
     for (const group of this.groups) {
       if (this.only !== null && group.id !== this.only) continue;
+      if (group.early && !this.showEarly && this.only === null) {
+        if (group.id !== null) this.hidden += 1;
+        continue;
+      }
       if (group.id === null || group.run === null) {
         for (const row of group.rows) rows.push(row);
         continue;
@@ -198,6 +214,7 @@ export class Timeline {
     const id = event.run ?? null;
     const held = id === null ? undefined : this.byRun.get(id);
     if (held !== undefined) return held;
+    const shownFirst = this.groups.find((one) => !one.early)?.first ?? 0;
     const group: Group = {
       id,
       key: id === null ? `task-${event.seq}` : `run-${id}`,
@@ -208,6 +225,7 @@ export class Timeline {
       calls: new Map(),
       painters: new Map(),
       open: this.settled ? shown : null,
+      early: this.settled && event.seq < shownFirst,
     };
     if (id !== null) this.byRun.set(id, group);
     this.groups.push(group);

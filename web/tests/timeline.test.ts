@@ -96,6 +96,28 @@ describe('several runs', () => {
     expect(timeline.rows()).toHaveLength(12);
   });
 
+  test('a first look is at the newest run, with the earlier ones a press away', () => {
+    const timeline = new Timeline();
+    timeline.append([...aRun('r1'), ...aRun('r2'), ...aRun('r3')]);
+    timeline.settle();
+    expect(kinds(timeline.rows())).toEqual(['run', 'status', 'status', 'thought', 'tool', 'end']);
+    expect(timeline.hidden).toBe(2);
+    timeline.showEarly = true;
+    expect(kinds(timeline.rows()).filter((kind) => kind === 'run')).toHaveLength(3);
+    expect(timeline.hidden).toBe(0);
+  });
+
+  test('a hole that is filled between shown runs is shown', () => {
+    const timeline = new Timeline();
+    const [one, two, three] = [aRun('r1'), aRun('r2'), aRun('r3')];
+    timeline.append(one);
+    timeline.settle();
+    timeline.append(three);
+    timeline.insert(two);
+    const runs = timeline.rows().flatMap((row) => (row.kind === 'run' ? [row.run.id] : []));
+    expect(runs).toEqual(['r1', 'r2', 'r3']);
+  });
+
   test('a run that was being read stays open when the next begins', () => {
     const timeline = new Timeline();
     timeline.append(aRun('r1'));
@@ -124,6 +146,9 @@ describe('several runs', () => {
     timeline.append(aRun('r2'));
     timeline.settle();
     timeline.insert(old);
+    expect(kinds(timeline.rows())[0]).toBe('run');
+    expect(timeline.hidden).toBe(1);
+    timeline.showEarly = true;
     const rows = timeline.rows();
     expect(rows[0]).toMatchObject({ kind: 'run', open: false, run: { id: 'r1', state: 'succeeded' } });
   });

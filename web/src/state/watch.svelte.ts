@@ -19,6 +19,8 @@ export class TaskWatch implements LogSink {
   settled = $state(false);
   notice = $state<ResetNotice>(null);
   hasEarlier = $state(false);
+  /** Earlier runs that are here and not shown. */
+  hiddenRuns = $state(0);
   loading = $state(false);
   filling = $state(0);
   pagingError = $state<string | null>(null);
@@ -86,6 +88,13 @@ export class TaskWatch implements LogSink {
       this.flush();
       requestAnimationFrame(() => (this.prepended = false));
     }
+  }
+
+  showEarlierRuns(): void {
+    this.timeline.showEarly = true;
+    this.prepended = true;
+    this.flush();
+    requestAnimationFrame(() => (this.prepended = false));
   }
 
   unfold(key: string): void {
@@ -179,6 +188,7 @@ export class TaskWatch implements LogSink {
     this.runs = new Map(this.timeline.runs().map((run) => [run.id, run]));
     this.drafts = this.draftTexts.entries();
     this.hasEarlier = this.log.hasEarlier;
+    this.hiddenRuns = this.timeline.hidden;
     this.loading = this.log.loading;
     this.filling = this.log.gaps.reduce((sum, gap) => sum + gap.to - gap.from + 1, 0);
     this.pagingError = this.log.problem?.message ?? null;
