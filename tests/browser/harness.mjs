@@ -59,8 +59,9 @@ run = "echo the end"
 
 export class Server {
   /** Task files by id; further lines for config.toml. */
-  static async start({ tasks = {}, config = '' } = {}) {
+  static async start({ tasks = {}, config = '', data = 'data' } = {}) {
     const server = new Server();
+    server.data = data;
     server.folder = await mkdtemp(path.join(tmpdir(), 'rejoin-browser-'));
     server.port = await freePort();
     const tasksFolder = path.join(server.folder, 'tasks');
@@ -70,7 +71,7 @@ export class Server {
     }
     await writeFile(
       path.join(server.folder, 'config.toml'),
-      `listen = "127.0.0.1:${server.port}"\ndata_dir = "data"\ntasks_dir = "tasks"\n${config}`,
+      `listen = "127.0.0.1:${server.port}"\ndata_dir = "${data}"\ntasks_dir = "tasks"\n${config}`,
       { mode: 0o600 },
     );
     await server.run();
@@ -98,7 +99,7 @@ export class Server {
         () => false,
       );
     });
-    this.token = (await readFile(path.join(this.folder, 'data/token'), 'utf8')).trim();
+    this.token = (await readFile(path.resolve(this.folder, this.data, 'token'), 'utf8')).trim();
   }
 
   /** Ends the process and keeps its data. */
