@@ -135,6 +135,17 @@ export function scheduleWords(schedule: Schedule | null | undefined, text?: stri
   return 'Runs only when asked';
 }
 
+/** `1h30m` as a person writes it. */
+function spanWords(span: string): string {
+  return span
+    .replace(/(\d)\s*(ms|s|h|d)\b/g, '$1 $2')
+    .replace(/(\d)\s*m\b/g, '$1 min')
+    .replace(
+      /(\d)\s*([a-z]+?)(?=\d)/g,
+      (_, digit: string, unit: string) => `${digit} ${unit === 'm' ? 'min' : unit} `,
+    );
+}
+
 export function policyWords(policy: Policy | null | undefined): string[] {
   if (!policy) return [];
   const words: string[] = [];
@@ -152,7 +163,8 @@ export function policyWords(policy: Policy | null | undefined): string[] {
       words.push('Runs may overlap');
       break;
   }
-  const window = policy.catchup_window_ms ? ` of the last ${rough(policy.catchup_window_ms)}` : '';
+  const { catchup_window: span } = policy;
+  const window = span && span !== 'auto' ? ` of the last ${spanWords(span)}` : '';
   switch (policy.catchup) {
     case 'none':
       words.push('Missed slots are not made up');
@@ -164,8 +176,8 @@ export function policyWords(policy: Policy | null | undefined): string[] {
       words.push(`All missed slots${window} are made up`);
       break;
   }
-  if (policy.timeout_ms) words.push(`Ends after ${duration(policy.timeout_ms)} at the latest`);
-  if (policy.idle_timeout_ms) words.push(`Ends after ${duration(policy.idle_timeout_ms)} without output`);
+  if (policy.timeout) words.push(`Ends after ${spanWords(policy.timeout)} at the latest`);
+  if (policy.idle_timeout) words.push(`Ends after ${spanWords(policy.idle_timeout)} without output`);
   if (policy.retries) words.push(policy.retries === 1 ? 'One retry' : `Up to ${policy.retries} retries`);
   return words;
 }
@@ -180,6 +192,11 @@ export function bytes(n: number): string {
   return `${(n / 1024 / 1024).toFixed(1)} MiB`;
 }
 
+/** Nothing starts by itself, because somebody wished so. */
+export function isPaused(task: Task): boolean {
+  return task.state === 'paused' || (!task.enabled && task.state !== 'error');
+}
+
 export function isActive(task: Task): boolean {
   return (
     task.state === 'running' ||
@@ -189,15 +206,20 @@ export function isActive(task: Task): boolean {
   );
 }
 
+/** The run that says how the task fares: the newest that is over. */
+export function outcome(task: Task): Run | null {
+  return task.last_ended ?? task.last_run ?? null;
+}
+
 function failed(task: Task): boolean {
-  return task.error != null || (task.last_run != null && runTone(task.last_run.state) === 'bad');
+  return task.error != null || (outcome(task) != null && runTone(outcome(task)!.state) === 'bad');
 }
 
 /** Attention first, then failed, then running, then the rest by their next time. */
 export function rank(task: Task): number {
   if (task.attention) return 0;
   if (task.state === 'waiting') return 0;
-  if (failed(task)) return 1;
+  if (failed(task) && !isActive(task)) return 1;
   if (isActive(task)) return 2;
   return 3;
 }

@@ -31,12 +31,10 @@ test('a schedule is said in words', () => {
 });
 
 test('a policy is said in words', () => {
-  expect(
-    policyWords({ overlap: 'skip', catchup: 'last', catchup_window_ms: 21_600_000, timeout_ms: 1_200_000 }),
-  ).toEqual([
+  expect(policyWords({ overlap: 'skip', catchup: 'last', catchup_window: '6h', timeout: '1h30m' })).toEqual([
     'A slot is skipped while a run is under way',
     'The last missed slot of the last 6 h is made up',
-    'Ends after 20 min at the latest',
+    'Ends after 1 h 30 min at the latest',
   ]);
 });
 

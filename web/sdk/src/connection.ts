@@ -49,7 +49,7 @@ export interface ConnectionOptions {
 
 /**
  * Either side declares the other dead after this long without a frame: a browser cannot see WebSocket pings. It is one
- * heartbeat and three quarters, and follows the `heartbeat_ms` of the welcome if that is another.
+ * heartbeat and three quarters; a welcome that names other numbers is believed.
  */
 export const LIFE_MS = 35_000;
 const LIFE_PER_HEARTBEAT = 1.75;
@@ -448,7 +448,8 @@ export class Connection {
     this.notBefore = 0;
     this.clear('welcomeTimer');
     const { heartbeat_ms: every } = frame;
-    this.lifeMs = every !== undefined && every > 0 ? every * LIFE_PER_HEARTBEAT : LIFE_MS;
+    const life = frame.limits?.life_ms ?? (every ?? 0) * LIFE_PER_HEARTBEAT;
+    this.lifeMs = life > 0 ? life : LIFE_MS;
     this.watchLife();
     if (this.boot !== frame.server.boot) this.rev = null;
     this.boot = frame.server.boot;

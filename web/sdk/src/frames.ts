@@ -52,9 +52,10 @@ export interface Schedule {
 export interface Policy {
   overlap?: string | null;
   catchup?: string | null;
-  catchup_window_ms?: number | null;
-  timeout_ms?: number | null;
-  idle_timeout_ms?: number | null;
+  /** Durations are texts as in a task file; `auto` is one period of the schedule. */
+  catchup_window?: string | null;
+  timeout?: string | null;
+  idle_timeout?: string | null;
   retries?: number | null;
   [other: string]: unknown;
 }
@@ -78,7 +79,9 @@ export interface Task {
   policy?: Policy | null;
   params?: Record<string, Parameter> | null;
   next_at?: string | null;
+  /** The newest run, which may be under way, and the newest that is over. */
   last_run?: Run | null;
+  last_ended?: Run | null;
   active_runs?: number | null;
   attention?: { run: string; summary: string } | null;
   gen?: string | null;
@@ -107,6 +110,7 @@ export interface Welcome {
   connection: string;
   server: { version: string; boot: string };
   heartbeat_ms?: number;
+  limits?: { life_ms?: number; [other: string]: unknown } | null;
   last_close?: { code?: number | string; reason?: string } | number | string | null;
 }
 

@@ -22,7 +22,13 @@ export function foldRun(run: Run | undefined, event: TaskEvent): Run {
   if ((base.last_seq ?? 0) >= event.seq) return base;
   if (event.kind !== 'status') return { ...base, last_seq: event.seq };
   const { data } = event;
-  const next: Run = { ...base, last_seq: event.seq, text: text(data.text) ?? base.text ?? null };
+  const stage = text(data.stage);
+  const next: Run = {
+    ...base,
+    last_seq: event.seq,
+    text: text(data.text) || (base.text ?? null),
+    stopping: stage === null ? (base.stopping ?? null) : { stage, since: event.at },
+  };
   const state = text(data.state);
   switch (state) {
     case 'queued':
@@ -36,7 +42,7 @@ export function foldRun(run: Run | undefined, event: TaskEvent): Run {
         params: (data.params as Run['params']) ?? base.params ?? null,
       };
     case 'started':
-      return { ...next, state: 'running', started_at: base.started_at ?? event.at };
+      return { ...next, state: 'running', started_at: event.at };
     case 'progress':
       return { ...next, state: base.state === 'waiting' ? 'running' : base.state };
     case 'waiting':
@@ -50,9 +56,9 @@ export function foldRun(run: Run | undefined, event: TaskEvent): Run {
         ...next,
         state,
         ended_at: event.at,
-        duration_ms: number(data.duration_ms) ?? base.duration_ms ?? null,
-        exit: number(data.exit) ?? base.exit ?? null,
-        reason: text(data.reason) ?? base.reason ?? null,
+        duration_ms: number(data.duration_ms),
+        exit: number(data.exit),
+        reason: text(data.reason),
         attention: (data.attention as Run['attention']) ?? null,
         stopping: null,
       };

@@ -36,7 +36,8 @@ export class TaskWatch implements LogSink {
   private readonly timeline = new Timeline();
   private readonly log: TaskLog;
   private readonly draftTexts = new Drafts();
-  private readonly subscription: Subscription;
+  private subscription: Subscription;
+  private reopenedFor: string | null = null;
   private frame = 0;
   private caughtUpOnce = false;
 
@@ -49,6 +50,15 @@ export class TaskWatch implements LogSink {
   close(): void {
     live.connection.unwatch(this.subscription);
     cancelAnimationFrame(this.frame);
+  }
+
+  /** The task is there again, with another log: watch that one. Once per log, so that no answer can make a loop. */
+  reopen(gen: string): void {
+    if (!this.gone || gen === this.log.gen || gen === this.reopenedFor) return;
+    this.reopenedFor = gen;
+    live.connection.unwatch(this.subscription);
+    this.gone = false;
+    this.subscription = live.connection.watch(this.task, this.log);
   }
 
   focus(run: string | null): void {
