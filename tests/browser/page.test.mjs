@@ -223,7 +223,7 @@ describe('a run under way', () => {
     await ended(run);
     const { page } = await open();
     await signIn(page, server, server.base, `/tasks/short/runs/${run.id}`);
-    await page.getByText('the end').waitFor();
+    await page.locator('.out', { hasText: 'the end' }).waitFor();
     assert.equal(await page.locator('[data-run]').count(), 1);
   });
 
@@ -329,8 +329,8 @@ describe('a connection that is lost', () => {
     await state(page, 'connected');
     await page.getByRole('button', { name: 'Stop' }).first().click();
     assert.equal((await ended(run)).state, 'cancelled');
-    await page.locator('[data-state="cancelled"]').first().waitFor();
-    assert.equal(await page.getByRole('button', { name: 'Stop' }).count(), 0);
+    await page.locator(`[data-run="${run.id}"][data-state="cancelled"]`).waitFor();
+    await until('no more Stop', async () => (await page.getByRole('button', { name: 'Stop' }).count()) === 0);
   });
 
   test('a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
