@@ -231,7 +231,7 @@ describe('a run under way', () => {
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/long');
     await page.getByRole('button', { name: 'Run now' }).click();
-    await page.getByRole('button', { name: 'Stop' }).first().click();
+    await page.getByRole('button', { name: 'Stop', exact: true }).first().click();
     await page.locator('[data-state="cancelled"]').first().waitFor({ timeout: 15_000 });
   });
 });
@@ -327,10 +327,13 @@ describe('a connection that is lost', () => {
     await state(page, 'reconnecting');
     wire.mend();
     await state(page, 'connected');
-    await page.getByRole('button', { name: 'Stop' }).first().click();
+    await page.getByRole('button', { name: 'Stop', exact: true }).first().click();
     assert.equal((await ended(run)).state, 'cancelled');
     await page.locator(`[data-run="${run.id}"][data-state="cancelled"]`).waitFor();
-    await until('no more Stop', async () => (await page.getByRole('button', { name: 'Stop' }).count()) === 0);
+    await until(
+      'no more Stop',
+      async () => (await page.getByRole('button', { name: 'Stop', exact: true }).count()) === 0,
+    );
   });
 
   test('a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
