@@ -12,16 +12,16 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
-pub use place::{Place, key_at, table};
 pub use trust::{Untrusted, trusted};
+
+use place::{Place, key_at, table};
 
 use crate::store::Durability;
 use crate::task::definition::{Catchup, Overlap, Policy};
 
+pub mod place;
+pub mod trust;
 pub mod units;
-
-mod place;
-mod trust;
 
 /// The file that is read from the working directory when none is named.
 pub const DEFAULT_FILE: &str = "config.toml";
@@ -135,11 +135,6 @@ pub struct Stream {
     pub slow_window: Duration,
     /// How many pages of the log are read at once.
     pub page_reads: usize,
-    /// How many events a page of the log has at most.
-    pub page_events: usize,
-    /// How many bytes a page of the log has at most.
-    #[serde(deserialize_with = "units::as_bytes::deserialize")]
-    pub page_bytes: u64,
     /// How many sockets there are at most.
     pub connections: usize,
     /// How many sockets one credential has at most.
@@ -176,8 +171,6 @@ impl Default for Stream {
             slow_bytes: 16 << 10,
             slow_window: Duration::from_secs(10),
             page_reads: 64,
-            page_events: 500,
-            page_bytes: 128 << 10,
             connections: 10_000,
             connections_per_credential: 64,
             unauthenticated: 256,
@@ -208,9 +201,6 @@ pub struct Runs {
     /// When, after the SIGINT of a stop, the run ends even if a process cannot be ended.
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub stop_give_up: Duration,
-    /// How many bytes of one tool call's output are kept.
-    #[serde(deserialize_with = "units::as_bytes::deserialize")]
-    pub output_bytes: u64,
 }
 
 impl Runs {
@@ -231,7 +221,6 @@ impl Default for Runs {
             stop_term: Duration::from_secs(5),
             stop_kill: Duration::from_secs(15),
             stop_give_up: Duration::from_secs(20),
-            output_bytes: 64 << 20,
         }
     }
 }
@@ -290,11 +279,14 @@ pub struct Retention {
     /// Bytes, stored outputs included.
     #[serde(deserialize_with = "units::as_bytes::deserialize")]
     pub bytes: u64,
+    /// How often what is no longer kept is removed.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub every: Duration,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { runs: 100, days: 90, events: 1_000_000, bytes: 1 << 30 }
+        Self { runs: 100, days: 90, events: 1_000_000, bytes: 1 << 30, every: Duration::from_secs(600) }
     }
 }
 
@@ -505,8 +497,8 @@ impl Config {
             toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
         let mut config = Self::default();
         for (variable, value) in environment {
-            let path: Vec<String> =
-                variable.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
+            let name = variable.strip_prefix(PREFIX).unwrap_or(variable);
+            let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
             let key = path.join(".");
             if path.iter().any(String::is_empty) || path.len() > 2 {
                 return Err(wrong(
@@ -561,8 +553,6 @@ impl Config {
             ("stream.replay_bytes", self.stream.replay_bytes),
             ("stream.slow_window", millis(self.stream.slow_window)),
             ("stream.page_reads", self.stream.page_reads as u64),
-            ("stream.page_events", self.stream.page_events as u64),
-            ("stream.page_bytes", self.stream.page_bytes),
             ("stream.connections", self.stream.connections as u64),
             ("stream.connections_per_credential", self.stream.connections_per_credential as u64),
             ("stream.unauthenticated", self.stream.unauthenticated as u64),
@@ -570,7 +560,6 @@ impl Config {
             ("stream.queue_events", self.stream.queue_events as u64),
             ("stream.queue_bytes", self.stream.queue_bytes),
             ("stream.queue_total_bytes", self.stream.queue_total_bytes),
-            ("runs.output_bytes", self.runs.output_bytes),
             ("schedule.queue_limit", u64::from(self.schedule.queue_limit)),
             ("schedule.timeout", millis(self.schedule.timeout)),
             ("schedule.look_again", millis(self.schedule.look_again)),
@@ -578,6 +567,7 @@ impl Config {
             ("retention.days", u64::from(self.retention.days)),
             ("retention.events", self.retention.events),
             ("retention.bytes", self.retention.bytes),
+            ("retention.every", millis(self.retention.every)),
         ];
         if let Some((key, _)) = above_nothing.iter().find(|(_, value)| *value == 0) {
             return Err((key, "must be more than nothing".into()));

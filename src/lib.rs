@@ -4,6 +4,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod failpoint;
+pub mod shutdown;
 
 pub mod record;
 pub mod store;
@@ -19,6 +20,7 @@ pub mod run;
 pub mod planner;
 
 pub mod api;
+pub mod retention;
 pub mod server;
 
 pub mod cli;

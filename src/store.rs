@@ -19,8 +19,6 @@ mod schema;
 /// The newest version of the schema that this program knows.
 pub use schema::VERSION;
 
-/// How many pages may be read at once: a recovery storm must not take all threads (`docs/protocol.md`, "Numbers").
-pub const PAGE_READS: usize = 64;
 /// Idle read connections that are kept; each holds a page cache.
 const KEPT_READERS: usize = 4;
 
@@ -97,12 +95,13 @@ pub struct Opened {
 }
 
 impl Store {
-    /// Opens the data folder, makes what is missing and brings the schema up to date.
+    /// Opens the data folder, makes what is missing and brings the schema up to date. At most `page_reads` pages
+    /// are read at once: a recovery storm must not take all threads.
     ///
     /// # Errors
     /// When another server has it, when its data is of a newer version, or when it cannot be read or written;
     /// each says what to do.
-    pub fn open(dir: &Path, durability: Durability) -> Result<Opened> {
+    pub fn open(dir: &Path, durability: Durability, page_reads: usize) -> Result<Opened> {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
         let path = dir.join("rejoin.db");
@@ -113,7 +112,7 @@ impl Store {
         let store = Self {
             path,
             readers: Mutex::new(Vec::new()),
-            permits: Arc::new(Semaphore::new(PAGE_READS)),
+            permits: Arc::new(Semaphore::new(page_reads)),
             _lock: lock,
         };
         Ok(Opened { store, writer, logs_replaced })

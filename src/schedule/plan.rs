@@ -142,7 +142,12 @@ pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestam
     Decision::Plan(Plan { rows, planned_to, next: timing.next_after(standing.anchor, planned_to) })
 }
 
-/// How long after its time a slot may still be caught up.
+/// How long after its time a slot is on time; a run that starts later ends its slot as `late`.
+pub fn slack(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
+    period(timing, anchor, slot).map_or(ON_TIME, |period| ON_TIME.min(period / 2))
+}
+
+/// How long after its time a slot may still be caught up, and how long it may wait in a queue.
 pub fn window(timing: &Timing, policy: &Policy, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
     match policy.catchup_window {
         Some(set) => SignedDuration::try_from(set).unwrap_or(SignedDuration::MAX),
@@ -153,11 +158,6 @@ pub fn window(timing: &Timing, policy: &Policy, anchor: Timestamp, slot: Timesta
 /// The time to the next slot; none after the last one.
 fn period(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> Option<SignedDuration> {
     timing.next_after(anchor, slot).map(|next| next.duration_since(slot))
-}
-
-/// How long after its time a slot is still on time.
-pub fn tolerance(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
-    period(timing, anchor, slot).map_or(ON_TIME, |period| ON_TIME.min(period / 2))
 }
 
 /// The slots after `from` up to `now`.
@@ -176,7 +176,7 @@ impl Due<'_> {
     /// The rows of an enabled task whose last due slot is `last`: too old, made part of it, and itself.
     fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing) -> Vec<Row> {
         let age = self.now.duration_since(last);
-        let on_time = age <= tolerance(self.timing, self.anchor, last);
+        let on_time = age <= slack(self.timing, self.anchor, last);
         // Only the last slot can be on time: half a period behind another one the next is not yet due.
         let window = window(self.timing, policy, self.anchor, last);
         let caught_up = policy.catchup == Catchup::Last && age <= window;

@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::trusted;
+use crate::config::trust::trusted;
 use crate::event::TaskId;
 use crate::task::definition::{Definition, Policy};
 use crate::task::parse::{self, Problem, Problems};

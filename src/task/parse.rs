@@ -7,32 +7,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::Value as Json;
-use toml::de::{DeTable, DeValue};
 
-use crate::config::{self, Place, units};
+use crate::config::place::{self, Place};
 use crate::event::TaskId;
-use crate::schedule::timing::{Timing, nearest};
+use crate::schedule::timing::Timing;
 use crate::task::definition::{
     Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
 };
+
+use reader::{Open, Reader, not_known};
+pub use rules::MAX_CONDITION;
+use rules::{NAME_RULE, check_secret_name, check_url, is_name};
+use tree::{Data, Node, json_node, member_span, table_node};
+
+mod reader;
+mod rules;
+mod tree;
 
 /// The longest title, in characters: one line on a phone or two.
 pub const MAX_TITLE: usize = 120;
 
 /// How many steps a task may have.
 pub const MAX_STEPS: usize = 256;
-
-/// The longest condition, in bytes.
-pub const MAX_CONDITION: usize = 4096;
-
-/// The stack on which a condition is checked, in bytes: address space, of which a condition that people write
-/// touches a few hundred KiB.
-const CONDITION_STACK: usize = 256 << 20;
 
 /// How often a step may be tried again.
 pub const MAX_RETRIES: i64 = 100;
@@ -140,7 +140,7 @@ pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition
             message,
         }
     };
-    let table = config::table(text)
+    let table = place::table(text)
         .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
     let root = Node { data: table_node(table.get_ref()), span: None };
     let mut reader = Reader::default();
@@ -205,311 +205,92 @@ pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<De
     from_json(&task, defaults).map(|posted| posted.definition)
 }
 
+/// Reads a schedule alone, as `POST /schedule/preview` gives it: `cron`, `every` or `at`, and `tz`. Other members
+/// are the caller's, and so is `tz` beside `every`: there it says only how moments are shown.
+///
+/// # Errors
+/// [`Problems`], with keys like `cron`.
+pub fn schedule_from_json(value: &Json) -> Result<Schedule, Problems> {
+    let mut value = value.clone();
+    if let Json::Object(members) = &mut value {
+        let elapsed = members.get("every").is_some_and(|every| !every.is_null());
+        members.retain(|name, _| SCHEDULE_KEYS.contains(&name.as_str()) && !(elapsed && name == "tz"));
+    }
+    let mut reader = Reader::default();
+    let schedule = reader.schedule("", &Node { data: json_node(&value), span: None });
+    reader.end(schedule, without_place)
+}
+
+/// The parameters of one run: the defaults of the task with `given` over them. A text that is given where the
+/// default is a number, or true or false, is read as one: command lines know only text.
+///
+/// # Errors
+/// [`Problems`]: a parameter that the task does not have, one without a default that is not given, and one of
+/// another kind than its default.
+pub fn run_params(task: &Definition, given: &Json) -> Result<BTreeMap<String, Json>, Problems> {
+    let mut reader = Reader::default();
+    let mut params: BTreeMap<String, Json> = BTreeMap::new();
+    for (name, param) in &task.params {
+        params.extend(param.default.clone().map(|default| (name.clone(), default)));
+    }
+    match given {
+        Json::Null => {}
+        Json::Object(members) => {
+            for (name, value) in members {
+                let key = format!("params.{name}");
+                match task.params.get(name).map(|param| fitting(param.default.as_ref(), value)) {
+                    Some(Ok(value)) => {
+                        params.insert(name.clone(), value);
+                    }
+                    Some(Err(why)) => reader.wrong(key, None, why),
+                    None => {
+                        let known: Vec<&str> = task.params.keys().map(String::as_str).collect();
+                        reader.wrong(key, None, not_known(name, &known));
+                    }
+                }
+            }
+        }
+        _ => reader.wrong("params", None, "must be a table".into()),
+    }
+    for name in task.params.keys() {
+        let key = format!("params.{name}");
+        if !params.contains_key(name) && !reader.findings.iter().any(|finding| finding.key == key) {
+            reader.wrong(key, None, "has no default and must be given".into());
+        }
+    }
+    reader.end(Some(params), without_place)
+}
+
+/// A value that is given, as the kind of the default.
+fn fitting(default: Option<&Json>, given: &Json) -> Result<Json, String> {
+    let read = |kind: &str| match given {
+        Json::String(text) => {
+            serde_json::from_str::<Json>(text.trim()).map_err(|_| format!("{text:?} is not {kind}"))
+        }
+        other => Ok(other.clone()),
+    };
+    match default {
+        Some(Json::Number(_)) => read("a number")?
+            .as_number()
+            .map(|n| Json::from(n.clone()))
+            .ok_or_else(|| "must be a number".into()),
+        Some(Json::Bool(_)) => {
+            read("true or false")?.as_bool().map(Json::from).ok_or_else(|| "must be true or false".into())
+        }
+        Some(_) if !given.is_string() => Err("must be text".into()),
+        _ => match given {
+            Json::String(text) if text.contains('\0') => Err("must not have a zero byte".into()),
+            Json::String(_) | Json::Number(_) | Json::Bool(_) => Ok(given.clone()),
+            _ => Err("must be text, a number, true or false".into()),
+        },
+    }
+}
+
 fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Problem {
     Problem { file: None, line: None, column: None, key, message }
 }
 
-/// What TOML and JSON have in common, with where it stood.
-struct Node {
-    data: Data,
-    span: Option<Range<usize>>,
-}
-
-enum Data {
-    Bool(bool),
-    Integer(i64),
-    Float(f64),
-    Text(String),
-    /// A time as TOML has them without quotes.
-    Time(String),
-    List(Vec<Node>),
-    Table(Vec<Member>),
-    /// JSON's null; a member that has it is as good as absent.
-    Null,
-    /// A number that fits no integer of 64 bits.
-    TooLarge,
-}
-
-struct Member {
-    name: String,
-    name_span: Option<Range<usize>>,
-    node: Node,
-}
-
-impl Data {
-    /// What it is, for "must be text, is ...".
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Bool(_) => "true or false",
-            Self::Integer(_) | Self::Float(_) => "a number",
-            Self::TooLarge => "a number that is too large",
-            Self::Text(_) => "text",
-            Self::Time(_) => "a time",
-            Self::List(_) => "a list",
-            Self::Table(_) => "a table",
-            Self::Null => "null",
-        }
-    }
-}
-
-fn table_node(table: &DeTable<'_>) -> Data {
-    let mut members: Vec<Member> = table
-        .iter()
-        .map(|(key, value)| Member {
-            name: key.get_ref().to_string(),
-            name_span: Some(key.span()),
-            node: Node { data: toml_node(value.get_ref()), span: Some(value.span()) },
-        })
-        .collect();
-    members.sort_by_key(|member| member.name_span.as_ref().map(|span| span.start));
-    Data::Table(members)
-}
-
-fn toml_node(value: &DeValue<'_>) -> Data {
-    match value {
-        DeValue::String(text) => Data::Text(text.to_string()),
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).map_or(Data::TooLarge, Data::Integer)
-        }
-        DeValue::Float(number) => number.as_str().parse().map_or(Data::TooLarge, Data::Float),
-        DeValue::Boolean(value) => Data::Bool(*value),
-        DeValue::Datetime(time) => Data::Time(time.to_string()),
-        DeValue::Array(items) => Data::List(
-            items
-                .iter()
-                .map(|item| Node { data: toml_node(item.get_ref()), span: Some(item.span()) })
-                .collect(),
-        ),
-        DeValue::Table(table) => table_node(table),
-    }
-}
-
-fn json_node(value: &Json) -> Data {
-    match value {
-        Json::Null => Data::Null,
-        Json::Bool(value) => Data::Bool(*value),
-        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(number), _) => Data::Integer(number),
-            (None, Some(number)) if !number.is_finite() || number.fract() == 0.0 => Data::TooLarge,
-            (None, Some(number)) => Data::Float(number),
-            (None, None) => Data::TooLarge,
-        },
-        Json::String(text) => Data::Text(text.clone()),
-        Json::Array(items) => {
-            Data::List(items.iter().map(|item| Node { data: json_node(item), span: None }).collect())
-        }
-        Json::Object(members) => Data::Table(
-            members
-                .iter()
-                .map(|(name, value)| Member {
-                    name: name.clone(),
-                    name_span: None,
-                    node: Node { data: json_node(value), span: None },
-                })
-                .collect(),
-        ),
-    }
-}
-
-/// What was found wrong, before it has a file.
-struct Finding {
-    key: String,
-    span: Option<Range<usize>>,
-    message: String,
-}
-
-/// Goes through the tree, takes what is good and notes what is not.
-#[derive(Default)]
-struct Reader {
-    findings: Vec<Finding>,
-}
-
-/// A table that is being read: every name that nobody asked for is a problem at the end.
-struct Open<'n> {
-    path: String,
-    span: Option<Range<usize>>,
-    members: Vec<(&'n Member, bool)>,
-}
-
-impl<'n> Open<'n> {
-    /// The dotted key of a member.
-    fn key(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
-    }
-
-    /// The member of that name, if it is there and not null.
-    fn take(&mut self, name: &str) -> Option<&'n Node> {
-        let (member, asked) = self.members.iter_mut().find(|(member, _)| member.name == name)?;
-        *asked = true;
-        (!matches!(member.node.data, Data::Null)).then_some(&member.node)
-    }
-}
-
 impl Reader {
-    fn wrong(&mut self, key: impl Into<String>, span: Option<Range<usize>>, message: String) {
-        self.findings.push(Finding { key: key.into(), span, message });
-    }
-
-    /// The definition if nothing is wrong with it.
-    fn end(
-        mut self,
-        definition: Option<Definition>,
-        problem: impl Fn(Option<Range<usize>>, String, String) -> Problem,
-    ) -> Result<Definition, Problems> {
-        // In the order of the text; what is missing has no place and comes last.
-        self.findings.sort_by_key(|finding| finding.span.as_ref().map_or(usize::MAX, |span| span.start));
-        let problems: Vec<Problem> = self
-            .findings
-            .into_iter()
-            .map(|finding| problem(finding.span, finding.key, finding.message))
-            .collect();
-        match definition {
-            Some(definition) if problems.is_empty() => Ok(definition),
-            _ if problems.is_empty() => Err(problem(None, String::new(), "is not a task".into()).into()),
-            _ => Err(Problems(problems)),
-        }
-    }
-
-    fn open<'n>(&mut self, path: &str, node: &'n Node) -> Option<Open<'n>> {
-        let Data::Table(members) = &node.data else {
-            self.wrong(path, node.span.clone(), format!("must be a table, is {}", node.data.name()));
-            return None;
-        };
-        Some(Open {
-            path: path.to_owned(),
-            span: node.span.clone(),
-            members: members.iter().map(|member| (member, false)).collect(),
-        })
-    }
-
-    /// Names what nobody asked for. `later` are keys that other versions know.
-    fn close(&mut self, open: Open<'_>, known: &[&'static str], later: &[&'static str]) {
-        for (member, asked) in &open.members {
-            if *asked {
-                continue;
-            }
-            let key = open.key(&member.name);
-            let message = if later.contains(&member.name.as_str()) {
-                "comes later: this version does not act on it".to_owned()
-            } else {
-                match nearest(&member.name, known.iter().copied()) {
-                    Some(near) => format!("is not known: did you mean {near:?}?"),
-                    None => format!("is not known: there are {}", known.join(", ")),
-                }
-            };
-            self.wrong(key, member.name_span.clone(), message);
-        }
-    }
-
-    fn text(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
-        let node = open.take(name)?;
-        match &node.data {
-            Data::Text(text) => Some(text.clone()),
-            other => {
-                let message = format!("must be text, is {}", other.name());
-                self.wrong(open.key(name), node.span.clone(), message);
-                None
-            }
-        }
-    }
-
-    /// Text that says something; empty or white is a problem.
-    fn filled(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
-        let span = open.take(name).and_then(|node| node.span.clone());
-        let text = self.text(open, name)?;
-        if text.trim().is_empty() {
-            self.wrong(open.key(name), span, "must not be empty".into());
-            return None;
-        }
-        if text.contains('\0') {
-            self.wrong(open.key(name), span, "must not have a zero byte".into());
-            return None;
-        }
-        Some(text)
-    }
-
-    /// One line of text.
-    fn line(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
-        let span = open.take(name).and_then(|node| node.span.clone());
-        let text = self.filled(open, name)?;
-        if text.contains(['\n', '\r']) {
-            self.wrong(open.key(name), span, "must be one line".into());
-            return None;
-        }
-        Some(text)
-    }
-
-    fn flag(&mut self, open: &mut Open<'_>, name: &str) -> Option<bool> {
-        let node = open.take(name)?;
-        match node.data {
-            Data::Bool(value) => Some(value),
-            ref other => {
-                let message = format!("must be true or false, is {}", other.name());
-                self.wrong(open.key(name), node.span.clone(), message);
-                None
-            }
-        }
-    }
-
-    /// A length of time above nothing.
-    fn length(&mut self, open: &mut Open<'_>, name: &str) -> Option<Duration> {
-        let node = open.take(name)?;
-        let read = match &node.data {
-            Data::Text(text) => units::duration(text),
-            Data::Integer(_) | Data::Float(_) => Err("must have a unit, like \"30s\" or \"5m\"".into()),
-            other => Err(format!("must be a length of time like \"30s\", is {}", other.name())),
-        };
-        let read = read.and_then(|length| match length {
-            Duration::ZERO => Err("must be more than nothing".into()),
-            // A millisecond is the finest that is kept, so that writing and reading give the same.
-            length if length.subsec_nanos() % 1_000_000 != 0 => Err("must be whole milliseconds".into()),
-            length => Ok(length),
-        });
-        read.map_err(|message| self.wrong(open.key(name), node.span.clone(), message)).ok()
-    }
-
-    /// One of a few words.
-    fn word<T: Copy>(&mut self, open: &mut Open<'_>, name: &str, words: &[(&str, Option<T>)]) -> Option<T> {
-        let node = open.take(name)?;
-        let Data::Text(text) = &node.data else {
-            let message = format!("must be text, is {}", node.data.name());
-            self.wrong(open.key(name), node.span.clone(), message);
-            return None;
-        };
-        let there_are = || {
-            let words: Vec<String> = words
-                .iter()
-                .filter(|(_, value)| value.is_some())
-                .map(|(word, _)| format!("{word:?}"))
-                .collect();
-            words.join(" and ")
-        };
-        match words.iter().find(|(word, _)| word == text) {
-            Some((_, Some(value))) => Some(*value),
-            Some((word, None)) => {
-                let message = format!("{word:?} comes later: in this version there are {}", there_are());
-                self.wrong(open.key(name), node.span.clone(), message);
-                None
-            }
-            None => {
-                let message = format!("{text:?} is not known: there are {}", there_are());
-                self.wrong(open.key(name), node.span.clone(), message);
-                None
-            }
-        }
-    }
-
-    /// A CEL condition.
-    fn condition(&mut self, open: &mut Open<'_>, name: &str) -> Option<String> {
-        let span = open.take(name).and_then(|node| node.span.clone());
-        let text = self.filled(open, name)?;
-        if let Err(why) = check_condition(&text) {
-            self.wrong(open.key(name), span, format!("is not a condition: {why}"));
-            return None;
-        }
-        Some(text)
-    }
-
     fn definition(&mut self, root: &Node, defaults: &Policy) -> Option<Definition> {
         const KNOWN: [&str; 10] = [
             "title",
@@ -527,13 +308,23 @@ impl Reader {
         let title = self.title(&mut open);
         let description = self.text(&mut open, "description").unwrap_or_default();
         let agent = self.agent(&mut open);
-        let schedule = open.take("schedule").and_then(|node| self.schedule(node));
+        let schedule = open.take("schedule").and_then(|node| self.schedule("schedule", node));
         let policy = match open.take("policy") {
             Some(node) => self.policy(node, defaults),
             None => Some(defaults.clone()),
         };
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
+        if schedule.is_some() {
+            for (name, param) in &params {
+                if param.default.is_none() {
+                    let span = member_span(open.take("params"), name);
+                    let message =
+                        "needs a default: nobody gives one when the task runs by its schedule".to_owned();
+                    self.wrong(format!("params.{name}"), span, message);
+                }
+            }
+        }
         let steps = self.steps(&mut open);
         let attention = self.condition(&mut open, "attention");
         let summary = self.line(&mut open, "summary");
@@ -605,8 +396,8 @@ impl Reader {
         self.word(open, "agent", &words)
     }
 
-    fn schedule(&mut self, node: &Node) -> Option<Schedule> {
-        let mut open = self.open("schedule", node)?;
+    fn schedule(&mut self, path: &str, node: &Node) -> Option<Schedule> {
+        let mut open = self.open(path, node)?;
         let cron = self.filled(&mut open, "cron");
         let every = self.length(&mut open, "every");
         let at = match open.take("at").map(|node| &node.data) {
@@ -616,27 +407,27 @@ impl Reader {
         let zone = self.filled(&mut open, "tz");
         let given: Vec<&str> =
             ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
-        let spans: BTreeMap<&str, Option<Range<usize>>> = ["cron", "every", "at", "tz"]
+        let spans: BTreeMap<&str, Option<Range<usize>>> = SCHEDULE_KEYS
             .into_iter()
             .filter_map(|name| Some((name, open.take(name)?.span.clone())))
             .collect();
         let header = open.span.clone();
-        self.close(open, &["cron", "every", "at", "tz"], &["jitter", "stagger"]);
+        let [zone_key, keys] = [open.key("tz"), open.key("")];
+        self.close(open, &SCHEDULE_KEYS, &["jitter", "stagger"]);
         if given.len() != 1 {
             let message = if given.is_empty() {
                 "needs one of cron, every and at".to_owned()
             } else {
                 format!("takes one of cron, every and at, has {}", given.join(" and "))
             };
-            self.wrong("schedule", header, message);
+            self.wrong(path, header, message);
             return None;
         }
         let schedule = match (cron, every, at) {
             (Some(expression), _, _) => Schedule::Cron { expression: expression.trim().to_owned(), zone },
-            (_, Some(period), _) if zone.is_some() => {
-                let _ = period;
+            (_, Some(_), _) if zone.is_some() => {
                 let message = "has no effect with every, which counts elapsed time: take it out".to_owned();
-                self.wrong("schedule.tz", spans.get("tz").cloned().flatten(), message);
+                self.wrong(zone_key, spans.get("tz").cloned().flatten(), message);
                 return None;
             }
             (_, Some(period), _) => Schedule::Every { period },
@@ -647,7 +438,7 @@ impl Reader {
         // the schedule is put in force.
         if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
             self.wrong(
-                format!("schedule.{}", wrong.key),
+                format!("{keys}{}", wrong.key),
                 spans.get(wrong.key).cloned().flatten(),
                 wrong.message,
             );
@@ -696,22 +487,6 @@ impl Reader {
             catchup_window,
             timeout,
         })
-    }
-
-    fn number(&mut self, open: &mut Open<'_>, name: &str, least: i64, most: i64) -> Option<i64> {
-        let node = open.take(name)?;
-        match node.data {
-            Data::Integer(n) if (least..=most).contains(&n) => Some(n),
-            Data::Integer(n) => {
-                self.wrong(open.key(name), node.span.clone(), format!("{n} is not from {least} to {most}"));
-                None
-            }
-            ref other => {
-                let message = format!("must be a whole number, is {}", other.name());
-                self.wrong(open.key(name), node.span.clone(), message);
-                None
-            }
-        }
     }
 
     fn params(&mut self, node: &Node) -> BTreeMap<String, Param> {
@@ -813,17 +588,11 @@ impl Reader {
         let mut steps = Vec::new();
         for (n, item) in items.iter().enumerate() {
             let path = format!("steps[{n}]");
-            let name_span = match &item.data {
-                Data::Table(members) => members
-                    .iter()
-                    .find(|member| member.name == "name")
-                    .and_then(|member| member.node.span.clone()),
-                _ => None,
-            };
             if let Some(step) = self.step(&path, n, item) {
                 if !names.insert(step.name.clone()) {
                     let message = format!("another step is named {:?}", step.name);
-                    self.wrong(format!("{path}.name"), name_span.or(item.span.clone()), message);
+                    let span = member_span(Some(item), "name").or(item.span.clone());
+                    self.wrong(format!("{path}.name"), span, message);
                 }
                 steps.push(step);
             }
@@ -967,12 +736,12 @@ impl Reader {
         let names: Vec<(String, Option<Range<usize>>)> =
             open.members.iter().map(|(member, _)| (member.name.clone(), member.name_span.clone())).collect();
         for (name, span) in names {
-            if axum::http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            if reqwest::header::HeaderName::from_bytes(name.as_bytes()).is_err() {
                 self.wrong(open.key(&name), span, "is not the name of a header".into());
                 continue;
             }
             if let Some(value) = self.text(&mut open, &name) {
-                if axum::http::HeaderValue::from_str(&value).is_err() {
+                if reqwest::header::HeaderValue::from_str(&value).is_err() {
                     self.wrong(open.key(&name), span, "is not the value of a header".into());
                     continue;
                 }
@@ -1042,99 +811,5 @@ impl Reader {
     }
 }
 
-/// How the names of steps and parameters look.
-const NAME_RULE: &str = "must be a name of a-z, 0-9 and '_', beginning with a letter, at most 64 long";
-
-/// Whether a text is the name of a step or a parameter: it becomes part of a variable's name.
-fn is_name(text: &str) -> bool {
-    let inner = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_');
-    text.len() <= 64 && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(inner)
-}
-
-/// Whether a secret may become a variable of that name. Names that decide what a command loads or runs, and ours,
-/// stay the server's.
-fn check_secret_name(name: &str) -> Result<(), String> {
-    const TAKEN: [&str; 18] = [
-        "PATH",
-        "HOME",
-        "SHELL",
-        "USER",
-        "LOGNAME",
-        "PWD",
-        "OLDPWD",
-        "IFS",
-        "ENV",
-        "BASH_ENV",
-        "SHELLOPTS",
-        "BASHOPTS",
-        "PS4",
-        "CDPATH",
-        "GLOBIGNORE",
-        "TMPDIR",
-        "LANG",
-        "TZ",
-    ];
-    const TAKEN_BEGINNINGS: [&str; 8] =
-        ["LD_", "DYLD_", "REJOIN_", "BASH_FUNC_", "PYTHON", "PERL", "NODE_OPTIONS", "LC_"];
-    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    if !begins || !name.bytes().all(inner) || name.len() > 128 {
-        return Err(
-            "must be the name of a variable: letters, digits and '_', not beginning with a digit".into()
-        );
-    }
-    let upper = name.to_uppercase();
-    if TAKEN.contains(&upper.as_str())
-        || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning))
-    {
-        return Err(format!("{name} stays the server's: give the secret another name"));
-    }
-    Ok(())
-}
-
-/// Whether an address is one that can be asked. `${...}` is filled in only in thoughts and written files, so that an
-/// address is what it says.
-fn check_url(url: &str) -> Result<(), String> {
-    let read: axum::http::Uri = url.parse().map_err(|_| format!("{url:?} is not an address"))?;
-    if !matches!(read.scheme_str(), Some("http" | "https")) {
-        return Err(format!("{url:?} must begin with http:// or https://"));
-    }
-    match read.authority() {
-        Some(authority) if authority.as_str().contains('@') => {
-            Err("must not have a name or password: send a header from a secret".into())
-        }
-        Some(authority) if !authority.host().is_empty() => Ok(()),
-        _ => Err(format!("{url:?} names no host")),
-    }
-}
-
-/// Whether a text is a CEL condition.
-fn check_condition(text: &str) -> Result<(), String> {
-    if text.len() > MAX_CONDITION {
-        return Err(format!("it has {} bytes, at most {MAX_CONDITION} are taken", text.len()));
-    }
-    // On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end
-    // a thread of 2 MiB, and with it the server. Its own limit holds where the stack is large enough.
-    std::thread::scope(|scope| {
-        let compiled = std::thread::Builder::new()
-            .name("condition".into())
-            .stack_size(CONDITION_STACK)
-            .spawn_scoped(scope, || match cel::Program::compile(text) {
-                Ok(_) => Ok(()),
-                Err(error) => Err(error.to_string()),
-            })
-            .map_err(|error| format!("it could not be checked: {error}"))?;
-        compiled.join().unwrap_or_else(|_| Err("it cannot be read".into()))
-    })
-    .map_err(|error| plain(&error))
-}
-
-/// The library's words in one line: without its prefix and the list of all that could have stood there.
-fn plain(error: &str) -> String {
-    if error.contains("Recursion limit") {
-        return "its brackets go too deep".into();
-    }
-    let line = error.lines().next().unwrap_or_default();
-    let line = line.split(" expecting ").next().unwrap_or(line);
-    line.trim_start_matches("ERROR: <input>:").to_owned()
-}
+/// The members of a schedule.
+const SCHEDULE_KEYS: [&str; 4] = ["cron", "every", "at", "tz"];

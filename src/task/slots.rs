@@ -121,7 +121,7 @@ impl Start {
     /// The start at `now` of the run of a slot.
     pub fn of(task: &Task, run: &Run, slot: Timestamp, now: Timestamp) -> Self {
         let behind = now.duration_since(slot);
-        let tolerance = task.timing.as_ref().map_or(plan::ON_TIME, |timing| plan::tolerance(timing, task.anchor, slot));
+        let tolerance = task.timing.as_ref().map_or(plan::ON_TIME, |timing| plan::slack(timing, task.anchor, slot));
         Self {
             late: run.trigger == "catchup" || behind > tolerance,
             late_ms: u64::try_from(behind.as_millis()).unwrap_or(0),

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use rejoin::task::definition::{
     Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
 };
-use rejoin::task::parse::{from_json, from_toml, patched};
+use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
 
 /// The file that the guide shows.
@@ -349,7 +349,11 @@ fn a_condition_of_any_depth_is_read_or_refused_and_ends_nothing() {
     let with = |condition: String| read(&task(&format!("attention = '{condition}'"))).map(|_| ());
     let brackets = |n: usize| format!("{}1{}", "(".repeat(n), ")".repeat(n));
     assert_eq!(with(brackets(90)), Ok(()));
-    assert!(with(brackets(2000)).unwrap_err().ends_with("attention: is not a condition: its brackets go too deep"));
+    assert!(
+        with(brackets(2000))
+            .unwrap_err()
+            .ends_with("attention: is not a condition: its brackets go too deep")
+    );
     assert!(with("[".repeat(4096)).is_err());
     assert!(with("!".repeat(4096)).is_err());
     assert!(with(brackets(3000)).unwrap_err().contains("at most 4096 are taken"));
@@ -387,7 +391,11 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         (json!({"title": "T", "steps": [{"run": ""}]}), "steps[0].run", "must not be empty"),
         (json!({"title": "T", "id": "A B", "steps": [{"run": "a"}]}), "id", "is not a task id"),
         (json!({"title": "T", "run": 1, "steps": [{"run": "a"}]}), "run", "true or false"),
-        (json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}), "steps[0].on_error", "too large"),
+        (
+            json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}),
+            "steps[0].on_error",
+            "is a number",
+        ),
         (json!({"title": "T", "instruction": "x", "steps": [{"run": "a"}]}), "instruction", "no agent"),
         (
             json!({"title": "T", "policy": {"overlap": "allow"}, "steps": [{"run": "a"}]}),
@@ -400,6 +408,86 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         assert_eq!((problem.key.as_str(), problem.line, problem.file.as_ref()), (key, None, None), "{value}");
         assert!(problem.message.contains(part), "{value}: {problem}");
     }
+}
+
+#[test]
+fn numbers_are_taken_as_they_are_written() {
+    let default =
+        |text: &str| read(&task(&format!("params.a.default = {text}"))).unwrap().params["a"].default.clone();
+    for (text, value) in [
+        ("1_000", json!(1000)),
+        ("0xff", json!(255)),
+        ("-7", json!(-7)),
+        ("1_0.5", json!(10.5)),
+        ("85.0", json!(85.0)),
+    ] {
+        assert_eq!(default(text), Some(value), "{text}");
+    }
+    for text in ["inf", "nan", "1979-05-27"] {
+        assert!(
+            refused(&task(&format!("params.a.default = {text}"))).contains("must be text, a number"),
+            "{text}"
+        );
+    }
+    let posted = |value| {
+        let task = json!({"title": "T", "steps": [{"run": "a"}], "params": {"a": {"default": value}}});
+        from_json(&task, &Policy::default()).map(|posted| posted.definition.params["a"].default.clone())
+    };
+    assert_eq!(posted(json!(85.0)), Ok(Some(json!(85.0))));
+    assert!(posted(json!(u64::MAX)).unwrap_err().to_string().contains("a number that is too large"));
+}
+
+#[test]
+fn a_schedule_alone_is_read_with_the_same_checks() {
+    let read = schedule_from_json(&json!({"every": "30m", "tz": "Asia/Tokyo", "n": 5})).unwrap();
+    assert_eq!(read, Schedule::Every { period: Duration::from_secs(1800) });
+    for (value, key, part) in [
+        (json!({"cron": "0 0 31 2 *"}), "cron", "never comes"),
+        (json!({"cron": "@daily", "tz": "Berln"}), "tz", "did you mean"),
+        (json!({"every": "0s"}), "every", "more than nothing"),
+        (json!({"n": 5}), "", "needs one of"),
+        (json!("x"), "", "must be a table"),
+    ] {
+        let problems = schedule_from_json(&value).unwrap_err();
+        assert_eq!(problems.first().key, key, "{value}");
+        assert!(problems.first().message.contains(part), "{problems}");
+    }
+}
+
+#[test]
+fn the_parameters_of_a_run_are_the_defaults_with_what_is_given_over_them() {
+    let task = read(&task(
+        "[params]\nn = { default = 85 }\nb = { default = false }\nt = { default = \"x\" }\nany = {}\n",
+    ))
+    .unwrap();
+    let params = |given| run_params(&task, &given).map(|params| json!(params));
+    // What a command line gives is text.
+    let given = json!({"n": "90", "b": "true", "t": "5", "any": "5"});
+    assert_eq!(params(given), Ok(json!({"n": 90, "b": true, "t": "5", "any": "5"})));
+    assert_eq!(params(json!({"any": 5})), Ok(json!({"n": 85, "b": false, "t": "x", "any": 5})));
+    for (given, key, part) in [
+        (json!({}), "params.any", "must be given"),
+        (json!(null), "params.any", "must be given"),
+        (json!([]), "params", "must be a table"),
+        (json!({"any": 1, "nn": 1}), "params.nn", "did you mean \"n\"?"),
+        (json!({"any": 1, "n": "many"}), "params.n", "\"many\" is not a number"),
+        (json!({"any": 1, "b": 1}), "params.b", "must be true or false"),
+        (json!({"any": 1, "t": 1}), "params.t", "must be text"),
+        (json!({"any": [1]}), "params.any", "must be text, a number"),
+    ] {
+        let problems = run_params(&task, &given).unwrap_err();
+        let found = problems.all().iter().find(|problem| problem.key == key).unwrap();
+        assert!(found.message.contains(part), "{given}: {problems}");
+    }
+}
+
+#[test]
+fn a_task_with_a_schedule_has_a_default_for_every_parameter() {
+    let said = refused(&task("schedule.every = \"1h\"\nparams.a = { help = \"x\" }"));
+    let expected =
+        "tasks/t.toml:3:12: params.a: needs a default: nobody gives one when the task runs by its schedule";
+    assert_eq!(said, expected);
+    read(&task("params.a = { help = \"x\" }")).unwrap();
 }
 
 #[test]
@@ -544,7 +632,10 @@ fn definitions() -> impl Strategy<Value = Definition> {
         });
     let whole = (lines(), words(), schedules(), policy, params, secrets, steps(), conditions());
     whole.prop_map(|(title, description, schedule, policy, params, secrets, steps, attention)| {
-        let params: BTreeMap<String, Param> = params;
+        let mut params: BTreeMap<String, Param> = params;
+        if schedule.is_some() {
+            params.retain(|_, param| param.default.is_some());
+        }
         Definition {
             title: title.trim().to_owned(),
             description,

@@ -1,0 +1,472 @@
+//! The server: the only place that wires all parts together, and stops them in order.
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use axum::Router;
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
+use jiff::tz::TimeZone;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::api::auth::{self, Authority};
+use crate::api::board::Board;
+use crate::api::door::Door;
+use crate::api::hub::{Closing, Hub, SocketLimits};
+use crate::api::live::{Live, LiveLimits};
+use crate::api::notice::Notices;
+use crate::api::socket::{Came, Tcp, Unix};
+use crate::api::status::About;
+use crate::api::wire::Viewer;
+use crate::api::{Api, router};
+use crate::clock::Clock;
+use crate::config::{Config, LogFormat};
+use crate::planner::Planner;
+use crate::retention::Retention;
+use crate::run::process::StopStages;
+use crate::run::queue::Runs;
+use crate::run::runner::Workshop;
+use crate::schedule::bell::Bell;
+use crate::shutdown;
+use crate::store::Store;
+use crate::stream::publish::{Checkpointer, Limits, Publisher, Writable, Writer};
+use crate::stream::reader::ReplayLimits;
+use crate::stream::ring;
+use crate::stream::topic::QueueLimits;
+use crate::task::folder::{self, Change};
+use crate::task::registry::{Registry, Source};
+
+/// How often the write-ahead log is looked at.
+const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
+/// How often memory is given back.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
+/// How many sockets are told per second that the server goes down.
+const GOODBYES_PER_SECOND: usize = 500;
+/// How long requests under way may take when the server goes down.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    api: Api,
+    config: Config,
+    writer: Writer,
+    /// Stops everything that makes work.
+    no_more: CancellationToken,
+    /// Stops everything else.
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    bell: Bell,
+}
+
+/// Runs the server until the process is told to stop.
+///
+/// # Errors
+/// When it cannot start; each says what to do.
+pub async fn serve(config: Config) -> Result<()> {
+    log_to_stderr(&config);
+    shutdown::survive_file_limit();
+    let server = Server::start(config, PathBuf::from("/proc/self/exe"), Clock::system()).await?;
+    server.greet();
+    shutdown::asked().await?;
+    server.stop().await
+}
+
+fn log_to_stderr(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    // One line for each delivered event would flood a busy log: held back unless asked for.
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(filter) if !filter.is_empty() => filter,
+        _ => format!("{},rejoin::delivery=off", config.log.filter),
+    };
+    let filter = EnvFilter::builder().parse_lossy(filter);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second server in one process (tests) keeps the log of the first.
+    let _ = match config.log.format {
+        LogFormat::Json => log.json().try_init(),
+        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+    };
+}
+
+/// A bind that others can reach must be safe some other way.
+fn check_bind(config: &Config) -> Result<()> {
+    if config.listen.ip().is_loopback() || !config.trusted_proxies.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "refused to listen on {}: it can be reached from other machines, and what is sent would not be encrypted. \
+         Listen on 127.0.0.1 and put a proxy with TLS in front of it (name it in trusted_proxies), or use an SSH tunnel",
+        config.listen
+    )
+}
+
+impl Server {
+    /// Starts all parts. `exe` is the program that supervises commands: this one.
+    ///
+    /// # Errors
+    /// When a part cannot start; each says what to do.
+    pub async fn start(config: Config, exe: PathBuf, clock: Clock) -> Result<Self> {
+        check_bind(&config)?;
+        let opened = Store::open(&config.data_dir, config.durability, config.stream.page_reads)?;
+        let tcp = Tcp::bind(config.listen)?;
+        let address = tcp.address()?;
+        let store = Arc::new(opened.store);
+        let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
+        let registry = Registry::load(
+            &store,
+            publisher.clone(),
+            config.schedule.policy(),
+            TimeZone::system(),
+            opened.logs_replaced,
+        )
+        .await?;
+        let output_dir: Arc<Path> = config.data_dir.join("output").into();
+        let runs = Runs::new(
+            workshop(&config, &publisher, exe, &output_dir, address)?,
+            registry.clone(),
+            Arc::clone(&store),
+            config.runs.places(),
+        );
+        // First the survivors of the server before, then everything that could start something.
+        runs.recover().await?;
+
+        let token = auth::token(&config.data_dir)?;
+        let authority =
+            Authority::load(&token, &store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+        let viewer = Viewer { registry: registry.clone(), publisher: publisher.clone(), store: Arc::clone(&store) };
+        let api = api(&config, address, viewer, runs, Arc::new(authority), output_dir);
+        let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
+
+        let bell = Bell::start(Arc::clone(&api.planner)).await?;
+        let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
+        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell };
+        server.read_task_files().await;
+        server.spawn_parts()?;
+        server.spawn_doors(tcp, unix);
+        server.api.about.ready.store(true, Ordering::Relaxed);
+        info!(%address, data = %server.config.data_dir.display(), "serving");
+        Ok(server)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its parts, for those that run beside it in one process.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Says where the page is. The link is a credential: it is shown to a terminal and to nothing else.
+    fn greet(&self) {
+        let mut out = std::io::stdout();
+        let page = format!("http://{}", self.address);
+        let words = if out.is_terminal() {
+            let code = self.api.door.authority.make_code();
+            let life = crate::config::units::duration_words(self.api.door.authority.code_life());
+            format!("Rejoin is at {page}\nSign in within {life}: {page}/#code={code}\nAnother link: rejoin open\n")
+        } else {
+            format!("Rejoin is at {page}; `rejoin open` gives a sign-in link\n")
+        };
+        // Nobody may be reading: that is no reason not to serve.
+        let _ = std::io::Write::write_all(&mut out, words.as_bytes());
+    }
+
+    /// Reads the folder of task files once, before anything is due, and follows it from then on.
+    async fn read_task_files(&mut self) {
+        let dir = self.config.tasks_dir.clone();
+        let mut changes = folder::watch(dir, self.config.schedule.policy(), self.stop.clone());
+        let registry = self.api.viewer.registry.clone();
+        let planner = Arc::clone(&self.api.planner);
+        let mut known = match changes.recv().await {
+            Some(first) => {
+                let ids = first.iter().filter_map(|change| match change {
+                    Change::Good { id, .. } => Some(id.clone()),
+                    Change::Bad { id, .. } => id.clone(),
+                    Change::Gone { .. } => None,
+                });
+                let there: std::collections::BTreeSet<_> = ids.collect();
+                apply(&registry, first).await;
+                there
+            }
+            None => return,
+        };
+        // Files that went while no server was there.
+        for task in registry.all() {
+            if task.source == Source::File && task.enabled && !known.contains(&task.id) {
+                disable(&registry, &task.id).await;
+            }
+        }
+        known.clear();
+        self.tasks.spawn(async move {
+            while let Some(batch) = changes.recv().await {
+                apply(&registry, batch).await;
+                planner.notify_one();
+            }
+        });
+    }
+
+    fn spawn_parts(&mut self) -> Result<()> {
+        let Api { viewer, runs, publisher, store, live, planner, .. } = self.api.clone();
+        self.tasks.spawn(runs.clone().dispatch());
+        let look_again = self.config.schedule.look_again;
+        let registry = viewer.registry.clone();
+        let planner = Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
+        self.tasks.spawn(planner.run(self.no_more.clone()));
+        self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
+        self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
+        let limits = self.config.retention.clone();
+        let every = limits.every;
+        let output_dir = Arc::clone(&self.api.output_dir);
+        let retention =
+            Retention { registry, publisher: publisher.clone(), store: Arc::clone(&store), limits, output_dir };
+        self.tasks.spawn(retention.run(self.no_more.clone(), every));
+        let checkpointer = Checkpointer::new(&store)?;
+        let stop = self.stop.clone();
+        let handle = tokio::runtime::Handle::current();
+        std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
+            let mut tidied = Instant::now();
+            while !stop.is_cancelled() {
+                let _ = handle.block_on(async { tokio::time::timeout(CHECKPOINT_EVERY, stop.cancelled()).await });
+                checkpointer.tick(&store, &publisher);
+                if tidied.elapsed() >= TIDY_EVERY {
+                    tidied = Instant::now();
+                    publisher.tidy();
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn spawn_doors(&mut self, tcp: Tcp, unix: Unix) {
+        let service = || -> IntoMakeServiceWithConnectInfo<Router, Came> {
+            router(self.api.clone()).into_make_service_with_connect_info()
+        };
+        let (by_tcp, by_unix) = (service(), service());
+        let ended = |result: std::io::Result<()>| {
+            if let Err(error) = result {
+                error!(%error, "a listener ended");
+            }
+        };
+        let stop = self.no_more.clone();
+        self.tasks.spawn(async move {
+            ended(axum::serve(tcp, by_tcp).with_graceful_shutdown(stop.cancelled_owned()).await);
+        });
+        let stop = self.no_more.clone();
+        self.tasks.spawn(async move {
+            ended(axum::serve(unix, by_unix).with_graceful_shutdown(stop.cancelled_owned()).await);
+        });
+    }
+
+    /// Stops in order: no new work; watchers are told; runs get their grace, then are stopped; what they said is
+    /// written; then the store is closed.
+    ///
+    /// # Errors
+    /// When the orderly end cannot be noted.
+    pub async fn stop(mut self) -> Result<()> {
+        self.api.about.ready.store(false, Ordering::Relaxed);
+        let now = self.api.publisher.clock().now();
+        self.api.live.notices.say("draining", "the server is stopping; it will be back".to_owned(), now);
+        self.api.live.hub.wake_all();
+        self.no_more.cancel();
+        let grace = self.config.runs.shutdown_grace;
+        tokio::join!(self.api.runs.shut_down(grace), self.say_goodbye());
+        self.stop.cancel();
+        let last = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_REQUESTS, last).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+        if let Err(error) = self.bell.stop().await {
+            warn!(%error, "the bell could not be stopped");
+        }
+        let (writer, store) = (self.writer, Arc::clone(&self.api.store));
+        tokio::task::spawn_blocking(move || writer.stop()).await.context("the writer did not stop")?;
+        store.note_clean_stop()?;
+        info!("stopped");
+        Ok(())
+    }
+
+    /// Tells the watchers, a few hundred per second, so that they do not all come back at once.
+    async fn say_goodbye(&self) {
+        let handles = self.api.live.hub.start_draining();
+        let spread = Duration::from_millis((handles.len() * 1000 / GOODBYES_PER_SECOND) as u64);
+        let spread = spread.min(self.config.stream.drain);
+        let pause = spread / u32::try_from(handles.len().max(1)).unwrap_or(1);
+        for (index, handle) in handles.iter().enumerate() {
+            let retry_ms = 500 + rand::random_range(0..1000) + u64::try_from(spread.as_millis()).unwrap_or(0);
+            handle.close(Closing::draining(retry_ms));
+            if index % 50 == 49 {
+                tokio::time::sleep(pause * 50).await;
+            }
+        }
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    let stream = &config.stream;
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let unread_bytes = Limits::default().ring.unread_bytes.max(size(stream.ring_bytes));
+    Limits {
+        ring: ring::Limits { events: stream.ring_events, bytes: size(stream.ring_bytes), unread_bytes },
+        rings_bytes: size(stream.ring_total_bytes),
+        ring_idle: stream.ring_idle,
+        queue: QueueLimits { events: stream.queue_events, bytes: size(stream.queue_bytes) },
+        queues_bytes: size(stream.queue_total_bytes),
+    }
+}
+
+fn workshop(
+    config: &Config,
+    publisher: &Publisher,
+    exe: PathBuf,
+    output_dir: &Path,
+    address: SocketAddr,
+) -> Result<Workshop> {
+    let runs = &config.runs;
+    let work_dir = config.data_dir.canonicalize().context("the data folder is gone")?;
+    Ok(Workshop {
+        publisher: publisher.clone(),
+        exe,
+        output_dir: output_dir.to_owned(),
+        work_dir,
+        stages: StopStages {
+            interrupt: Duration::ZERO,
+            terminate: runs.stop_term,
+            kill: runs.stop_kill,
+            give_up: runs.stop_give_up,
+        },
+        own_port: Some(address.port()),
+    })
+}
+
+fn api(
+    config: &Config,
+    address: SocketAddr,
+    viewer: Viewer,
+    runs: Runs,
+    authority: Arc<Authority>,
+    output_dir: Arc<Path>,
+) -> Api {
+    let stream = &config.stream;
+    let boot = format!("{:08x}", rand::random::<u32>());
+    let door = Door {
+        port: address.port(),
+        allowed_hosts: config.allowed_hosts.clone(),
+        trusted_proxies: config.trusted_proxies.clone(),
+        address: format!("http://{address}"),
+        authority: Arc::clone(&authority),
+    };
+    let live = Live {
+        hub: Hub::new(SocketLimits {
+            connections: stream.connections,
+            per_credential: stream.connections_per_credential,
+            unauthenticated: stream.unauthenticated,
+        }),
+        board: Board::new(viewer.clone()),
+        notices: Arc::new(Notices::default()),
+        viewer: viewer.clone(),
+        authority,
+        limits: LiveLimits {
+            heartbeat: stream.heartbeat,
+            life: stream.life,
+            hello: stream.hello_deadline,
+            slow_bytes: stream.slow_bytes,
+            slow_window: stream.slow_window,
+            subscriptions: stream.subscriptions,
+            replay: ReplayLimits { events: stream.replay_events, bytes: stream.replay_bytes },
+        },
+        boot: boot.as_str().into(),
+        clock: viewer.publisher.clock().clone(),
+    };
+    Api {
+        publisher: viewer.publisher.clone(),
+        store: Arc::clone(&viewer.store),
+        viewer,
+        runs,
+        door: Arc::new(door),
+        live,
+        planner: Arc::new(Notify::new()),
+        about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
+        output_dir,
+    }
+}
+
+/// Puts in force what the folder of task files says.
+async fn apply(registry: &Registry, changes: Vec<Change>) {
+    for change in changes {
+        match change {
+            Change::Good { id, definition, path } => {
+                let definition = Arc::unwrap_or_clone(definition);
+                let done = match registry.get(&id) {
+                    Some(task) if task.source == Source::Store => {
+                        warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
+                        continue;
+                    }
+                    Some(_) => registry.redefine(&id, definition, Some(path)).await,
+                    None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
+                };
+                match done {
+                    Ok(task) => info!(task = %task.id, "task file in force"),
+                    Err(error) => {
+                        error!(task = %id, %error, "the task file could not be put in force");
+                        let message = error.to_string();
+                        let problem = crate::task::parse::Problem { file: None, line: None, column: None, key: "schedule".to_owned(), message };
+                        registry.set_problem(&id, problem);
+                    }
+                }
+            }
+            Change::Bad { id, path, problems } => {
+                error!(file = %path.display(), "{problems}");
+                if let Some(id) = id {
+                    registry.set_problem(&id, problems.first().clone());
+                }
+            }
+            Change::Gone { id: Some(id), .. } => {
+                registry.forget_broken(&id);
+                if registry.get(&id).is_some_and(|task| task.source == Source::File) {
+                    disable(registry, &id).await;
+                }
+            }
+            Change::Gone { id: None, .. } => {}
+        }
+    }
+}
+
+async fn disable(registry: &Registry, id: &crate::event::TaskId) {
+    warn!(task = %id, "the task file is gone: the task is off and keeps its history");
+    if let Err(error) = registry.set_enabled(id, false).await {
+        error!(task = %id, %error, "the task could not be switched off");
+    }
+}
+
+/// Tells everybody when the store cannot be written, and when it can again.
+async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+    const CODE: &str = "store_not_writable";
+    let mut writable = publisher.writable();
+    loop {
+        let now = writable.borrow_and_update().clone();
+        match now {
+            Writable::No { since, why } => {
+                let text = format!("Nothing can be saved at the moment ({why}), most often because the disk is full. \
+                    Runs wait, nothing unsaved is shown; free some space and they go on.");
+                live.notices.say(CODE, text, since);
+            }
+            Writable::Yes => live.notices.lift(CODE, "The store can be written again."),
+        }
+        live.hub.wake_all();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = writable.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! When to stop: on SIGTERM or Ctrl-C; a second one does not wait.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+/// Waits until the process is told to stop. From then on a second signal ends it at once.
+///
+/// # Errors
+/// When the signals cannot be listened to.
+pub async fn asked() -> std::io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => info!("told to stop (SIGTERM)"),
+        _ = interrupt.recv() => info!("told to stop (SIGINT)"),
+    }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        warn!("told to stop again: ending at once");
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// Lets a limit on the size of files read as a full disk instead of ending the process.
+pub fn survive_file_limit() {
+    // SIGXFSZ ends a process that writes past its limit; ignored, the write fails like on a full disk.
+    #[expect(unsafe_code, reason = "setting a signal to be ignored has no handler that could be wrong")]
+    // SAFETY: no handler runs; the disposition is set before any other thread cares for it.
+    let result = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+    if let Err(error) = result {
+        warn!(%error, "SIGXFSZ could not be ignored");
+    }
+}

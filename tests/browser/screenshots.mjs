@@ -1,0 +1,285 @@
+// Takes pictures of the page against a real server with real runs: phone and desktop, dark and light.
+// `node screenshots.mjs [folder]`; the folder is made.
+
+import { execFile } from 'node:child_process';
+import { mkdir, open, readdir, readFile, rm } from 'node:fs/promises';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import {
+  DESKTOP,
+  PHONE,
+  Server,
+  Wire,
+  countingTask,
+  openBrowser,
+  settled,
+  signIn,
+  sleep,
+  state,
+  until,
+  watched,
+} from './harness.mjs';
+
+const run = promisify(execFile);
+const folder = path.resolve(process.argv[2] ?? 'screenshots');
+await mkdir(folder, { recursive: true });
+
+const LOOKS = [
+  ['phone-light', PHONE, 'light'],
+  ['phone-dark', PHONE, 'dark'],
+  ['desktop-light', DESKTOP, 'light'],
+  ['desktop-dark', DESKTOP, 'dark'],
+];
+
+const NEEDS_ATTENTION = `title = "Certificates"
+description = "Says which certificates of this machine end soon."
+agent = "steps"
+
+[schedule]
+every = "12h"
+
+[[steps]]
+name = "dates"
+thought = "Which certificates end within a month?"
+run = "echo 'git.example.org ends in 6 days'"
+attention = 'output.contains("6 days")'
+summary = "The certificate of git.example.org ends in 6 days"
+`;
+
+const FAILS = `title = "Nightly backup"
+description = "Copies the home directories to the other disk."
+agent = "steps"
+
+[schedule]
+cron = "30 1 * * *"
+
+[[steps]]
+name = "copy"
+thought = "Is the other disk there?"
+run = "test -d /mnt/backup-disk-that-is-not-there || { echo 'no disk at /mnt' >&2; exit 3; }"
+`;
+
+const COLOURS = `title = "Look after the logs"
+description = "Rotates what has grown, and says what it found."
+agent = "steps"
+
+[schedule]
+every = "1h"
+
+[params]
+limit_mb = { default = 64, help = "Rotate above this size" }
+
+[[steps]]
+name = "sizes"
+thought = "Which logs have grown?"
+run = "printf '\\\\033[1mSize  Log\\\\033[0m\\\\n'; du -sh /var/log/* 2>/dev/null | sort -rh | head -12"
+
+[[steps]]
+name = "old"
+thought = "Is there anything older than a month?"
+run = "find /var/log -mtime +30 -type f | head -5; echo 'looked at everything' >&2"
+
+[[steps]]
+name = "watch"
+thought = "Does anything still grow?"
+run = "for i in $(seq 1 60); do printf '\\\\033[32m%s\\\\033[0m nothing grew\\\\n' \\"$(date +%T)\\"; sleep 1; done"
+`;
+
+async function shipped() {
+  const where = fileURLToPath(new URL('../../tasks', import.meta.url));
+  const names = await readdir(where).catch(() => []);
+  const files = names.filter((name) => name.endsWith('.toml'));
+  const texts = await Promise.all(files.map((name) => readFile(path.join(where, name), 'utf8')));
+  return Object.fromEntries(files.map((name, at) => [name.replace('.toml', ''), texts[at]]));
+}
+
+const browser = await openBrowser();
+const pages = [];
+
+async function eachLook(action) {
+  for (const [look, viewport, colorScheme] of LOOKS) {
+    const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
+    const page = await watched(context);
+    pages.push(page);
+    await action(page, look);
+    await context.close();
+  }
+}
+
+async function shoot(page, name, look) {
+  await sleep(600);
+  await page.screenshot({ path: path.join(folder, `${name}-${look}.png`) });
+  console.log(`${name}-${look}`);
+}
+
+async function finish(server, task) {
+  const { id } = await server.startRun(task);
+  await until('a run to end', async () => (await server.runOf(id)).ended_at, 120_000);
+  return id;
+}
+
+async function overviewAndTasks() {
+  const server = await Server.start({
+    tasks: {
+      ...(await shipped()),
+      logs: COLOURS,
+      certificates: NEEDS_ATTENTION,
+      backup: FAILS,
+      typo: 'title = "Is the shop up"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n',
+    },
+  });
+  const wire = await Wire.to(server.port);
+  try {
+    await eachLook(async (page, look) => {
+      await page.goto(server.base);
+      await page.getByRole('heading', { name: 'Sign in' }).waitFor();
+      await shoot(page, 'sign-in', look);
+    });
+    await finish(server, 'certificates');
+    const failed = await finish(server, 'backup');
+    const active = await server.startRun('logs');
+    await sleep(6_000);
+    await eachLook(async (page, look) => {
+      await signIn(page, server);
+      await page.locator('[data-task]').first().waitFor();
+      await shoot(page, 'overview', look);
+      await page.goto(`${server.base}/tasks/certificates`);
+      await settled(page);
+      await shoot(page, 'attention', look);
+      await page.goto(`${server.base}/tasks/logs`);
+      await settled(page);
+      await shoot(page, 'task-running', look);
+      await page.goto(`${server.base}/tasks/backup/runs/${failed}`);
+      await settled(page);
+      await shoot(page, 'task-failed', look);
+      await page.addInitScript(() => (Math.random = () => 0.95));
+      await signIn(page, server, wire.base, '/tasks/logs');
+      await settled(page);
+      wire.cut('rst');
+      await state(page, 'reconnecting');
+      await page.getByText(/Next try in/).waitFor();
+      await shoot(page, 'reconnecting', look);
+      wire.mend();
+      await page.addInitScript(() => (Math.random = () => 0.001));
+      await signIn(page, server, wire.base, '/tasks/logs');
+      await settled(page);
+      wire.cut('rst');
+      await state(page, 'failed');
+      await shoot(page, 'failed', look);
+      wire.mend();
+    });
+    await server.call('POST', `/runs/${active.id}/stop`);
+    await until('the run to end', async () => (await server.runOf(active.id)).ended_at, 60_000);
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, '/tasks/certificates');
+      await settled(page);
+      await shoot(page, 'task-ended', look);
+    });
+  } finally {
+    await wire.close();
+    await server.stop();
+  }
+}
+
+async function empty() {
+  const server = await Server.start();
+  await eachLook(async (page, look) => {
+    await signIn(page, server);
+    await page.getByText('No tasks yet').waitFor();
+    await shoot(page, 'overview-empty', look);
+  });
+  await server.stop();
+}
+
+/** The log of a task that was removed and made again while the page was away. */
+async function reset() {
+  const server = await Server.start();
+  const wire = await Wire.to(server.port);
+  const make = () =>
+    server.call('POST', '/tasks', {
+      id: 'remade',
+      title: 'A task made again',
+      agent: 'steps',
+      steps: [{ name: 'say', thought: 'Is this the same task?', run: 'echo it has the same name' }],
+      run: false,
+    });
+  await eachLook(async (page, look) => {
+    await make();
+    await finish(server, 'remade');
+    await signIn(page, server, wire.base, '/tasks/remade');
+    await settled(page);
+    wire.cut('rst');
+    await state(page, 'reconnecting');
+    await server.call('DELETE', '/tasks/remade?stop=true');
+    await make();
+    await finish(server, 'remade');
+    wire.mend();
+    await page.locator('[data-reset]').waitFor({ timeout: 30_000 });
+    await shoot(page, 'reset', look);
+    await server.call('DELETE', '/tasks/remade?stop=true');
+  });
+  await wire.close();
+  await server.stop();
+}
+
+/** A small file system of its own under the data, filled to the brim. Needs the right to mount one. */
+async function diskFull() {
+  const small = path.join(folder, '.small-disk');
+  await mkdir(small, { recursive: true, mode: 0o700 });
+  try {
+    await run('mount', ['-t', 'tmpfs', '-o', 'size=24m,mode=0700', 'tmpfs', small]);
+  } catch {
+    console.log('disk-full: left out, no file system may be mounted here');
+    await rm(small, { recursive: true });
+    return;
+  }
+  try {
+    const server = await Server.start({
+      tasks: { counting: countingTask(2_000, 0.05) },
+      data: path.join(small, 'data'),
+    });
+    const file = await open(path.join(small, 'ballast'), 'w');
+    const block = Buffer.alloc(64 * 1024);
+    const active = await server.startRun('counting');
+    await sleep(1_000);
+    for (;;) {
+      try {
+        await file.write(block);
+      } catch {
+        break;
+      }
+    }
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, '/tasks/counting');
+      await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 60_000 });
+      await shoot(page, 'disk-full', look);
+    });
+    await file.truncate(0);
+    await file.close();
+    await server.call('POST', `/runs/${active.id}/stop`).catch(() => {});
+    await server.stop();
+  } finally {
+    await run('umount', ['-l', small]).catch(() => {});
+    await rm(small, { recursive: true, force: true });
+  }
+}
+
+const ALL = { overviewAndTasks, empty, reset, diskFull };
+const wanted = process.argv.slice(3);
+let bad = false;
+for (const [name, action] of Object.entries(ALL)) {
+  if (wanted.length > 0 && !wanted.includes(name)) continue;
+  try {
+    await action();
+  } catch (error) {
+    bad = true;
+    console.error(`${name}: ${error.stack}`);
+  }
+}
+await browser.close();
+for (const complaint of new Set(pages.flatMap((page) => page.complaints))) {
+  bad = true;
+  console.error(complaint);
+}
+process.exitCode = bad ? 1 : 0;

@@ -1,0 +1,274 @@
+// The wire: every object that travels between the server and a client, under the names the server gives them.
+// It knows no socket and holds no state. Unknown fields are ignored; absent and null mean the same.
+
+/** A place in a task's log. `seq` 0 means that nothing has been seen; it needs no `gen`. */
+export interface Cursor {
+  gen: string | null;
+  seq: number;
+}
+
+export type RunState =
+  'queued' | 'running' | 'waiting' | 'succeeded' | 'failed' | 'cancelled' | 'timed_out' | 'interrupted';
+
+export type TaskState = 'idle' | 'queued' | 'running' | 'waiting' | 'paused' | 'error';
+
+export interface Run {
+  id: string;
+  task: string;
+  state: RunState;
+  attempt?: number | null;
+  trigger?: 'hand' | 'schedule' | 'catchup' | null;
+  scheduled_for?: string | null;
+  queued_at?: string | null;
+  started_at?: string | null;
+  ended_at?: string | null;
+  duration_ms?: number | null;
+  first_seq?: number | null;
+  last_seq?: number | null;
+  reason?: string | null;
+  text?: string | null;
+  exit?: number | null;
+  attention?: { summary: string } | null;
+  params?: Record<string, unknown> | null;
+  stopping?: { stage: string; since: string } | null;
+  queue_position?: number | null;
+}
+
+export interface FileError {
+  file: string;
+  line?: number | null;
+  column?: number | null;
+  key?: string | null;
+  message: string;
+}
+
+export interface Schedule {
+  cron?: string | null;
+  every?: string | null;
+  at?: string | null;
+  tz?: string | null;
+}
+
+export interface Policy {
+  overlap?: string | null;
+  catchup?: string | null;
+  /** Durations are texts as in a task file; `auto` is one period of the schedule. */
+  catchup_window?: string | null;
+  timeout?: string | null;
+  idle_timeout?: string | null;
+  retries?: number | null;
+  [other: string]: unknown;
+}
+
+export interface Parameter {
+  default?: unknown;
+  help?: string | null;
+}
+
+export interface Task {
+  id: string;
+  title: string;
+  description?: string | null;
+  agent?: string | null;
+  state: TaskState;
+  enabled: boolean;
+  source?: 'file' | 'store' | null;
+  error?: FileError | null;
+  schedule?: Schedule | null;
+  schedule_text?: string | null;
+  policy?: Policy | null;
+  params?: Record<string, Parameter> | null;
+  next_at?: string | null;
+  /** The newest run, which may be under way, and the newest that is over. */
+  last_run?: Run | null;
+  last_ended?: Run | null;
+  active_runs?: number | null;
+  attention?: { run: string; summary: string } | null;
+  gen?: string | null;
+  oldest?: number | null;
+  head?: number | null;
+}
+
+/** One durable event. `kind` is open: what a client does not know it shows as it came. */
+export interface TaskEvent {
+  task: string;
+  run?: string | null;
+  seq: number;
+  at: string;
+  kind: string;
+  data: Record<string, unknown>;
+}
+
+export interface HeadMark {
+  sent: number;
+  head: number;
+}
+
+export interface Welcome {
+  type: 'welcome';
+  protocol: number;
+  connection: string;
+  server: { version: string; boot: string };
+  heartbeat_ms?: number;
+  limits?: { life_ms?: number; [other: string]: unknown } | null;
+  last_close?: { code?: number | string; reason?: string } | number | string | null;
+}
+
+export interface Subscribed {
+  type: 'subscribed';
+  sub: number;
+  task: string;
+  outcome: 'resumed' | 'reset' | 'not_found';
+  gen?: string | null;
+  from?: number | null;
+  head?: number | null;
+  missed?: number | null;
+  runs?: Run[] | null;
+}
+
+export type ResetReason = 'too_far' | 'from_start' | 'retention' | 'generation' | 'future';
+
+export interface Reset {
+  type: 'reset';
+  sub: number;
+  gen: string;
+  why: ResetReason;
+  have?: Cursor | number | null;
+  oldest: number;
+  head: number;
+}
+
+export interface Snapshot {
+  type: 'snapshot';
+  sub: number;
+  gen: string;
+  seq: number;
+  head: number;
+  truncated?: boolean | null;
+  state: { task?: Task | null; runs?: Run[] | null; calls?: TaskEvent[] | null };
+}
+
+export interface EventFrame {
+  type: 'event';
+  sub: number;
+  event: TaskEvent;
+}
+
+export interface EventsFrame {
+  type: 'events';
+  sub: number;
+  first: number;
+  last: number;
+  items: TaskEvent[];
+}
+
+export interface CaughtUp {
+  type: 'caught_up';
+  sub: number;
+  seq: number;
+}
+
+export interface Delta {
+  type: 'delta';
+  sub: number;
+  run: string;
+  key: string;
+  offset: number;
+  text: string;
+}
+
+export interface Heartbeat {
+  type: 'heartbeat';
+  at: string;
+  heads?: Record<string, HeadMark> | null;
+}
+
+export interface TasksFrame {
+  type: 'tasks';
+  rev: number;
+  full: boolean;
+  items: Task[];
+  removed?: string[] | null;
+}
+
+export interface Notice {
+  type: 'notice';
+  code: string;
+  text: string;
+  since?: string | null;
+  over?: boolean | null;
+}
+
+export interface Done {
+  type: 'done';
+  id: string;
+  result?: unknown;
+}
+
+export interface ErrorFrame {
+  type: 'error';
+  id?: string | null;
+  sub?: number | null;
+  code: string;
+  message?: string | null;
+  retryable?: boolean | null;
+}
+
+export type ServerFrame =
+  | Welcome
+  | Subscribed
+  | Reset
+  | Snapshot
+  | EventFrame
+  | EventsFrame
+  | CaughtUp
+  | Delta
+  | Heartbeat
+  | TasksFrame
+  | Notice
+  | Done
+  | ErrorFrame;
+
+export interface SubscribeEntry {
+  sub: number;
+  task: string;
+  gen?: string;
+  after: number;
+}
+
+export type ClientFrame =
+  | {
+      type: 'hello';
+      protocol: 1;
+      client: string;
+      attempt: number;
+      tasks: boolean;
+      subscribe: SubscribeEntry[];
+    }
+  | ({ type: 'subscribe' } & SubscribeEntry)
+  | { type: 'unsubscribe'; sub: number }
+  | { type: 'tasks' }
+  | { type: 'pong'; at: string };
+
+/** A page of a task's log, always in ascending order. */
+export interface EventPage {
+  task: string;
+  gen: string;
+  oldest: number;
+  head: number;
+  items: TaskEvent[];
+  next: number;
+  more: boolean;
+}
+
+/** What one text message holds, or null when it is not a frame. */
+export function parseFrame(text: unknown): ServerFrame | null {
+  if (typeof text !== 'string') return null;
+  try {
+    const value: unknown = JSON.parse(text);
+    if (typeof value !== 'object' || value === null || Array.isArray(value)) return null;
+    return typeof (value as { type?: unknown }).type === 'string' ? (value as ServerFrame) : null;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,89 @@
+import type { Task } from '@rejoin/client';
+import { expect, test } from 'vitest';
+import { Painter } from '../src/ansi';
+import { byUrgency, duration, policyWords, relative, scheduleWords } from '../src/words';
+
+test.each([
+  [0, '0 ms'],
+  [940, '940 ms'],
+  [1_234, '1.2 s'],
+  [12_400, '12 s'],
+  [60_000, '1 min'],
+  [124_000, '2 min 04 s'],
+  [3_600_000, '1 h'],
+  [5_460_000, '1 h 31 min'],
+  [100_000_000, '1 d 3 h'],
+])('%i ms are said as %s', (ms, words) => expect(duration(ms)).toBe(words));
+
+test('times near and far are said from now', () => {
+  const now = Date.parse('2026-11-20T20:00:00Z');
+  expect(relative('2026-11-20T20:00:00.5Z', now)).toBe('now');
+  expect(relative('2026-11-20T20:10:00Z', now)).toBe('in 10 min');
+  expect(relative('2026-11-20T18:00:00Z', now)).toBe('2 h ago');
+  expect(relative('2026-11-25T20:00:00Z', now)).toBe('in 5 days');
+  expect(relative('no time', now)).toBe('');
+});
+
+test('a schedule is said in words', () => {
+  expect(scheduleWords(null)).toBe('Runs only when asked');
+  expect(scheduleWords({ every: '30m' }, 'every 30 min')).toBe('Every 30 min');
+  expect(scheduleWords({ cron: '0 3 * * *', tz: 'Europe/Berlin' })).toBe('Cron 0 3 * * * (Europe/Berlin)');
+});
+
+test('a policy is said in words', () => {
+  expect(policyWords({ overlap: 'skip', catchup: 'last', catchup_window: '6h', timeout: '1h30m' })).toEqual([
+    'A slot is skipped while a run is under way',
+    'The last missed slot of the last 6 h is made up',
+    'Ends after 1 h 30 min at the latest',
+  ]);
+});
+
+test('attention comes first, then what failed, then what runs, then the rest by its next time', () => {
+  const task = (id: string, more: Partial<Task>): Task => ({
+    id,
+    title: id,
+    state: 'idle',
+    enabled: true,
+    ...more,
+  });
+  const tasks = [
+    task('later', { next_at: '2026-11-22T00:00:00Z' }),
+    task('never', {}),
+    task('soon', { next_at: '2026-11-21T00:00:00Z' }),
+    task('runs', { state: 'running' }),
+    task('failed', { last_run: { id: 'r', task: 'failed', state: 'failed' } }),
+    task('attention', { attention: { run: 'r', summary: 'x' } }),
+  ];
+  expect(tasks.sort(byUrgency).map((one) => one.id)).toEqual([
+    'attention',
+    'failed',
+    'runs',
+    'soon',
+    'later',
+    'never',
+  ]);
+});
+
+test('output is escaped, and its colours are class names only', () => {
+  const painted = new Painter().paint('\u001b[31m<b onclick="x">red</b>\u001b[0m & plain');
+  expect(painted).toBe(
+    '<span class="ansi-red-fg">&lt;b onclick=&quot;x&quot;&gt;red&lt;/b&gt;</span> &amp; plain',
+  );
+});
+
+test('colours without a class leave no inline style behind', () => {
+  expect(new Painter().paint('\u001b[38;2;1;2;3mtrue\u001b[0m \u001b[1mbold\u001b[0m')).not.toContain(
+    'style',
+  );
+});
+
+test('output makes no links', () => {
+  const painted = new Painter().paint('\u001b]8;;https://example.org\u0007click\u001b]8;;\u0007');
+  expect(painted).not.toContain('href');
+});
+
+test('a colour goes on from one piece of output to the next', () => {
+  const painter = new Painter();
+  painter.paint('\u001b[32mgreen');
+  expect(painter.paint('still')).toContain('ansi-green-fg');
+});
