@@ -50,7 +50,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("tokio_tungstenite", &["cli::client", "cli::live"]),
-    ("reqwest", &["agent::steps::http", "cli::client", "cli::place"]),
+    ("reqwest", &["agent::steps::http", "cli::client", "cli::place", "task::parse"]),
 ];
 
 /// Which modules may speak SQL: each owns the tables it speaks of.
