@@ -86,7 +86,7 @@ fn log_to_stderr(config: &Config) {
     // One line for each delivered event would flood a busy log: held back unless asked for.
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => filter,
-        _ => format!("{},rejoin::delivery=off", config.log.filter),
+        _ => format!("tokio_cron_scheduler=warn,{},rejoin::delivery=off", config.log.filter),
     };
     let filter = EnvFilter::builder().parse_lossy(filter);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -114,8 +114,11 @@ impl Server {
     ///
     /// # Errors
     /// When a part cannot start; each says what to do.
-    pub async fn start(config: Config, exe: PathBuf, clock: Clock) -> Result<Self> {
+    pub async fn start(mut config: Config, exe: PathBuf, clock: Clock) -> Result<Self> {
         check_bind(&config)?;
+        // Commands run in these folders, and a supervisor has another working directory.
+        config.tasks_dir = std::path::absolute(&config.tasks_dir)?;
+        config.data_dir = std::path::absolute(&config.data_dir)?;
         let opened = Store::open(&config.data_dir, config.durability, config.stream.page_reads)?;
         let tcp = Tcp::bind(config.listen)?;
         let address = tcp.address()?;
@@ -131,7 +134,7 @@ impl Server {
         .await?;
         let output_dir: Arc<Path> = config.data_dir.join("output").into();
         let runs = Runs::new(
-            workshop(&config, &publisher, exe, &output_dir, address)?,
+            workshop(&config, &publisher, exe, &output_dir, address),
             registry.clone(),
             Arc::clone(&store),
             config.runs.places(),
@@ -331,14 +334,13 @@ fn workshop(
     exe: PathBuf,
     output_dir: &Path,
     address: SocketAddr,
-) -> Result<Workshop> {
+) -> Workshop {
     let runs = &config.runs;
-    let work_dir = config.data_dir.canonicalize().context("the data folder is gone")?;
-    Ok(Workshop {
+    Workshop {
         publisher: publisher.clone(),
         exe,
         output_dir: output_dir.to_owned(),
-        work_dir,
+        work_dir: config.data_dir.clone(),
         stages: StopStages {
             interrupt: Duration::ZERO,
             terminate: runs.stop_term,
@@ -346,7 +348,7 @@ fn workshop(
             give_up: runs.stop_give_up,
         },
         own_port: Some(address.port()),
-    })
+    }
 }
 
 fn api(
