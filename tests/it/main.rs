@@ -4,7 +4,9 @@
 mod cli_commands;
 mod cli_live;
 mod config;
+mod harness;
 mod process;
+mod resume;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
