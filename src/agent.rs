@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::event::{Attention, Body, RunId, TaskId};
 use crate::run::process::Processes;
 use crate::run::secrets::Redactor;
-use crate::task::definition::Definition;
+use crate::task::definition::{AgentKind, Definition};
 
 pub mod steps;
 
@@ -93,4 +93,11 @@ pub enum Outcome {
         /// What a person should look at all the same.
         attention: Option<Attention>,
     },
+}
+
+/// Carries out a run with the agent of its task.
+pub async fn carry_out(assignment: Assignment, emitter: Emitter) -> Outcome {
+    match assignment.definition.agent {
+        AgentKind::Steps => steps::run(assignment, emitter).await,
+    }
 }

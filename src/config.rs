@@ -12,9 +12,10 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
-pub use place::{Place, key_at};
+pub use place::{Place, key_at, table};
 pub use trust::{Untrusted, trusted};
 
+use crate::store::Durability;
 use crate::task::definition::{Catchup, Overlap, Policy};
 
 pub mod units;
@@ -78,17 +79,6 @@ impl Default for Config {
             log: Log::default(),
         }
     }
-}
-
-/// What a power cut may take. A crash of the server alone takes nothing either way.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Durability {
-    /// The last moments before a power cut may be lost.
-    #[default]
-    Normal,
-    /// Every event is on the disk before anyone sees it.
-    Full,
 }
 
 /// Signing in.
@@ -363,7 +353,8 @@ impl std::str::FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not an address like \"10.0.0.7\" or a network like \"10.0.0.0/8\"");
+        let wrong =
+            || format!("{text:?} is not an address like \"10.0.0.7\" or a network like \"10.0.0.0/8\"");
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
@@ -439,7 +430,12 @@ impl Config {
             return Self::from_text(None, "", &environment);
         };
         let name = path.display().to_string();
-        let wrong = |message: String| ConfigError { source_name: name.clone(), place: None, key: String::new(), message };
+        let wrong = |message: String| ConfigError {
+            source_name: name.clone(),
+            place: None,
+            key: String::new(),
+            message,
+        };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         trusted(path).map_err(|why| wrong(why.to_string()))?;
         Self::from_text(Some(path), &text, &environment)
@@ -464,25 +460,27 @@ impl Config {
         let in_text = |error: &toml::de::Error| {
             at(error.span().map_or(0, |span| span.start), error.message().to_owned())
         };
-        let spanned = toml::de::DeTable::parse(text).map_err(|error| in_text(&error))?;
+        let spanned = table(text).map_err(|error| in_text(&error))?;
         for (key, _) in spanned.get_ref() {
             if NOT_IN_THIS_VERSION.contains(&key.get_ref().as_ref()) {
                 return Err(at(key.span().start, "not in this version".into()));
             }
         }
         let mut config: Self = toml::from_str(text).map_err(|error| in_text(&error))?;
+        if !environment.is_empty() {
+            config = Self::with_environment(text, environment, &name)?;
+        }
         if let Err((key, message)) = config.check() {
+            let variable = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
+            let from_environment = environment.contains_key(&variable);
             let (section, field) = key.split_once('.').unwrap_or(("", key));
-            let offset = find(spanned.get_ref(), section, field);
+            let offset = find(spanned.get_ref(), section, field).filter(|_| !from_environment);
             return Err(ConfigError {
-                source_name: name,
+                source_name: if from_environment { variable } else { name },
                 place: offset.map(|offset| Place::of(text, offset)),
                 key: key.into(),
                 message,
             });
-        }
-        if !environment.is_empty() {
-            config = Self::with_environment(text, environment, &name)?;
         }
         let folder = path.and_then(Path::parent).unwrap_or(Path::new(""));
         config.data_dir = folder.join(&config.data_dir);
@@ -503,14 +501,19 @@ impl Config {
             key: key.to_owned(),
             message,
         };
-        let mut table: Table = toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
+        let mut table: Table =
+            toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
         let mut config = Self::default();
         for (variable, value) in environment {
             let path: Vec<String> =
                 variable.trim_start_matches(PREFIX).split("__").map(str::to_lowercase).collect();
             let key = path.join(".");
             if path.iter().any(String::is_empty) || path.len() > 2 {
-                return Err(wrong(variable, "", "a key is named like REJOIN__LISTEN or REJOIN__LOG__FILTER".into()));
+                return Err(wrong(
+                    variable,
+                    "",
+                    "a key is named like REJOIN__LISTEN or REJOIN__LOG__FILTER".into(),
+                ));
             }
             if NOT_IN_THIS_VERSION.contains(&path[0].as_str()) {
                 return Err(wrong(variable, &key, "not in this version".into()));
@@ -539,11 +542,6 @@ impl Config {
             };
             table = with;
             config = read;
-        }
-        if let Err((key, message)) = config.check() {
-            let variable = format!("{PREFIX}{}", key.to_uppercase().replace('.', "__"));
-            let source = if environment.contains_key(&variable) { variable.as_str() } else { name };
-            return Err(wrong(source, key, message));
         }
         Ok(config)
     }
@@ -585,10 +583,16 @@ impl Config {
             return Err((key, "must be more than nothing".into()));
         }
         if self.schedule.catchup_window == Some(Duration::ZERO) {
-            return Err(("schedule.catchup_window", "must be more than nothing; catchup = \"none\" is never".into()));
+            return Err((
+                "schedule.catchup_window",
+                "must be more than nothing; catchup = \"none\" is never".into(),
+            ));
         }
         if self.stream.life <= self.stream.heartbeat {
-            return Err(("stream.life", "must be more than stream.heartbeat, or every watcher is cut off".into()));
+            return Err((
+                "stream.life",
+                "must be more than stream.heartbeat, or every watcher is cut off".into(),
+            ));
         }
         let Runs { stop_term, stop_kill, stop_give_up, .. } = self.runs;
         if stop_kill < stop_term {
@@ -597,9 +601,13 @@ impl Config {
         if stop_give_up < stop_kill {
             return Err(("runs.stop_give_up", "must not be before runs.stop_kill".into()));
         }
-        let bad_host = |host: &&String| host.is_empty() || host.contains(['/', '*', ' ']) || host.contains("://");
+        let bad_host =
+            |host: &&String| host.is_empty() || host.contains(['/', '*', ' ']) || host.contains("://");
         if let Some(host) = self.allowed_hosts.iter().find(bad_host) {
-            return Err(("allowed_hosts", format!("{host:?} is not a host name: no scheme, path or wildcard")));
+            return Err((
+                "allowed_hosts",
+                format!("{host:?} is not a host name: no scheme, path or wildcard"),
+            ));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&self.log.filter) {
             return Err(("log.filter", error.to_string()));

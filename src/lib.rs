@@ -1,6 +1,7 @@
 //! Rejoin: a task agent that you can walk away from and rejoin mid-sentence.
 
 pub mod clock;
+pub mod config;
 pub mod event;
 pub mod failpoint;
 
@@ -8,5 +9,16 @@ pub mod record;
 pub mod store;
 
 pub mod stream;
+
+pub mod schedule;
+pub mod task;
+
+pub mod agent;
+pub mod run;
+
+pub mod planner;
+
+pub mod api;
+pub mod server;
 
 pub mod cli;

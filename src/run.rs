@@ -3,3 +3,7 @@
 pub mod process;
 pub mod secrets;
 pub mod supervisor;
+
+pub mod runner;
+
+pub mod queue;

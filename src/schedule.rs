@@ -3,4 +3,5 @@
 //! This module decides and rings; it knows nothing of storage, runs or connections.
 
 pub mod bell;
+pub mod plan;
 pub mod timing;

@@ -24,8 +24,23 @@ pub const PAGE_READS: usize = 64;
 /// Idle read connections that are kept; each holds a page cache.
 const KEPT_READERS: usize = 4;
 
+/// The number of a task in the store; never given twice.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TaskNo(pub i64);
+
+/// A number as SQLite keeps it: the same 64 bits, with a sign.
+pub const fn sql(number: u64) -> i64 {
+    number.cast_signed()
+}
+
+/// A number as it was before [`sql`].
+pub const fn from_sql(number: i64) -> u64 {
+    number.cast_unsigned()
+}
+
 /// How hard a commit is pressed onto the disk.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Durability {
     /// Survives a crash of the server; a power cut may take the last commits (which then get a new gen).
     #[default]

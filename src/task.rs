@@ -1,4 +1,7 @@
-//! Tasks: what they are, how they are read and checked, where they come from.
+//! Tasks: what they are, how they are read and checked, where they come from, which there are.
 
 pub mod definition;
+pub mod folder;
 pub mod parse;
+pub mod registry;
+pub mod slots;

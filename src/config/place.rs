@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Error};
 
 /// A place in a text that a person can go to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,11 +19,19 @@ impl Place {
     pub fn of(text: &str, offset: usize) -> Self {
         let before = text.get(..offset.min(text.len())).unwrap_or(text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Self {
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
+        Self { line: before.matches('\n').count() + 1, column: before[line_start..].chars().count() + 1 }
     }
+}
+
+/// A text as TOML with places.
+///
+/// # Errors
+/// The first mistake in the order of the text: the library puts a mistake that follows from another before it.
+pub fn table(text: &str) -> Result<Spanned<DeTable<'_>>, Error> {
+    let (table, mistakes) = DeTable::parse_recoverable(text);
+    let first =
+        mistakes.into_iter().min_by_key(|mistake| mistake.span().map_or(usize::MAX, |span| span.start));
+    first.map_or(Ok(table), Err)
 }
 
 /// The dotted key of what stands at `offset`, like `steps[1].timeout`; empty where nothing does, or where the text

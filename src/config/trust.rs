@@ -80,7 +80,11 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     let group = Gid::from_raw(metadata.gid());
     if metadata.mode() & WRITABLE_BY_GROUP != 0 && !is_private_group(group, owner) {
         let name = Group::from_gid(group).ok().flatten().map_or(group.to_string(), |group| group.name);
-        return Err(Untrusted::Writable { path: path.to_owned(), who: format!("the group {name}"), mend: "g-w" });
+        return Err(Untrusted::Writable {
+            path: path.to_owned(),
+            who: format!("the group {name}"),
+            mend: "g-w",
+        });
     }
     Ok(())
 }

@@ -16,7 +16,9 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// One line that says what is wrong: no unit, a month or year (they have no fixed length), less than nothing, or
 /// more than ten years. Zero is not an error here.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a length of time: write it with its unit, like \"30s\", \"5m\" or \"1h30m\"");
+    let wrong = || {
+        format!("{text:?} is not a length of time: write it with its unit, like \"30s\", \"5m\" or \"1h30m\"")
+    };
     let span = SpanParser::new().parse_span(text.trim()).map_err(|_| wrong())?;
     if span.get_years() != 0 || span.get_months() != 0 {
         return Err(format!("{text:?}: months and years have no fixed length, write it in days"));
@@ -33,10 +35,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// Writes a length of time so that [`duration`] reads the same again: `1h30m`. Zero is `0s`.
 pub fn duration_text(length: Duration) -> String {
     let length = SignedDuration::try_from(length).unwrap_or(SignedDuration::MAX);
-    SpanPrinter::new()
-        .designator(Designator::Compact)
-        .spacing(Spacing::None)
-        .duration_to_string(&length)
+    SpanPrinter::new().designator(Designator::Compact).spacing(Spacing::None).duration_to_string(&length)
 }
 
 /// Writes a length of time for people: `30 min`, `1 h 30 min`, `2 days`.

@@ -221,17 +221,16 @@ impl Supervisor {
         if self.command.is_some() || self.kill_from.is_some() {
             return Ok(());
         }
-        // The library empties the signal mask of the child; standard output and error are inherited.
-        let started = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(text)
-            .env_clear()
-            .envs(env)
-            .current_dir(cwd)
-            .stdin(Stdio::null())
-            .process_group(0)
-            .spawn();
-        match started {
+        let mut shell = Command::new("/bin/sh");
+        // Standard output and error are inherited.
+        shell.arg("-c").arg(text).env_clear().envs(env).current_dir(cwd);
+        shell.stdin(Stdio::null()).process_group(0);
+        // SAFETY: between fork and exec only a system call on a value of the stack is made.
+        unsafe {
+            // What we block to read it from a descriptor, the command shall take.
+            shell.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+        }
+        match shell.spawn() {
             Ok(child) => {
                 let pid = child.id().cast_signed();
                 self.command = Some(pid);
@@ -286,6 +285,10 @@ fn restore_signals() -> Result<()> {
         }
         // SAFETY: the default action runs no code of ours.
         unsafe { sigaction(signal, &default) }.with_context(|| format!("cannot restore {signal}"))?;
+    }
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: as above.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     Ok(())
 }

@@ -103,7 +103,8 @@ impl Timing {
             }
             Schedule::Every { period } => {
                 if *period < SHORTEST_PERIOD {
-                    let message = format!("every {} is too often: one second is the shortest", duration_text(*period));
+                    let message =
+                        format!("every {} is too often: one second is the shortest", duration_text(*period));
                     return Err(Wrong::new("every", message));
                 }
                 let micros = i64::try_from(period.as_micros())
@@ -243,7 +244,11 @@ fn slot(anchor: Timestamp, micros: i64, k: i64) -> Option<Timestamp> {
 
 /// The next moment of an expression whose hours are fixed. Wall clock times are placed in order: one inside a gap
 /// at its end, one that passes twice at its first passing; two that fall together are one moment.
-fn next_at_fixed_hours(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option<(Timestamp, Option<String>)> {
+fn next_at_fixed_hours(
+    cron: &Cron,
+    zone: &TimeZone,
+    after: Timestamp,
+) -> Option<(Timestamp, Option<String>)> {
     let mut wall = zone.to_datetime(after);
     loop {
         wall = cron.find_next_occurrence(&wall, false).ok()?;
@@ -256,14 +261,10 @@ fn next_at_fixed_hours(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option
             }
             AmbiguousOffset::Gap { before, .. } => {
                 // With the offset from before the gap the wall time is a moment behind the change of the clock, by
-                // less than the gap is long; the change is the last one up to it.
-                let beyond = before.to_timestamp(wall).ok()?;
-                let change = if zone.to_offset(beyond) == before {
-                    zone.following(beyond).next()?.timestamp()
-                } else {
-                    let next = beyond.checked_add(SignedDuration::from_nanos(1)).ok()?;
-                    zone.preceding(next).next()?.timestamp()
-                };
+                // less than the gap is long: the change is the last one up to it.
+                let behind = before.to_timestamp(wall).ok()?;
+                let behind = behind.checked_add(SignedDuration::from_nanos(1)).ok()?;
+                let change = zone.preceding(behind).next()?.timestamp();
                 let note = format!("clock goes forward: moved from {}", wall.strftime("%H:%M"));
                 (change, Some(note))
             }
@@ -371,8 +372,16 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
             "@weekly" => "0 0 * * 0",
             "@monthly" => "0 0 1 * *",
             "@yearly" | "@annually" => "0 0 1 1 *",
-            "@reboot" => return Err(wrong("@reboot is not a time; there is no schedule for the start of the server".into())),
-            _ => return Err(wrong(format!("{text:?} is not known: there are @hourly, @daily, @weekly, @monthly and @yearly"))),
+            "@reboot" => {
+                return Err(wrong(
+                    "@reboot is not a time; there is no schedule for the start of the server".into(),
+                ));
+            }
+            _ => {
+                return Err(wrong(format!(
+                    "{text:?} is not known: there are @hourly, @daily, @weekly, @monthly and @yearly"
+                )));
+            }
         }
     } else {
         text
@@ -394,9 +403,14 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
     // library does so only for a plain `*`.
     let begins_with_star = |field: &str| field.starts_with(['*', '?']);
     let both_days = begins_with_star(fields[2]) || begins_with_star(fields[4]);
-    let parser =
-        CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).dom_and_dow(both_days).build();
-    let cron = parser.parse(expanded).map_err(|error| wrong(format!("{expression:?}: {}", readable(&error.to_string()))))?;
+    let parser = CronParser::builder()
+        .seconds(Seconds::Optional)
+        .year(Year::Disallowed)
+        .dom_and_dow(both_days)
+        .build();
+    let cron = parser
+        .parse(expanded)
+        .map_err(|error| wrong(format!("{expression:?}: {}", readable(&error.to_string()))))?;
     let every_hour = fields[1].starts_with('*') || cron.pattern.hours.values().len() == 24;
     if !comes_ever(&cron) {
         return Err(wrong(format!("{expression:?} is a date that never comes")));
@@ -530,27 +544,41 @@ fn cron_in_words(expression: &str) -> Option<String> {
         let n = field.strip_prefix("*/")?.parse().ok()?;
         (n > 0 && whole.is_multiple_of(n)).then_some(n)
     };
-    let each = |n: u32, one: &str, many: &str| if n == 1 { format!("every {one}") } else { format!("every {n} {many}") };
+    let each = |n: u32, one: &str, many: &str| {
+        if n == 1 { format!("every {one}") } else { format!("every {n} {many}") }
+    };
     match (second, minute, hour) {
         ("*", "*", "*") if every_day => return Some("every second".into()),
-        (s, "*", "*") if every_day && step(s, 60).is_some() => return step(s, 60).map(|n| each(n, "second", "s")),
+        (s, "*", "*") if every_day && step(s, 60).is_some() => {
+            return step(s, 60).map(|n| each(n, "second", "s"));
+        }
         ("0", "*", "*") if every_day => return Some("every minute".into()),
-        ("0", m, "*") if every_day && step(m, 60).is_some() => return step(m, 60).map(|n| each(n, "minute", "min")),
-        ("0", "0", h) if every_day && step(h, 24).is_some() => return step(h, 24).map(|n| each(n, "hour", "h")),
+        ("0", m, "*") if every_day && step(m, 60).is_some() => {
+            return step(m, 60).map(|n| each(n, "minute", "min"));
+        }
+        ("0", "0", h) if every_day && step(h, 24).is_some() => {
+            return step(h, 24).map(|n| each(n, "hour", "h"));
+        }
         _ => {}
     }
     let number = |field: &str, most: u32| field.parse::<u32>().ok().filter(|n| *n <= most);
     let (second, minute) = (number(second, 59)?, number(minute, 59)?);
     let seconds = if second == 0 { String::new() } else { format!(":{second:02}") };
     if hour == "*" {
-        let at = if minute == 0 && second == 0 { "every hour".to_owned() } else { format!("every hour at :{minute:02}{seconds}") };
+        let at = if minute == 0 && second == 0 {
+            "every hour".to_owned()
+        } else {
+            format!("every hour at :{minute:02}{seconds}")
+        };
         return every_day.then_some(at);
     }
     let time = format!("{:02}:{minute:02}{seconds}", number(hour, 23)?);
     let days = match (day, month, weekday) {
         ("*", "*", "*") => "every day".to_owned(),
         ("*", "*", "1-5" | "mon-fri") => "every weekday".to_owned(),
-        ("*", "*", "0,6" | "6,0" | "6,7" | "6-7" | "sat,sun" | "sat-sun" | "sun,sat") => "every Saturday and Sunday".to_owned(),
+        ("*", "*", "0,6" | "6,0" | "6,7" | "6-7" | "sat,sun" | "sat-sun" | "sun,sat") => {
+            "every Saturday and Sunday".to_owned()
+        }
         ("*", "*", days) => {
             let names: Option<Vec<&str>> = days.split(',').map(day_name).collect();
             format!("every {}", listed(&names?))

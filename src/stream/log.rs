@@ -9,9 +9,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::segment::Segment;
-use super::topic::{Offer, TaskNo};
+use super::topic::Offer;
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
+use crate::store::{TaskNo, from_sql, sql};
 
 /// The most events of one page (`docs/protocol.md`, "Numbers").
 pub const PAGE_EVENTS: usize = 500;
@@ -31,16 +32,6 @@ fn end_of(task: TaskNo) -> i64 {
 
 fn seq_of(key: i64) -> Seq {
     Seq((key & ((1 << SEQ_BITS) - 1)).unsigned_abs())
-}
-
-/// A number as SQLite keeps it.
-pub(crate) fn sql(number: u64) -> i64 {
-    i64::from_ne_bytes(number.to_ne_bytes())
-}
-
-/// A number as it was before [`sql`].
-pub(crate) fn from_sql(number: i64) -> u64 {
-    u64::from_ne_bytes(number.to_ne_bytes())
 }
 
 /// Where a log stands.

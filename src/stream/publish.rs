@@ -4,26 +4,26 @@
 //!
 //! Commit → ring and head → look up → wake. A watcher never sees what is not saved.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::forwarder::Connections;
 use super::log;
 use super::ring;
 use super::segment::{Builder, Segment};
-use super::topic::{Offer, Queue, QueueLimits, Refused, Start, TaskNo, Topic};
+use super::topic::{Offer, Queue, QueueLimits, Refused, Start, Topic};
 use crate::clock::Clock;
 use crate::event::{Body, RunId, Seq, State, TaskId};
 use crate::failpoint;
 use crate::record::{Mark, Run};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, TaskNo};
 
 /// The most events of one group (`docs/protocol.md`, invariant 1).
 const GROUP_EVENTS: usize = 4096;
@@ -91,6 +91,7 @@ struct Shared {
     topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
     connections: Connections,
     writable: watch::Sender<Writable>,
+    changes: Changes,
     /// Held by the writer for each group; whoever must have it quiet for a moment takes it.
     gate: Mutex<()>,
     queues_bytes: Arc<Semaphore>,
@@ -125,6 +126,33 @@ struct Acted {
     answer: Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>,
 }
 
+/// The tasks whose state changed, for those who show lists of tasks. Bounded by the number of tasks.
+#[derive(Debug, Default)]
+pub struct Changes {
+    tasks: Mutex<BTreeSet<TaskId>>,
+    bell: Notify,
+}
+
+impl Changes {
+    /// Notes that a task changed.
+    pub fn note(&self, task: &TaskId) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone());
+        self.bell.notify_one();
+    }
+
+    /// Waits for changes and takes them. For one who waits.
+    pub async fn take(&self) -> BTreeSet<TaskId> {
+        loop {
+            let changed = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+            if !changed.is_empty() {
+                return changed;
+            }
+            // A change noted since then has left a permit behind.
+            self.bell.notified().await;
+        }
+    }
+}
+
 /// The writer's thread. Stops when told to, after what was offered is written.
 #[derive(Debug)]
 pub struct Writer {
@@ -144,6 +172,7 @@ impl Publisher {
             topics: RwLock::default(),
             connections: Connections::new(),
             writable: watch::Sender::new(Writable::Yes),
+            changes: Changes::default(),
             gate: Mutex::new(()),
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
             limits,
@@ -295,6 +324,11 @@ impl Publisher {
     pub fn while_quiet<T>(&self, act: impl FnOnce() -> T) -> T {
         let _gate = self.shared.gate.lock().unwrap_or_else(PoisonError::into_inner);
         act()
+    }
+
+    /// Which tasks changed since someone last looked.
+    pub fn changes(&self) -> &Changes {
+        &self.shared.changes
     }
 
     /// Gives back memory: rings of tasks that fell quiet, and the least recently used where all rings together
@@ -505,8 +539,9 @@ impl Shared {
 
     /// Ring and head → look up → wake.
     fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, numbered, .. } = numbering;
+        let Numbering { topic, segments, numbered, staged, .. } = numbering;
         let id = &topic.id;
+        let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
         topic.extend(
             segments,
             || self.connections.slowest(id),
@@ -523,6 +558,10 @@ impl Shared {
             if self.connections.get_or_refresh_forwarder(id, &mut forwarder) || index == 0 {
                 forwarder.forward(id, &event.kind);
             }
+        }
+        drop(forwarder);
+        if changes_task {
+            self.changes.note(id);
         }
     }
 

@@ -14,10 +14,7 @@ use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::event::{Gen, RunId, Seq, TaskId};
 use crate::record::{Fold, Mark};
-
-/// The number of a task in the store; never given twice.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct TaskNo(pub i64);
+use crate::store::TaskNo;
 
 /// The tail of a log: what readers pull from. Locked for moments only, never over an await.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::{Place, units};
+use crate::config::{self, Place, units};
 use crate::event::TaskId;
 use crate::schedule::timing::{Timing, nearest};
 use crate::task::definition::{
@@ -26,6 +26,13 @@ pub const MAX_TITLE: usize = 120;
 
 /// How many steps a task may have.
 pub const MAX_STEPS: usize = 256;
+
+/// The longest condition, in bytes.
+pub const MAX_CONDITION: usize = 4096;
+
+/// The stack on which a condition is checked, in bytes: address space, of which a condition that people write
+/// touches a few hundred KiB.
+const CONDITION_STACK: usize = 256 << 20;
 
 /// How often a step may be tried again.
 pub const MAX_RETRIES: i64 = 100;
@@ -133,9 +140,8 @@ pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition
             message,
         }
     };
-    let table = DeTable::parse(text).map_err(|error| {
-        Problems::from(problem(error.span(), String::new(), error.message().to_owned()))
-    })?;
+    let table = config::table(text)
+        .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
     let root = Node { data: table_node(table.get_ref()), span: None };
     let mut reader = Reader::default();
     let definition = reader.definition(&root, defaults);
@@ -471,8 +477,11 @@ impl Reader {
             return None;
         };
         let there_are = || {
-            let words: Vec<String> =
-                words.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| format!("{word:?}")).collect();
+            let words: Vec<String> = words
+                .iter()
+                .filter(|(_, value)| value.is_some())
+                .map(|(word, _)| format!("{word:?}"))
+                .collect();
             words.join(" and ")
         };
         match words.iter().find(|(word, _)| word == text) {
@@ -503,7 +512,16 @@ impl Reader {
 
     fn definition(&mut self, root: &Node, defaults: &Policy) -> Option<Definition> {
         const KNOWN: [&str; 10] = [
-            "title", "description", "agent", "schedule", "policy", "params", "secrets", "steps", "attention", "summary",
+            "title",
+            "description",
+            "agent",
+            "schedule",
+            "policy",
+            "params",
+            "secrets",
+            "steps",
+            "attention",
+            "summary",
         ];
         let mut open = self.open("", root)?;
         let title = self.title(&mut open);
@@ -520,7 +538,11 @@ impl Reader {
         let attention = self.condition(&mut open, "attention");
         let summary = self.line(&mut open, "summary");
         if summary.is_some() && attention.is_none() && open.take("attention").is_none() {
-            self.wrong("summary", open.take("summary").and_then(|node| node.span.clone()), "goes with attention, which is not there".into());
+            self.wrong(
+                "summary",
+                open.take("summary").and_then(|node| node.span.clone()),
+                "goes with attention, which is not there".into(),
+            );
         }
         for name in ["instruction", "command", "model"] {
             if let Some(node) = open.take(name) {
@@ -551,7 +573,11 @@ impl Reader {
         let title = self.line(open, "title")?.trim().to_owned();
         let length = title.chars().count();
         if length > MAX_TITLE {
-            self.wrong("title", node.span.clone(), format!("has {length} characters, at most {MAX_TITLE} are taken"));
+            self.wrong(
+                "title",
+                node.span.clone(),
+                format!("has {length} characters, at most {MAX_TITLE} are taken"),
+            );
             return None;
         }
         if title.chars().any(char::is_control) {
@@ -588,7 +614,8 @@ impl Reader {
             _ => self.filled(&mut open, "at"),
         };
         let zone = self.filled(&mut open, "tz");
-        let given: Vec<&str> = ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let given: Vec<&str> =
+            ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
         let spans: BTreeMap<&str, Option<Range<usize>>> = ["cron", "every", "at", "tz"]
             .into_iter()
             .filter_map(|name| Some((name, open.take(name)?.span.clone())))
@@ -619,7 +646,11 @@ impl Reader {
         // The machine's zone stands in where none is given: whether a local time exists is asked again with it when
         // the schedule is put in force.
         if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
-            self.wrong(format!("schedule.{}", wrong.key), spans.get(wrong.key).cloned().flatten(), wrong.message);
+            self.wrong(
+                format!("schedule.{}", wrong.key),
+                spans.get(wrong.key).cloned().flatten(),
+                wrong.message,
+            );
             return None;
         }
         Some(schedule)
@@ -628,8 +659,17 @@ impl Reader {
     fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
         const KNOWN: [&str; 5] = ["overlap", "queue_limit", "catchup", "catchup_window", "timeout"];
         const LATER: [&str; 11] = [
-            "retries", "idle_timeout", "pause_after", "jitter", "stagger", "keep", "concurrency", "on_crash", "retry_on",
-            "backoff", "catchup_limit",
+            "retries",
+            "idle_timeout",
+            "pause_after",
+            "jitter",
+            "stagger",
+            "keep",
+            "concurrency",
+            "on_crash",
+            "retry_on",
+            "backoff",
+            "catchup_limit",
         ];
         let mut open = self.open("policy", node)?;
         let overlap = [
@@ -751,14 +791,22 @@ impl Reader {
             return Vec::new();
         };
         let Data::List(items) = &node.data else {
-            self.wrong("steps", node.span.clone(), format!("must be a list of steps, is {}", node.data.name()));
+            self.wrong(
+                "steps",
+                node.span.clone(),
+                format!("must be a list of steps, is {}", node.data.name()),
+            );
             return Vec::new();
         };
         if items.is_empty() {
             self.wrong("steps", node.span.clone(), "is empty: there is nothing to do".into());
         }
         if items.len() > MAX_STEPS {
-            self.wrong("steps", node.span.clone(), format!("has {} steps, at most {MAX_STEPS} are taken", items.len()));
+            self.wrong(
+                "steps",
+                node.span.clone(),
+                format!("has {} steps, at most {MAX_STEPS} are taken", items.len()),
+            );
             return Vec::new();
         }
         let mut names = BTreeSet::new();
@@ -784,8 +832,18 @@ impl Reader {
     }
 
     fn step(&mut self, path: &str, n: usize, node: &Node) -> Option<Step> {
-        const KNOWN: [&str; 10] =
-            ["name", "when", "thought", "run", "http", "write", "attention", "summary", "timeout", "on_error"];
+        const KNOWN: [&str; 10] = [
+            "name",
+            "when",
+            "thought",
+            "run",
+            "http",
+            "write",
+            "attention",
+            "summary",
+            "timeout",
+            "on_error",
+        ];
         let mut open = self.open(path, node)?;
         let name = match open.take("name") {
             None => Some(format!("step{}", n + 1)),
@@ -804,17 +862,26 @@ impl Reader {
         if let Some(node) = open.take("summary")
             && open.take("attention").is_none()
         {
-            self.wrong(format!("{path}.summary"), node.span.clone(), "goes with attention, which is not there".into());
+            self.wrong(
+                format!("{path}.summary"),
+                node.span.clone(),
+                "goes with attention, which is not there".into(),
+            );
         }
         let timeout = self.length(&mut open, "timeout");
         let on_error = self.on_error(&mut open);
-        let given: Vec<&str> = ["run", "http", "write"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let given: Vec<&str> =
+            ["run", "http", "write"].into_iter().filter(|name| open.take(name).is_some()).collect();
         let action = match given[..] {
             ["run"] => self.filled(&mut open, "run").map(|command| Action::Run { command }),
             ["http"] => open.take("http").and_then(|node| self.http(&format!("{path}.http"), node)),
             ["write"] => open.take("write").and_then(|node| self.write(&format!("{path}.write"), node)),
             [] => {
-                self.wrong(path, open.span.clone(), "does nothing: it needs one of run, http and write".into());
+                self.wrong(
+                    path,
+                    open.span.clone(),
+                    "does nothing: it needs one of run, http and write".into(),
+                );
                 None
             }
             _ => {
@@ -838,7 +905,9 @@ impl Reader {
                 return u32::try_from(*count).map_or(OnError::Stop, OnError::Retry);
             }
             Data::Integer(count) => format!("{count} is not a number of retries from 1 to {MAX_RETRIES}"),
-            Data::Text(text) => format!("{text:?} is not known: there are \"stop\", \"continue\" and a number of retries"),
+            Data::Text(text) => {
+                format!("{text:?} is not known: there are \"stop\", \"continue\" and a number of retries")
+            }
             other => format!("must be \"stop\", \"continue\" or a number of retries, is {}", other.name()),
         };
         self.wrong(open.key("on_error"), node.span.clone(), wrong);
@@ -851,14 +920,16 @@ impl Reader {
         let mut open = self.open(path, node)?;
         let method = match open.take("method") {
             None => Some("GET".to_owned()),
-            Some(node) => self.line(&mut open, "method").map(|method| method.to_uppercase()).filter(|method| {
-                let good = METHODS.contains(&method.as_str());
-                if !good {
-                    let message = format!("{method:?} is not known: there are {}", METHODS.join(", "));
-                    self.wrong(format!("{path}.method"), node.span.clone(), message);
-                }
-                good
-            }),
+            Some(node) => {
+                self.line(&mut open, "method").map(|method| method.to_uppercase()).filter(|method| {
+                    let good = METHODS.contains(&method.as_str());
+                    if !good {
+                        let message = format!("{method:?} is not known: there are {}", METHODS.join(", "));
+                        self.wrong(format!("{path}.method"), node.span.clone(), message);
+                    }
+                    good
+                })
+            }
         };
         let url = match open.take("url") {
             None => {
@@ -942,9 +1013,13 @@ impl Reader {
         let mut hosts = Vec::new();
         for item in items {
             match &item.data {
-                Data::Text(host) if !host.is_empty() && !host.contains(['/', ' ', '*', '@']) => hosts.push(host.clone()),
+                Data::Text(host) if !host.is_empty() && !host.contains(['/', ' ', '*', '@']) => {
+                    hosts.push(host.clone())
+                }
                 _ => {
-                    let message = "must be a list of host names or addresses, without scheme, path or wildcard".to_owned();
+                    let message =
+                        "must be a list of host names or addresses, without scheme, path or wildcard"
+                            .to_owned();
                     self.wrong(open.key("allow_hosts"), item.span.clone(), message);
                 }
             }
@@ -980,18 +1055,38 @@ fn is_name(text: &str) -> bool {
 /// stay the server's.
 fn check_secret_name(name: &str) -> Result<(), String> {
     const TAKEN: [&str; 18] = [
-        "PATH", "HOME", "SHELL", "USER", "LOGNAME", "PWD", "OLDPWD", "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS",
-        "PS4", "CDPATH", "GLOBIGNORE", "TMPDIR", "LANG", "TZ",
+        "PATH",
+        "HOME",
+        "SHELL",
+        "USER",
+        "LOGNAME",
+        "PWD",
+        "OLDPWD",
+        "IFS",
+        "ENV",
+        "BASH_ENV",
+        "SHELLOPTS",
+        "BASHOPTS",
+        "PS4",
+        "CDPATH",
+        "GLOBIGNORE",
+        "TMPDIR",
+        "LANG",
+        "TZ",
     ];
     const TAKEN_BEGINNINGS: [&str; 8] =
         ["LD_", "DYLD_", "REJOIN_", "BASH_FUNC_", "PYTHON", "PERL", "NODE_OPTIONS", "LC_"];
     let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !begins || !name.bytes().all(inner) || name.len() > 128 {
-        return Err("must be the name of a variable: letters, digits and '_', not beginning with a digit".into());
+        return Err(
+            "must be the name of a variable: letters, digits and '_', not beginning with a digit".into()
+        );
     }
     let upper = name.to_uppercase();
-    if TAKEN.contains(&upper.as_str()) || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning)) {
+    if TAKEN.contains(&upper.as_str())
+        || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning))
+    {
         return Err(format!("{name} stays the server's: give the secret another name"));
     }
     Ok(())
@@ -1015,5 +1110,31 @@ fn check_url(url: &str) -> Result<(), String> {
 
 /// Whether a text is a CEL condition.
 fn check_condition(text: &str) -> Result<(), String> {
-    cel::Program::compile(text).map(|_| ()).map_err(|error| error.to_string().lines().next().unwrap_or("").to_owned())
+    if text.len() > MAX_CONDITION {
+        return Err(format!("it has {} bytes, at most {MAX_CONDITION} are taken", text.len()));
+    }
+    // On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end
+    // a thread of 2 MiB, and with it the server. Its own limit holds where the stack is large enough.
+    std::thread::scope(|scope| {
+        let compiled = std::thread::Builder::new()
+            .name("condition".into())
+            .stack_size(CONDITION_STACK)
+            .spawn_scoped(scope, || match cel::Program::compile(text) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            })
+            .map_err(|error| format!("it could not be checked: {error}"))?;
+        compiled.join().unwrap_or_else(|_| Err("it cannot be read".into()))
+    })
+    .map_err(|error| plain(&error))
+}
+
+/// The library's words in one line: without its prefix and the list of all that could have stood there.
+fn plain(error: &str) -> String {
+    if error.contains("Recursion limit") {
+        return "its brackets go too deep".into();
+    }
+    let line = error.lines().next().unwrap_or_default();
+    let line = line.split(" expecting ").next().unwrap_or(line);
+    line.trim_start_matches("ERROR: <input>:").to_owned()
 }

@@ -1,4 +1,13 @@
-//! The tests from outside.
+//! Rejoin from the outside and between its parts. One binary, so that it links once.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
 mod cli_commands;
 mod cli_live;
+mod config;
+mod process;
+mod schedule_bell;
+mod schedule_plan;
+mod schedule_timing;
+mod steps;
+mod task_files;
+mod task_files_folder;

@@ -1,0 +1,138 @@
+//! A step that runs a shell command.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::output::Recorder;
+use super::{Call, Done};
+use crate::agent::{Emitter, Over};
+use crate::event::{Body, OutputStream, State, Status};
+use crate::run::process::{CommandSpec, Exit, Left, Processes, SpawnError};
+
+/// After the command's end its pipes may be held by others; they are read until they are quiet for so long ...
+const QUIET: Duration = Duration::from_millis(200);
+
+/// ... and no longer than this.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What is read at once, in bytes.
+const READ_BYTES: usize = 32 * 1024;
+
+/// How many stages of a stop there are.
+const STAGES: usize = 3;
+
+/// How the reason begins that only says with which code or signal the command ended.
+pub(super) const ENDED_WITH: &str = "ended with";
+
+/// Runs the command to its end, or until its time is over and it was ended.
+pub(super) async fn run(
+    call: &Call<'_>,
+    spec: CommandSpec,
+    processes: &Processes,
+    emitter: &Emitter,
+    recorder: &mut Recorder,
+) -> Result<Done, Over> {
+    let mut running = match processes.spawn(spec).await {
+        Ok(running) => running,
+        Err(SpawnError::Stopping) => return Ok(Done::failed("stopped")),
+        Err(error) => return Ok(Done::failed(format!("could not be started: {error}"))),
+    };
+    let (mut stdout, mut stderr) = (running.stdout.take(), running.stderr.take());
+    let running = &running;
+    let (stages, mut reached) = mpsc::channel(STAGES);
+    let mut stop = std::pin::pin!(running.stop(Some(&stages)));
+    let mut wait = std::pin::pin!(running.wait());
+    // The step's time is over; then, what its stop could not end.
+    let mut late = false;
+    let mut left: Option<Vec<Left>> = None;
+    let mut exit = None;
+    let (mut out, mut err) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
+    // The last piece of output, and after the end of the command the end of reading.
+    let mut last = Instant::now();
+    let mut drained: Option<Instant> = None;
+    loop {
+        let due = recorder.due();
+        tokio::select! {
+            read = read(&mut stdout, &mut out) => {
+                last = Instant::now();
+                take(recorder, OutputStream::Stdout, &mut stdout, &out, read).await;
+            }
+            read = read(&mut stderr, &mut err) => {
+                last = Instant::now();
+                take(recorder, OutputStream::Stderr, &mut stderr, &err, read).await;
+            }
+            ended = &mut wait, if exit.is_none() => {
+                exit = Some(ended);
+                last = Instant::now();
+                drained = Some(last + DRAIN);
+            }
+            () = at(due) => recorder.tell().await?,
+            () = at(call.deadline), if !late && exit.is_none() => late = true,
+            Some(stage) = reached.recv() => {
+                let words = format!("Step {} takes too long: {} sent", call.step, stage.as_str());
+                emitter.emit(Body::Status(Status::new(State::Progress, words))).await?;
+            }
+            remaining = &mut stop, if late && left.is_none() && exit.is_none() => {
+                if !remaining.is_empty() {
+                    left = Some(remaining);
+                    break;
+                }
+                // Nobody is left, so the exit is on its way.
+                left = Some(Vec::new());
+            }
+            () = at(drained.map(|end| end.min(last + QUIET))) => break,
+        }
+        if exit.is_some() && stdout.is_none() && stderr.is_none() {
+            break;
+        }
+    }
+    let reason = match exit {
+        Some(exit) if exit.is_success() => None,
+        _ if processes.is_stopping() => Some("stopped".to_owned()),
+        _ if late => Some(too_long(call, &left.unwrap_or_default())),
+        Some(exit) => Some(format!("{ENDED_WITH} {}", exit.words())),
+        None => Some("could not be followed to its end".to_owned()),
+    };
+    let exit = exit.and_then(Exit::shell_code);
+    Ok(Done { ok: reason.is_none(), exit, status: None, reason })
+}
+
+fn too_long(call: &Call<'_>, left: &[Left]) -> String {
+    let limit = call.timeout.unwrap_or_default();
+    let mut words = format!("took longer than its timeout of {limit:?}");
+    for Left { pid, name, state } in left {
+        words.push_str(&format!("; {name} ({pid}) could not be ended (state {state})"));
+    }
+    words
+}
+
+/// Reads from a stream that may have ended; one that has never wakes anybody.
+async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> std::io::Result<usize> {
+    match from {
+        Some(from) => from.read(into).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn take<S>(
+    recorder: &mut Recorder,
+    stream: OutputStream,
+    from: &mut Option<S>,
+    bytes: &[u8],
+    read: std::io::Result<usize>,
+) {
+    match read {
+        Ok(n) if n > 0 => recorder.take(stream, &bytes[..n]).await,
+        _ => *from = None,
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,135 @@
+//! The list of tasks as it changes, for those who show it: numbered changes, made once for all who look.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::wire::Viewer;
+use crate::event::TaskId;
+use crate::store::StoreError;
+use crate::stream::forwarder::Peer;
+
+/// Changes that come together are shown together: a list that moves ten times a second is calm enough.
+const TOGETHER: Duration = Duration::from_millis(100);
+/// How many changes are kept for those who lag; who lags more gets the whole list.
+const KEPT: usize = 64;
+
+/// The list of tasks as it changes.
+#[derive(Debug)]
+pub struct Board {
+    viewer: Viewer,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rev: u64,
+    /// The frames of the last changes, the newest last.
+    frames: VecDeque<(u64, Arc<str>)>,
+    lookers: HashMap<u64, Arc<Peer>>,
+}
+
+/// What is due to one who has seen a revision.
+#[derive(Debug)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// This frame, which brings it to that revision.
+    Frame(u64, Arc<str>),
+    /// The whole list.
+    All,
+}
+
+impl Board {
+    /// A board nobody looks at yet.
+    pub fn new(viewer: Viewer) -> Arc<Self> {
+        Arc::new(Self { viewer, state: Mutex::default() })
+    }
+
+    /// Follows the changes until told to stop.
+    pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let changed = tokio::select! {
+                () = stop.cancelled() => return,
+                changed = self.viewer.publisher.changes().take() => changed,
+            };
+            if let Err(error) = self.post(changed.into_iter().collect()).await {
+                warn!(%error, "the list of tasks could not be brought up to date");
+            }
+            tokio::time::sleep(TOGETHER).await;
+        }
+    }
+
+    async fn post(&self, changed: Vec<TaskId>) -> Result<(), StoreError> {
+        if self.state().lookers.is_empty() {
+            // Nobody sees the number: who comes next starts from the whole list.
+            self.state().frames.clear();
+            self.state().rev += 1;
+            return Ok(());
+        }
+        let (mut items, mut removed) = (Vec::new(), Vec::new());
+        for id in changed {
+            match self.viewer.one(&id).await? {
+                Some(view) => items.push(view),
+                None => removed.push(id),
+            }
+        }
+        let peers: Vec<_> = {
+            let mut state = self.state();
+            state.rev += 1;
+            let rev = state.rev;
+            let frame = json!({ "type": "tasks", "rev": rev, "full": false, "items": items, "removed": removed });
+            state.frames.push_back((rev, frame.to_string().into()));
+            if state.frames.len() > KEPT {
+                state.frames.pop_front();
+            }
+            state.lookers.values().cloned().collect()
+        };
+        for peer in peers {
+            peer.wake.raise();
+        }
+        Ok(())
+    }
+
+    /// Wakes this one at every change from now on.
+    pub fn look(&self, peer: Arc<Peer>) {
+        self.state().lookers.insert(peer.id, peer);
+    }
+
+    /// Wakes it no more.
+    pub fn leave(&self, peer: u64) {
+        self.state().lookers.remove(&peer);
+    }
+
+    /// What is due to one who has seen `rev`.
+    pub fn due(&self, rev: u64) -> Due {
+        let state = self.state();
+        if state.rev == rev {
+            return Due::Nothing;
+        }
+        match state.frames.iter().find(|(number, _)| *number == rev + 1) {
+            Some((number, frame)) => Due::Frame(*number, Arc::clone(frame)),
+            None => Due::All,
+        }
+    }
+
+    /// The whole list, at the revision that goes with it.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn all(&self) -> Result<(u64, String), StoreError> {
+        // The number first: a change in between comes again as a change, which is harmless.
+        let rev = self.state().rev;
+        let items = self.viewer.all().await?;
+        let frame = json!({ "type": "tasks", "rev": rev, "full": true, "items": items, "removed": [] });
+        Ok((rev, frame.to_string()))
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

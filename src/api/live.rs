@@ -1,0 +1,677 @@
+//! `GET /api/v1/live`: one socket, one task of the runtime, one loop. It is woken and pulls; nothing is queued
+//! for it anywhere but the few frames it is about to write.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
+use futures_util::{Sink, SinkExt, Stream};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::auth::{Authority, Credential};
+use super::board::{Board, Due};
+use super::frame::{self, ClientFrame, Hello, Subscribe};
+use super::hub::{Closing, Hub, Knock, Member};
+use super::notice::Notices;
+use super::pace::Pace;
+use super::socket::Meter;
+use super::wire::Viewer;
+use crate::clock::{Clock, rfc3339};
+use crate::event::{Seq, TaskId};
+use crate::store::StoreError;
+use crate::stream::forwarder::Watcher;
+use crate::stream::log::{self, Bounds};
+use crate::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Verdict, Why};
+
+/// The times and sizes of a socket (`docs/protocol.md`, "Numbers to start from").
+#[derive(Clone, Debug)]
+pub struct LiveLimits {
+    /// How often the server says that it is there.
+    pub heartbeat: Duration,
+    /// After how long without a byte the client is taken for dead.
+    pub life: Duration,
+    /// How long a socket may be silent before its hello.
+    pub hello: Duration,
+    /// Fewer bytes than this accepted in `slow_window` while data waits is too slow.
+    pub slow_bytes: u64,
+    /// See `slow_bytes`.
+    pub slow_window: Duration,
+    /// The most subscriptions of one socket.
+    pub subscriptions: usize,
+    /// How much is replayed.
+    pub replay: ReplayLimits,
+}
+
+/// Bad frames after which a socket is closed.
+const BAD_FRAMES: u32 = 5;
+/// Client frames that may wait while what was asked for is still being written.
+const WAITING_FRAMES: usize = 64;
+/// Client frames per heartbeat interval that are too many.
+const FRAMES_PER_HEARTBEAT: u32 = 2000;
+/// The longest client id.
+const MAX_CLIENT: usize = 64;
+/// How long a close frame may take to go out.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What all sockets share.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// The open sockets.
+    pub hub: Arc<Hub>,
+    /// The list of tasks.
+    pub board: Arc<Board>,
+    /// What everybody should know.
+    pub notices: Arc<Notices>,
+    /// Tasks and their streams.
+    pub viewer: Viewer,
+    /// Who may come in.
+    pub authority: Arc<Authority>,
+    /// The times and sizes.
+    pub limits: LiveLimits,
+    /// Changes with each start of the server.
+    pub boot: Arc<str>,
+    /// The time of day.
+    pub clock: Clock,
+}
+
+/// What a socket brought along when it was opened.
+#[derive(Debug)]
+pub struct Opening {
+    /// From a header; wins over the hello's token.
+    pub header: Option<Result<Credential, ()>>,
+    /// From a cookie; the hello's token wins over it.
+    pub cookie: Option<Result<Credential, ()>>,
+    /// Counts what the network accepted.
+    pub meter: Arc<Meter>,
+}
+
+/// Why the loop ended.
+#[derive(Debug)]
+enum End {
+    /// The client is gone.
+    Gone,
+    /// The server closes it.
+    Close(Closing),
+}
+
+impl From<Closing> for End {
+    fn from(closing: Closing) -> Self {
+        Self::Close(closing)
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        debug!(%error, "the log could not be read for a watcher; it comes back by itself");
+        Self::Gone
+    }
+}
+
+impl Live {
+    /// Serves one socket until it ends.
+    pub async fn serve(self, socket: WebSocket, opening: Opening) {
+        let meter = Arc::clone(&opening.meter);
+        let mut wire = Wire::new(socket, meter);
+        let end = match self.hub.knock() {
+            Err(closing) => End::Close(closing),
+            Ok(knock) => match self.welcome(&mut wire, opening, knock).await {
+                Ok(mut session) => {
+                    let end = session.run(&mut wire).await;
+                    if let End::Close(closing) = &end {
+                        session.member.handle.close(closing.clone());
+                    }
+                    end
+                }
+                Err(end) => end,
+            },
+        };
+        match end {
+            End::Gone => {}
+            End::Close(closing) => wire.goodbye(&closing).await,
+        }
+    }
+
+    /// Hello, credential, welcome.
+    async fn welcome(&self, wire: &mut Wire, opening: Opening, knock: Knock) -> Result<Session, End> {
+        let hello = tokio::time::timeout(self.limits.hello, wire.hello())
+            .await
+            .map_err(|_| End::Close(Closing::BAD_CREDENTIAL))??;
+        if hello.protocol != frame::PROTOCOL {
+            return Err(Closing::PROTOCOL.into());
+        }
+        let from_token = match &hello.token {
+            Some(token) => Some(self.authority.by_token(token).ok_or(())),
+            None => None,
+        };
+        let credential = opening.header.or(from_token).or(opening.cookie);
+        let credential = match credential {
+            Some(Ok(credential)) => credential,
+            _ => return Err(Closing::BAD_CREDENTIAL.into()),
+        };
+        let client: String = hello.client.chars().take(MAX_CLIENT).collect();
+        let member = self.hub.enter(credential.id.clone(), credential.user.clone(), client.into(), hello.attempt)?;
+        drop(knock);
+        info!(connection = member.handle.peer.id, user = %credential.user, attempt = hello.attempt, "watcher connected");
+        let limits = &self.limits;
+        let welcome = json!({
+            "type": "welcome", "protocol": frame::PROTOCOL, "connection": format!("c-{}", member.handle.peer.id),
+            "server": { "version": env!("CARGO_PKG_VERSION"), "boot": self.boot },
+            "heartbeat_ms": limits.heartbeat.as_millis() as u64,
+            "limits": {
+                "frame_bytes": frame::MAX_CLIENT_FRAME, "subscriptions": limits.subscriptions,
+                "replay_events": limits.replay.events, "replay_bytes": limits.replay.bytes,
+                "life_ms": limits.life.as_millis() as u64,
+            },
+            "last_close": member.last_close,
+        });
+        let mut session = Session {
+            live: self.clone(),
+            member,
+            subs: Vec::new(),
+            turn: 0,
+            outbox: VecDeque::from([welcome.to_string().into()]),
+            list: None,
+            notices_seen: 0,
+            bad_frames: 0,
+            frames: 0,
+            heartbeat_due: false,
+        };
+        session.tell_notices();
+        for subscribe in hello.subscribe {
+            session.subscribe(subscribe).await?;
+        }
+        if hello.tasks {
+            session.show_list().await?;
+        }
+        Ok(session)
+    }
+}
+
+/// One subscription.
+#[derive(Debug)]
+struct Sub {
+    number: u32,
+    reader: Reader,
+    /// `caught_up` is due once the position has passed this.
+    catch_up: Option<Seq>,
+}
+
+/// One socket after its welcome.
+struct Session {
+    live: Live,
+    member: Member,
+    subs: Vec<Sub>,
+    /// Whose turn it is: subs take turns frame by frame.
+    turn: usize,
+    /// Frames that are about to be written. Bounded: client frames are handled only while it is empty.
+    outbox: VecDeque<Utf8Bytes>,
+    /// The revision of the list of tasks it has seen, if it shows the list.
+    list: Option<u64>,
+    notices_seen: u64,
+    bad_frames: u32,
+    frames: u32,
+    heartbeat_due: bool,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.live.board.leave(self.member.handle.peer.id);
+    }
+}
+
+impl Session {
+    /// Fills the wire while it takes, then waits for whatever comes first.
+    async fn run(&mut self, wire: &mut Wire) -> End {
+        match self.run_to_end(wire).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn run_to_end(&mut self, wire: &mut Wire) -> Result<std::convert::Infallible, End> {
+        let limits = self.live.limits.clone();
+        let mut heartbeat = tokio::time::interval_at(Instant::now() + limits.heartbeat, limits.heartbeat);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut inbox: VecDeque<ClientFrame> = VecDeque::new();
+        let peer = Arc::clone(&self.member.handle.peer);
+        loop {
+            if let Some(closing) = self.member.handle.closing() {
+                return Err(closing.into());
+            }
+            self.fill(wire).await?;
+            while self.outbox.is_empty()
+                && let Some(next) = inbox.pop_front()
+            {
+                self.handle(next).await?;
+            }
+            if wire.takes() && (!self.outbox.is_empty() || self.has_due()) {
+                continue;
+            }
+            let reads = inbox.len() < WAITING_FRAMES;
+            let (window, least) = (limits.slow_window, limits.slow_bytes);
+            tokio::select! {
+                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.woken().await?,
+                step = wire.step(reads) => match step? {
+                    Step::Flushed => {}
+                    Step::Frame(next) => inbox.extend(self.accept(next)?),
+                },
+                () = wire.too_slow(window, least) => return Err(Closing::SLOW.into()),
+                () = wire.silent(limits.life), if reads => return Err(Closing::NO_LIFE.into()),
+                _ = heartbeat.tick() => {
+                    self.frames = 0;
+                    self.heartbeat_due = true;
+                }
+            }
+        }
+    }
+
+    /// Puts frames on the wire until it has enough for one flush or nothing is due.
+    async fn fill(&mut self, wire: &mut Wire) -> Result<(), End> {
+        while wire.takes() {
+            let Some(next) = self.next_frame(wire.pace.frame_bytes()).await? else { break };
+            wire.feed(next)?;
+        }
+        wire.begin_flush();
+        Ok(())
+    }
+
+    async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+        if let Some(next) = self.outbox.pop_front() {
+            return Ok(Some(next));
+        }
+        if std::mem::take(&mut self.heartbeat_due) {
+            return Ok(Some(self.heartbeat().into()));
+        }
+        self.next_events(max_bytes).await
+    }
+
+    /// The next events of whichever sub's turn it is.
+    async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+        for _ in 0..self.subs.len() {
+            let index = self.turn % self.subs.len();
+            self.turn = index + 1;
+            let sub = &mut self.subs[index];
+            if let Some(text) = sub.caught_up() {
+                return Ok(Some(text.into()));
+            }
+            if !sub.reader.is_due() {
+                continue;
+            }
+            let mut pull = sub.reader.pull(max_bytes);
+            if matches!(pull, Pull::InLog) {
+                sub.reader.fetch(&self.live.viewer.store).await?;
+                pull = sub.reader.pull(max_bytes);
+            }
+            match pull {
+                Pull::Slice(slice) => {
+                    let text = frame::events(sub.number, &slice);
+                    self.log_delivery(index, &slice);
+                    return Ok(Some(text.into()));
+                }
+                Pull::Nothing => {}
+                // The page was read while retention took it: the next turn says so.
+                Pull::InLog => return Ok(None),
+                Pull::Lost(lost) => {
+                    self.lose(index, lost).await?;
+                    return Ok(self.outbox.pop_front());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn has_due(&self) -> bool {
+        self.heartbeat_due || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+    }
+
+    /// One line for each event that went out; held back by the default filter.
+    fn log_delivery(&self, index: usize, slice: &crate::stream::segment::Slice) {
+        if !tracing::enabled!(target: "rejoin::delivery", tracing::Level::INFO) {
+            return;
+        }
+        let peer = &self.member.handle.peer;
+        let (task, user, session) = (&self.subs[index].reader.topic().id, &peer.user, peer.id);
+        for (seq, event) in slice.events() {
+            let kind = log::kind_of(event);
+            info!(target: "rejoin::delivery", %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
+        }
+    }
+
+    /// The flag was raised: positions may be lost, the list or the notices may have changed.
+    async fn woken(&mut self) -> Result<(), End> {
+        self.tell_notices();
+        // An event shows itself by the head; what is not an event must be looked for.
+        let mut index = 0;
+        while index < self.subs.len() {
+            match self.subs[index].reader.lost() {
+                Some(lost) if !self.lose(index, lost).await? => {}
+                _ => index += 1,
+            }
+        }
+        if let Some(rev) = self.list {
+            match self.live.board.due(rev) {
+                Due::Nothing => {}
+                Due::Frame(rev, text) => {
+                    self.list = Some(rev);
+                    self.outbox.push_back(Utf8Bytes::from(&*text));
+                    // There may be more.
+                    self.member.handle.peer.wake.raise();
+                }
+                Due::All => self.send_list().await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_notices(&mut self) {
+        let (seen, due) = self.live.notices.since(self.notices_seen);
+        self.notices_seen = seen;
+        self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
+    }
+
+    async fn show_list(&mut self) -> Result<(), End> {
+        self.live.board.look(Arc::clone(&self.member.handle.peer));
+        self.send_list().await
+    }
+
+    async fn send_list(&mut self) -> Result<(), End> {
+        let (rev, text) = self.live.board.all().await?;
+        self.list = Some(rev);
+        self.outbox.push_back(text.into());
+        Ok(())
+    }
+
+    fn heartbeat(&self) -> String {
+        let heads: serde_json::Map<String, Value> = self
+            .subs
+            .iter()
+            .map(|sub| {
+                let heads = json!({ "sent": sub.reader.next().prev(), "head": sub.reader.topic().head() });
+                (sub.number.to_string(), heads)
+            })
+            .collect();
+        json!({ "type": "heartbeat", "at": rfc3339(self.live.clock.now()), "heads": heads }).to_string()
+    }
+
+    /// Reads a frame; what cannot be understood is answered, and the fifth ends the socket.
+    fn accept(&mut self, text: Incoming) -> Result<Option<ClientFrame>, End> {
+        self.frames += 1;
+        if self.frames > FRAMES_PER_HEARTBEAT {
+            return Err(Closing::TOO_MANY.into());
+        }
+        let (code, message) = match text {
+            Incoming::Text(text) if text.len() <= frame::MAX_CLIENT_FRAME => match serde_json::from_str(&text) {
+                Ok(frame) => return Ok(Some(frame)),
+                Err(error) => ("bad_frame", format!("this frame is not understood: {error}")),
+            },
+            Incoming::Text(text) => {
+                ("too_large", format!("{} bytes are too many: a frame has at most {}", text.len(), frame::MAX_CLIENT_FRAME))
+            }
+            Incoming::Binary => ("bad_frame", "a frame is a text message".to_owned()),
+        };
+        self.complain(None, code, &message)?;
+        Ok(None)
+    }
+
+    fn complain(&mut self, about: Option<(&str, Value)>, code: &str, message: &str) -> Result<(), End> {
+        self.bad_frames += 1;
+        if self.bad_frames >= BAD_FRAMES {
+            return Err(Closing::BAD_FRAMES.into());
+        }
+        self.outbox.push_back(frame::error(about, code, message, false).into());
+        Ok(())
+    }
+
+    async fn handle(&mut self, next: ClientFrame) -> Result<(), End> {
+        match next {
+            ClientFrame::Pong {} => Ok(()),
+            ClientFrame::Subscribe(subscribe) => self.subscribe(subscribe).await,
+            ClientFrame::Unsubscribe { sub } => {
+                self.subs.retain(|held| held.number != sub);
+                Ok(())
+            }
+            ClientFrame::Tasks {} => self.show_list().await,
+            ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
+            ClientFrame::Command { id } => {
+                let message = "this server takes commands over HTTP only: POST /api/v1/tasks/{task}/runs, /api/v1/runs/{run}/stop";
+                self.outbox.push_back(frame::error(Some(("id", id)), "forbidden", message, false).into());
+                Ok(())
+            }
+        }
+    }
+
+    /// Exactly one outcome for every subscribe.
+    async fn subscribe(&mut self, subscribe: Subscribe) -> Result<(), End> {
+        let number = subscribe.sub;
+        if number == 0 || number > i32::MAX.cast_unsigned() || self.subs.iter().any(|sub| sub.number == number) {
+            let message = "a sub is a number from 1 to 2147483647 that is not in use";
+            return self.complain(Some(("sub", number.into())), "bad_frame", message);
+        }
+        let topic = subscribe.task.parse::<TaskId>().ok().and_then(|id| self.live.viewer.publisher.topic(&id));
+        let Some(topic) = topic else {
+            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+            return Ok(());
+        };
+        // A new subscribe for a task replaces the older one.
+        self.subs.retain(|sub| sub.reader.topic().id != topic.id);
+        if self.subs.len() >= self.live.limits.subscriptions {
+            let message = format!("a socket has at most {} subscriptions", self.live.limits.subscriptions);
+            self.outbox.push_back(frame::error(Some(("sub", number.into())), "limit", &message, false).into());
+            return Ok(());
+        }
+        let watcher = Arc::new(Watcher::new(Arc::clone(&self.member.handle.peer), number, topic.head().next()));
+        let reader = Reader::enter(&self.live.viewer.publisher, topic, watcher);
+        let mut sub = Sub { number, reader, catch_up: None };
+        let (generation, after) = frame::position(&subscribe);
+        let (verdict, log) =
+            sub.reader.verdict(&self.live.viewer.store, generation, after, self.live.limits.replay).await?;
+        match verdict {
+            Verdict::Resume(from) => {
+                sub.reader.seek(log.generation, from);
+                let missed = log.head.0 + 1 - from.0;
+                if after > Seq(0) {
+                    info!(task = %sub.reader.topic().id, missed, "watcher resumed; what it missed is replayed");
+                }
+                let runs = sub.open_runs();
+                let text = frame::subscribed(number, &sub.reader.topic().id, "resumed", &log, from, &runs);
+                self.outbox.push_back(text.into());
+                sub.catch_up = Some(log.head);
+            }
+            Verdict::Reset(why) => self.reset(&mut sub, why, after, true).await?,
+        }
+        self.subs.push(sub);
+        Ok(())
+    }
+
+    /// Says the gap aloud: (subscribed →) reset → snapshot, and no event before it.
+    async fn reset(&mut self, sub: &mut Sub, why: Why, have: Seq, again: bool) -> Result<(), End> {
+        let (store, limits) = (&self.live.viewer.store, self.live.limits.replay);
+        if why == Why::Future {
+            // The log has lost its end: what comes next must not be taken for what the client has seen.
+            let topic = sub.reader.topic();
+            super::renew_log(&self.live.viewer.publisher, topic, sub.reader.bounds().generation).await?;
+        }
+        let snapshot = match why {
+            Why::FromStart => sub.reader.snapshot_before_last_work(store, limits).await?,
+            _ => sub.reader.snapshot_at_head(store).await?,
+        };
+        let Snapshot { generation, seq, head, .. } = snapshot;
+        sub.reader.seek(generation, seq.next());
+        let log = Bounds { generation, head, ..sub.reader.bounds() };
+        let id = &sub.reader.topic().id;
+        info!(task = %id, ?why, %have, "watcher starts again behind a snapshot");
+        let view = self.live.viewer.one(id).await?;
+        if again {
+            let runs = sub.open_runs();
+            self.outbox.push_back(frame::subscribed(sub.number, id, "reset", &log, seq.next(), &runs).into());
+        }
+        self.outbox.push_back(frame::reset(sub.number, &log, why, have).into());
+        self.outbox.push_back(frame::snapshot(sub.number, &snapshot, &json!(view)).into());
+        sub.catch_up = Some(head);
+        Ok(())
+    }
+
+    /// A position that is no longer one: the sub ends, or starts again. True when it is still there.
+    async fn lose(&mut self, index: usize, lost: Lost) -> Result<bool, End> {
+        let mut sub = self.subs.remove(index);
+        let have = sub.reader.next().prev();
+        let (why, again) = match lost {
+            Lost::Deleted => {
+                let text = frame::not_found(sub.number, sub.reader.topic().id.as_str());
+                self.outbox.push_back(text.into());
+                return Ok(false);
+            }
+            Lost::Replaced => (Why::Generation, true),
+            Lost::Retention => (Why::Retention, false),
+        };
+        self.reset(&mut sub, why, have, again).await?;
+        self.subs.insert(index, sub);
+        Ok(true)
+    }
+}
+
+impl Sub {
+    fn is_caught_up(&self) -> bool {
+        self.catch_up.is_some_and(|head| self.reader.next() > head)
+    }
+
+    fn caught_up(&mut self) -> Option<String> {
+        if !self.is_caught_up() {
+            return None;
+        }
+        self.catch_up = None;
+        Some(frame::caught_up(self.number, self.reader.next().prev()))
+    }
+
+    fn open_runs(&self) -> Vec<crate::record::Run> {
+        self.reader.topic().tail().fold.runs().cloned().collect()
+    }
+}
+
+/// What a client sent.
+#[derive(Debug)]
+enum Incoming {
+    Text(Utf8Bytes),
+    Binary,
+}
+
+/// What happened on the wire.
+#[derive(Debug)]
+enum Step {
+    /// Everything fed was accepted.
+    Flushed,
+    /// A message came.
+    Frame(Incoming),
+}
+
+/// The socket with what is known of its speed.
+struct Wire {
+    socket: WebSocket,
+    pace: Pace,
+    fed: usize,
+    flushing: bool,
+    heard: Instant,
+}
+
+impl Wire {
+    fn new(socket: WebSocket, meter: Arc<Meter>) -> Self {
+        Self { socket, pace: Pace::new(meter), fed: 0, flushing: false, heard: Instant::now() }
+    }
+
+    /// Whether another frame may be fed: the last flush is done and this one is not full.
+    fn takes(&self) -> bool {
+        !self.flushing && self.fed < self.pace.flush_bytes()
+    }
+
+    fn feed(&mut self, text: Utf8Bytes) -> Result<(), End> {
+        self.fed += text.len();
+        let socket = Pin::new(&mut self.socket);
+        socket.start_send(Message::Text(text)).map_err(|_| End::Gone)
+    }
+
+    fn begin_flush(&mut self) {
+        if self.fed > 0 && !self.flushing {
+            self.flushing = true;
+            self.pace.begin();
+        }
+    }
+
+    /// Waits for the end of the flush or for a message, whichever is first. Safe to drop at any point.
+    async fn step(&mut self, reads: bool) -> Result<Step, End> {
+        std::future::poll_fn(|context| {
+            if self.flushing
+                && let Poll::Ready(done) = Pin::new(&mut self.socket).poll_flush(context)
+            {
+                if done.is_err() {
+                    return Poll::Ready(Err(End::Gone));
+                }
+                self.flushing = false;
+                self.fed = 0;
+                self.pace.end();
+                return Poll::Ready(Ok(Step::Flushed));
+            }
+            while reads {
+                let message = match Pin::new(&mut self.socket).poll_next(context) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(None | Some(Err(_))) => return Poll::Ready(Err(End::Gone)),
+                    Poll::Ready(Some(Ok(message))) => message,
+                };
+                self.heard = Instant::now();
+                match message {
+                    Message::Text(text) => return Poll::Ready(Ok(Step::Frame(Incoming::Text(text)))),
+                    Message::Binary(_) => return Poll::Ready(Ok(Step::Frame(Incoming::Binary))),
+                    Message::Close(_) => return Poll::Ready(Err(End::Gone)),
+                    // Answered by the library.
+                    Message::Ping(_) | Message::Pong(_) => {}
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The first frame, which must be hello.
+    async fn hello(&mut self) -> Result<Hello, End> {
+        match self.step(true).await? {
+            Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
+                Ok(ClientFrame::Hello(hello)) => Ok(hello),
+                _ => Err(Closing::BAD_FRAMES.into()),
+            },
+            _ => Err(Closing::BAD_FRAMES.into()),
+        }
+    }
+
+    /// Ready when too little was accepted for too long while data waits.
+    async fn too_slow(&self, window: Duration, least: u64) {
+        if !self.flushing {
+            std::future::pending::<()>().await;
+        }
+        self.pace.too_slow(window, least).await;
+    }
+
+    /// Ready when nothing was heard for so long.
+    async fn silent(&self, life: Duration) {
+        tokio::time::sleep_until(self.heard + life).await;
+    }
+
+    /// Says why, as far as that can still be heard, then lets go.
+    async fn goodbye(mut self, closing: &Closing) {
+        let reason = Utf8Bytes::from(closing.reason());
+        let close = Message::Close(Some(CloseFrame { code: closing.code, reason }));
+        if closing.code == Closing::SLOW.code {
+            // Its buffers are full: what is in them will not be read. Do not keep it for that.
+            self.pace.abort();
+        }
+        let say = async {
+            let _ = self.socket.send(close).await;
+            // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
+            while let Ok(Step::Frame(_)) = self.step(true).await {}
+        };
+        let _ = tokio::time::timeout(GOODBYE, say).await;
+    }
+}

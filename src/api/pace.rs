@@ -1,0 +1,73 @@
+//! How fast a socket takes what it is given: how much to put into one flush, and when it is too slow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::socket::Meter;
+
+/// The first flush. A phone at 6 kB/s must make progress, and what waits in a socket cannot be taken back.
+const FIRST_FLUSH: usize = 16 * 1024;
+/// The smallest flush.
+const LEAST_FLUSH: usize = 4 * 1024;
+/// The largest flush: loopback must not be held back.
+const MOST_FLUSH: usize = 1024 * 1024;
+/// A flush accepted within this doubles the next.
+const QUICK: Duration = Duration::from_secs(1);
+/// The largest frame of events. Its size is memory per watcher for ever: the library's buffer never shrinks.
+const MOST_FRAME: usize = crate::stream::segment::MAX_BYTES;
+
+/// How fast a socket takes what it is given.
+#[derive(Debug)]
+pub struct Pace {
+    meter: Arc<Meter>,
+    flush: usize,
+    began: Instant,
+    /// What the meter showed when the present look at slowness began.
+    seen: AtomicU64,
+}
+
+impl Pace {
+    /// The pace of a socket that has sent nothing yet.
+    pub fn new(meter: Arc<Meter>) -> Self {
+        Self { meter, flush: FIRST_FLUSH, began: Instant::now(), seen: AtomicU64::new(0) }
+    }
+
+    /// How many bytes to put into the next flush.
+    pub fn flush_bytes(&self) -> usize {
+        self.flush
+    }
+
+    /// How many bytes of events to put into the next frame.
+    pub fn frame_bytes(&self) -> usize {
+        self.flush.min(MOST_FRAME)
+    }
+
+    /// A flush begins.
+    pub fn begin(&mut self) {
+        self.began = Instant::now();
+        self.seen.store(self.meter.written(), Ordering::Relaxed);
+    }
+
+    /// The flush is done: quick ones grow, slow ones shrink.
+    pub fn end(&mut self) {
+        self.flush = if self.began.elapsed() <= QUICK {
+            (self.flush * 2).min(MOST_FLUSH)
+        } else {
+            (self.flush / 2).max(LEAST_FLUSH)
+        };
+    }
+
+    /// Ready once fewer than `least` bytes were accepted within `window`, looked at ten times per window. To be
+    /// waited on only while data waits; may be dropped and asked again without losing count.
+    pub async fn too_slow(&self, window: Duration, least: u64) {
+        self.meter.too_slow(self.began, window, least).await;
+    }
+
+    /// Lets the connection be reset when it is dropped, instead of lingering with what nobody reads.
+    pub fn abort(&self) {
+        self.meter.abort();
+    }
+}

@@ -1,0 +1,228 @@
+//! The JSON of tasks, as clients see them: on pages, in frames and in snapshots the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::event::{RunId, Seq, TaskId};
+use crate::record::{Run, RunState, wire_time};
+use crate::run::queue;
+use crate::schedule::timing::in_words;
+use crate::store::{Store, StoreError};
+use crate::stream::publish::Publisher;
+use crate::task::parse::Problem;
+use crate::task::registry::{Registry, Task};
+
+/// A task as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TaskView {
+    /// Its id.
+    pub id: TaskId,
+    /// What people call it.
+    pub title: String,
+    /// What it is for.
+    pub description: String,
+    /// What carries it out.
+    pub agent: Value,
+    /// `idle`, `queued`, `running`, `waiting`, `paused` or `error`.
+    pub state: &'static str,
+    /// Whether it runs by itself: false when it is paused or its file is gone.
+    pub enabled: bool,
+    /// `file` or `store`.
+    pub source: Value,
+    /// What is wrong with its file; the last good version stays in force.
+    pub error: Option<Problem>,
+    /// When it runs by itself.
+    pub schedule: Value,
+    /// The same in words.
+    pub schedule_text: Option<String>,
+    /// How it runs.
+    pub policy: Value,
+    /// What a run may be given.
+    pub params: Value,
+    /// The next slot.
+    #[serde(with = "wire_time::option")]
+    pub next_at: Option<Timestamp>,
+    /// The newest run.
+    pub last_run: Option<Run>,
+    /// The newest run that has ended.
+    pub last_ended: Option<Run>,
+    /// How many runs are not over.
+    pub active_runs: usize,
+    /// What its last ended run has found.
+    pub attention: Option<Finding>,
+    /// Its log.
+    #[serde(rename = "gen")]
+    pub generation: Option<String>,
+    /// The first event still there.
+    pub oldest: Seq,
+    /// The last event.
+    pub head: Seq,
+}
+
+/// What a run has found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Finding {
+    /// The run.
+    pub run: RunId,
+    /// The finding in one line.
+    pub summary: String,
+}
+
+/// What it takes to show tasks. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    /// The tasks.
+    pub registry: Registry,
+    /// Their streams.
+    pub publisher: Publisher,
+    /// Their runs of before.
+    pub store: Arc<Store>,
+}
+
+impl Viewer {
+    /// All tasks by their ids; files that never had a good version too. O(tasks).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn all(&self) -> Result<Vec<TaskView>, StoreError> {
+        let tasks = self.registry.all();
+        let mut views: BTreeMap<TaskId, TaskView> =
+            self.views(tasks).await?.into_iter().map(|view| (view.id.clone(), view)).collect();
+        for (id, problem) in self.registry.broken() {
+            views.entry(id.clone()).or_insert_with(|| broken(id, problem));
+        }
+        Ok(views.into_values().collect())
+    }
+
+    /// One task, if it is there.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn one(&self, id: &TaskId) -> Result<Option<TaskView>, StoreError> {
+        match self.registry.get(id) {
+            Some(task) => Ok(self.views(vec![task]).await?.pop()),
+            None => Ok(self.registry.broken().remove(id).map(|problem| broken(id.clone(), problem))),
+        }
+    }
+
+    async fn views(&self, tasks: Vec<Arc<Task>>) -> Result<Vec<TaskView>, StoreError> {
+        let numbers: Vec<_> = tasks.iter().map(|task| task.no).collect();
+        let read = move |connection: &Connection| {
+            numbers.into_iter().map(|no| queue::list(connection, Some(no), None, None, 2)).collect()
+        };
+        let newest: Vec<Vec<Run>> = self.store.read(read).await?;
+        let mut views = Vec::with_capacity(tasks.len());
+        for (task, newest) in tasks.into_iter().zip(newest) {
+            // A task that was deleted meanwhile has no stream and is no longer shown.
+            if let Some(view) = self.view(&task, newest).await? {
+                views.push(view);
+            }
+        }
+        Ok(views)
+    }
+
+    async fn view(&self, task: &Task, mut newest: Vec<Run>) -> Result<Option<TaskView>, StoreError> {
+        let Some(topic) = self.publisher.topic(&task.id) else { return Ok(None) };
+        let (generation, oldest, head, open) = {
+            let tail = topic.tail();
+            (tail.generation, tail.oldest, tail.head, tail.fold.runs().cloned().collect::<Vec<_>>())
+        };
+        // Runs not over are fresher in memory.
+        for run in &mut newest {
+            if let Some(fresh) = open.iter().find(|fresh| fresh.id == run.id) {
+                run.clone_from(fresh);
+            }
+        }
+        let mut last_ended = newest.iter().find(|run| run.state.is_ended()).cloned();
+        if last_ended.is_none() && newest.len() == 2 {
+            // Two or more wait or work: the last ended one lies further back.
+            let no = task.no;
+            last_ended = self.store.read(move |connection| last_ended_run(connection, no)).await?;
+        }
+        let last_run = newest.into_iter().next();
+        let attention = last_ended.as_ref().and_then(|run| {
+            let summary = run.attention.as_ref()?.summary.clone();
+            Some(Finding { run: run.id, summary })
+        });
+        let definition = &task.definition;
+        Ok(Some(TaskView {
+            id: task.id.clone(),
+            title: definition.title.clone(),
+            description: definition.description.clone(),
+            agent: json!(definition.agent),
+            state: state(task, &open),
+            enabled: task.enabled && !task.paused,
+            source: json!(task.source),
+            error: task.problem.clone(),
+            schedule: json!(definition.schedule),
+            schedule_text: definition.schedule.as_ref().map(in_words),
+            policy: json!(definition.policy),
+            params: json!(definition.params),
+            next_at: if task.is_scheduled() { task.next } else { None },
+            last_run,
+            last_ended,
+            active_runs: open.len(),
+            attention,
+            generation: Some(generation.to_string()),
+            oldest,
+            head,
+        }))
+    }
+}
+
+fn last_ended_run(connection: &Connection, no: crate::store::TaskNo) -> rusqlite::Result<Option<Run>> {
+    let sql = "SELECT run FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
+               ORDER BY id DESC LIMIT 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([no.0])?;
+    let text: Option<String> = rows.next()?.map(|row| row.get(0)).transpose()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// What a person wants to know first: what goes on, then what keeps it from going on.
+fn state(task: &Task, open: &[Run]) -> &'static str {
+    let any = |state| open.iter().any(|run| run.state == state);
+    if any(RunState::Waiting) {
+        "waiting"
+    } else if any(RunState::Running) {
+        "running"
+    } else if any(RunState::Queued) {
+        "queued"
+    } else if task.paused {
+        "paused"
+    } else if task.problem.is_some() || !task.enabled {
+        "error"
+    } else {
+        "idle"
+    }
+}
+
+fn broken(id: TaskId, problem: Problem) -> TaskView {
+    TaskView {
+        title: id.to_string(),
+        description: String::new(),
+        agent: Value::Null,
+        state: "error",
+        enabled: false,
+        source: json!("file"),
+        error: Some(problem),
+        schedule: Value::Null,
+        schedule_text: None,
+        policy: Value::Null,
+        params: json!({}),
+        next_at: None,
+        last_run: None,
+        last_ended: None,
+        active_runs: 0,
+        attention: None,
+        generation: None,
+        oldest: Seq(1),
+        head: Seq(0),
+        id,
+    }
+}

@@ -1,0 +1,223 @@
+//! The planner: when slots are due, it writes down what becomes of each and queues the runs. The state of
+//! schedules is in the store; what is decided is decided by `schedule::plan`, in the writer's transaction.
+//!
+//! It sleeps until the next slot, is woken by the bell once a second (a suspended machine, a stepped clock), and
+//! looks by itself in any case.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::failpoint;
+use crate::run::queue::{Queued, Runs, count_queued, is_active};
+use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Standing};
+use crate::store::StoreError;
+use crate::stream::publish::Publisher;
+use crate::stream::topic::{Offer, Topic};
+use crate::task::registry::{Registry, Task, is_on};
+use crate::task::slots::{self, Noted};
+
+/// How many tasks are planned in one transaction.
+const BATCH: usize = 512;
+/// How long to wait after the store refused: it says nothing by itself to those who only plan.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Plans the slots of all tasks.
+#[derive(Debug)]
+pub struct Planner {
+    /// The tasks.
+    pub registry: Registry,
+    /// Where their runs go.
+    pub runs: Runs,
+    /// Where rows and events go.
+    pub publisher: Publisher,
+    /// Rung once a second, and when a task was added or changed.
+    pub bell: Arc<Notify>,
+    /// How long it sleeps at most.
+    pub look_again: Duration,
+}
+
+/// What planning one task gave.
+struct Planned {
+    task: TaskId,
+    to: Timestamp,
+    next: Option<Timestamp>,
+    queued: Vec<RunId>,
+}
+
+impl Planner {
+    /// Plans until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let begin = Instant::now();
+        let mut jumps = JumpWatch::default();
+        let mut held = false;
+        loop {
+            let now = self.publisher.clock().now();
+            let pause = if jumps.believes(now, begin.elapsed()) {
+                match self.plan_due(now).await {
+                    Ok(until) => {
+                        self.note_hold(until, &mut held);
+                        if until.is_some() { self.look_again } else { self.until_next() }
+                    }
+                    Err(error) => {
+                        warn!(%error, "slots could not be written down; tried again in a second");
+                        RETRY
+                    }
+                }
+            } else {
+                // A clock that jumped is believed once it held for a minute.
+                Duration::from_secs(1)
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.bell.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn note_hold(&self, until: Option<Timestamp>, held: &mut bool) {
+        match until {
+            Some(until) if !*held => {
+                error!(%until, "the clock is more than an hour behind what is stored: schedules are held until it has caught up");
+                *held = true;
+            }
+            None if *held => {
+                warn!("the clock has caught up: schedules go on");
+                *held = false;
+            }
+            _ => {}
+        }
+    }
+
+    fn until_next(&self) -> Duration {
+        let now = self.publisher.clock().now();
+        let next = self.registry.all().iter().filter_map(|task| task.next).min();
+        next.map_or(self.look_again, |next| {
+            let left = Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO);
+            left.min(self.look_again)
+        })
+    }
+
+    /// Plans every task whose next slot is due. Gives until when schedules are held, if they are.
+    /// O(tasks) to look, O(due) to write.
+    async fn plan_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
+        let tasks = self.registry.all();
+        let last_stored = tasks.iter().map(|task| task.planned).max().unwrap_or(now);
+        let due: Vec<_> = tasks
+            .into_iter()
+            .filter(|task| task.next.is_some_and(|next| next <= now))
+            .filter_map(|task| self.publisher.topic(&task.id).map(|topic| (task, topic)))
+            .collect();
+        for batch in due.chunks(BATCH) {
+            let batch = batch.to_vec();
+            let act = move |connection: &Connection| -> Result<_, StoreError> {
+                let mut planned = Vec::new();
+                let mut offers = Vec::new();
+                for (task, topic) in batch {
+                    match plan_one(connection, &task, &topic, last_stored, now, &mut offers)? {
+                        Some(Ok(done)) => planned.push(done),
+                        Some(Err(until)) => return Ok(((planned, Some(until)), offers)),
+                        None => {}
+                    }
+                }
+                Ok(((planned, None), offers))
+            };
+            let ((planned, until), _) = self.publisher.transact(act).await?;
+            failpoint::hit("claimed-not-started");
+            for Planned { task, to, next, queued } in planned {
+                self.registry.note_planned(&task, to, next);
+                for run in queued {
+                    self.runs.note_queued(run, task.clone());
+                }
+            }
+            if until.is_some() {
+                return Ok(until);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Plans one task within the transaction. `Err` is until when schedules are held; `None` is a task that is gone.
+fn plan_one(
+    connection: &Connection,
+    task: &Task,
+    topic: &Arc<Topic>,
+    last_stored: Timestamp,
+    now: Timestamp,
+    offers: &mut Vec<(Arc<Topic>, Offer)>,
+) -> Result<Option<Result<Planned, Timestamp>>, StoreError> {
+    let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
+    let standing = Standing {
+        last_planned: task.planned,
+        anchor: task.anchor,
+        last_stored,
+        enabled,
+        active: is_active(connection, task.no)?,
+        queued: count_queued(connection, task.no)?,
+    };
+    let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &standing, now) {
+        Decision::Hold { until } => return Ok(Some(Err(until))),
+        Decision::Plan(plan) => plan,
+    };
+    let generation = topic.tail().generation;
+    let claimed = rows.iter().any(|row| run_of(row).is_some()).then(RunId::new);
+    let mut queued = Vec::new();
+    for row in &rows {
+        // What became part of the run names it too.
+        let run = claimed.filter(|_| run_of(row).is_some() || matches!(row.outcome, Outcome::Coalesced { .. }));
+        let noted = slots::note(connection, task.no, generation, row, run)?;
+        for body in said(&noted, row, &task.id) {
+            offers.push((topic.clone(), Offer::new(None, now, &body)));
+        }
+        if let (Some(trigger), Some(id)) = (run_of(row), claimed) {
+            let slot = Some(row.scheduled_for);
+            let queue = Queued { trigger, scheduled_for: slot, attempt: 1, params: serde_json::Map::new() };
+            offers.push((topic.clone(), queue.offer(id, now)));
+            queued.push(id);
+        }
+    }
+    crate::task::registry::set_planned(connection, task.no, planned_to, next)?;
+    Ok(Some(Ok(Planned { task: task.id.clone(), to: planned_to, next, queued })))
+}
+
+/// What makes the run of a slot, if it gets one.
+fn run_of(row: &Row) -> Option<&'static str> {
+    match row.outcome {
+        Outcome::Run { late } | Outcome::Queue { late } => Some(if late { "catchup" } else { "schedule" }),
+        _ => None,
+    }
+}
+
+/// What the log says of a slot without a run: once at the start of a streak, and once with the count at its end.
+fn said(noted: &Noted, row: &Row, task: &TaskId) -> Vec<Body> {
+    let Noted::Row { ended } = noted else { return Vec::new() };
+    let mut bodies = Vec::new();
+    if let Some((outcome, count)) = ended {
+        let state = if outcome == "missed" { State::Missed } else { State::Skipped };
+        let mut status = Status::new(state, format!("Task {task}: {count} slots {outcome} in a row"));
+        status.count = Some(*count);
+        bodies.push(Body::Status(status));
+    }
+    let state = match row.outcome {
+        Outcome::Skipped => State::Skipped,
+        Outcome::Missed => State::Missed,
+        _ => return bodies,
+    };
+    let reason = row.reason.unwrap_or_default();
+    let word = if state == State::Missed { "missed" } else { "skipped" };
+    let mut status = Status::new(state, format!("Task {task}: slot {word}: {reason}"));
+    status.reason = Some(reason.to_owned());
+    status.scheduled_for = Some(row.scheduled_for);
+    status.count = Some(row.count.number());
+    bodies.push(Body::Status(status));
+    bodies
+}

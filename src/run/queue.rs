@@ -1,0 +1,570 @@
+//! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
+//! nobody has started); this keeps the order in memory and the places.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use serde_json::{Map, Value};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info};
+
+use super::runner::{StopCause, Workshop, check_params};
+use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::failpoint;
+use crate::record::Run;
+use crate::store::{Store, StoreError, TaskNo};
+use crate::stream::publish::Publisher;
+use crate::stream::topic::Offer;
+use crate::task::registry::{Registry, TaskError};
+use crate::task::slots;
+
+/// How many runs started by hand may wait for one task.
+pub const HAND_QUEUE: u32 = 10;
+
+/// Why a run was not made, found or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no such task.
+    #[error("there is no task {0}")]
+    NoTask(TaskId),
+    /// There is no such run.
+    #[error("there is no run {0}")]
+    NoRun(RunId),
+    /// The run has ended.
+    #[error("the run is over: it ended as {}", .0.state.as_str())]
+    Over(Box<Run>),
+    /// Too many wait already.
+    #[error("{0} runs of this task wait already: stop one, or wait for them")]
+    QueueFull(u32),
+    /// A parameter is wrong: its name, and why.
+    #[error("{1}")]
+    Param(String, String),
+    /// The task's file is gone.
+    #[error("the file of task {0} is gone: put it back, or remove the task")]
+    Disabled(TaskId),
+    /// The server is going down.
+    #[error("the server is stopping and starts no more runs")]
+    Stopping,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for RunError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<TaskError> for RunError {
+    fn from(error: TaskError) -> Self {
+        match error {
+            TaskError::NotFound(id) => Self::NoTask(id),
+            TaskError::Store(error) => Self::Store(error),
+            other => Self::Store(StoreError::Broken(other.to_string())),
+        }
+    }
+}
+
+/// All runs that are not over. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Runs {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    workshop: Workshop,
+    registry: Registry,
+    store: Arc<Store>,
+    /// How many may be at work at once.
+    places: usize,
+    lists: Mutex<Lists>,
+    /// Rung for the dispatcher when a run was queued or has ended.
+    bell: Notify,
+    /// Rung for everyone when a run has ended.
+    ended: Notify,
+    tracker: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    /// In the order of their making.
+    waiting: BTreeMap<RunId, TaskId>,
+    working: HashMap<RunId, Working>,
+    /// Set when the server goes down: nothing starts any more.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Working {
+    task: TaskId,
+    stop: watch::Sender<Option<StopCause>>,
+}
+
+impl Runs {
+    /// No runs yet; [`Runs::recover`] finds those of before.
+    pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: usize) -> Self {
+        let (lists, bell, ended, tracker) = (Mutex::default(), Notify::new(), Notify::new(), TaskTracker::new());
+        Self { shared: Arc::new(Shared { workshop, registry, store, places, lists, bell, ended, tracker }) }
+    }
+
+    /// Makes a run by hand: it waits behind those of its task, whatever `overlap` says. `also` is written in the
+    /// same transaction.
+    ///
+    /// # Errors
+    /// [`RunError`]: no such task, a wrong parameter, too many wait, the store cannot be written.
+    pub async fn start_by_hand(
+        &self,
+        task: &TaskId,
+        given: Map<String, Value>,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
+        let known = self.shared.registry.get(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        if !known.enabled {
+            return Err(RunError::Disabled(task.clone()));
+        }
+        if self.lists().closed {
+            return Err(RunError::Stopping);
+        }
+        check_params(&known, &given).map_err(|(name, why)| RunError::Param(name, why))?;
+        let publisher = self.publisher();
+        let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        let id = RunId::new();
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
+        let offer = queued.offer(id, publisher.clock().now());
+        let (no, at) = (known.no, topic.clone());
+        let act = move |connection: &Connection| -> Result<_, RunError> {
+            let waiting = count_queued(connection, no)?;
+            if waiting >= HAND_QUEUE {
+                return Err(RunError::QueueFull(waiting));
+            }
+            also(connection, id)?;
+            Ok(((), vec![(at, offer)]))
+        };
+        publisher.transact(act).await?;
+        failpoint::hit("queued");
+        self.note_queued(id, task.clone());
+        let run = topic.tail().fold.run(id).cloned();
+        match run {
+            Some(run) => Ok(run),
+            // It has started and ended before we looked.
+            None => self.find(id).await,
+        }
+    }
+
+    /// Puts runs whose `queued` event is saved into the order.
+    pub fn note_queued(&self, id: RunId, task: TaskId) {
+        self.lists().waiting.insert(id, task);
+        self.shared.bell.notify_one();
+    }
+
+    /// Finds a run, ended or not.
+    ///
+    /// # Errors
+    /// [`RunError::NoRun`], or the store's.
+    pub async fn find(&self, id: RunId) -> Result<Run, RunError> {
+        let read = move |connection: &Connection| {
+            connection
+                .prepare_cached(
+                    "SELECT runs.run, tasks.id FROM runs JOIN tasks ON tasks.no = runs.task WHERE runs.id = ?1",
+                )?
+                .query_row([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+                .optional()
+        };
+        let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
+        let open = task.parse().ok().and_then(|task| self.publisher().topic(&task));
+        if let Some(run) = open.and_then(|topic| topic.tail().fold.run(id).cloned()) {
+            return Ok(run);
+        }
+        serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
+    }
+
+    /// How many wait before this run; `None` when it does not wait.
+    pub fn position(&self, id: RunId) -> Option<usize> {
+        let lists = self.lists();
+        lists.waiting.contains_key(&id).then(|| lists.waiting.range(..id).count())
+    }
+
+    /// How many are at work, and how many wait.
+    pub fn counts(&self) -> (usize, usize) {
+        let lists = self.lists();
+        (lists.working.len(), lists.waiting.len())
+    }
+
+    /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
+    /// returns; one at work says its stages and ends.
+    ///
+    /// # Errors
+    /// [`RunError`]: no such run, it is over, or its end cannot be saved.
+    pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
+        let waiting = {
+            let mut lists = self.lists();
+            if let Some(working) = lists.working.get(&id) {
+                working.stop.send_if_modified(|cause| {
+                    let first = cause.is_none();
+                    *cause = cause.or(Some(StopCause::Asked));
+                    first
+                });
+                None
+            } else {
+                lists.waiting.remove(&id)
+            }
+        };
+        if let Some(task) = waiting {
+            let status = reasoned(State::Cancelled, &task, "stopped before it started");
+            if let Err(error) = self.end_waiting(&task, id, status).await {
+                self.note_queued(id, task);
+                return Err(error);
+            }
+        }
+        let run = self.find(id).await?;
+        if run.state.is_ended() && run.state != crate::record::RunState::Cancelled {
+            return Err(RunError::Over(Box::new(run)));
+        }
+        Ok(run)
+    }
+
+    /// Whether the run is at work or waits in this process: what is not, and not over, nobody will end.
+    pub fn is_known(&self, id: RunId) -> bool {
+        let lists = self.lists();
+        lists.working.contains_key(&id) || lists.waiting.contains_key(&id)
+    }
+
+    async fn end_waiting(&self, task: &TaskId, id: RunId, status: Status) -> Result<(), RunError> {
+        let publisher = self.publisher();
+        let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        let offer = Offer::new(Some(id), publisher.clock().now(), &Body::Status(status));
+        let act = move |connection: &Connection| -> Result<_, RunError> {
+            slots::note_end_unstarted(connection, id, "skipped", "stopped before it started")?;
+            Ok(((), vec![(topic, offer)]))
+        };
+        publisher.transact(act).await?;
+        Ok(())
+    }
+
+    /// Stops all runs of a task and waits until they are over.
+    ///
+    /// # Errors
+    /// [`RunError`]: the end of one that waits cannot be saved.
+    pub async fn stop_all_of(&self, task: &TaskId) -> Result<(), RunError> {
+        loop {
+            // Registered before the look, so that an end in between is not missed.
+            let ended = self.shared.ended.notified();
+            let ids: Vec<RunId> = {
+                let lists = self.lists();
+                let waiting = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
+                waiting.chain(lists.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id)).collect()
+            };
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let mut working = false;
+            for id in ids {
+                match self.stop(id).await {
+                    Ok(run) => working |= !run.state.is_ended(),
+                    Err(RunError::Over(_)) => working = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            if working {
+                ended.await;
+            }
+        }
+    }
+
+    /// Whether a run of the task waits or is at work.
+    pub fn has_runs(&self, task: &TaskId) -> bool {
+        let lists = self.lists();
+        lists.waiting.values().any(|of| of == task) || lists.working.values().any(|run| run.task == *task)
+    }
+
+    /// Starts runs as places come free, until the server goes down. Runs of one task follow each other.
+    pub async fn dispatch(self) {
+        loop {
+            while let Some((id, task)) = self.take_next() {
+                self.start(id, task);
+            }
+            if self.lists().closed {
+                return;
+            }
+            // A ring since the last look has left a permit behind.
+            self.shared.bell.notified().await;
+        }
+    }
+
+    /// The first that may start now. O(waiting + working).
+    fn take_next(&self) -> Option<(RunId, TaskId)> {
+        let mut lists = self.lists();
+        if lists.closed || lists.working.len() >= self.shared.places {
+            return None;
+        }
+        let busy: std::collections::HashSet<&TaskId> = lists.working.values().map(|run| &run.task).collect();
+        let (id, task) = lists.waiting.iter().find(|(_, task)| !busy.contains(task))?;
+        let (id, task) = (*id, task.clone());
+        lists.waiting.remove(&id);
+        let stop = watch::Sender::new(None);
+        lists.working.insert(id, Working { task: task.clone(), stop });
+        Some((id, task))
+    }
+
+    fn start(&self, id: RunId, task: TaskId) {
+        let runs = self.clone();
+        self.shared.tracker.spawn(async move {
+            let _place = Place { runs: runs.clone(), id };
+            // The definition is taken now, not when the run was queued.
+            let known = runs.shared.registry.get(&task).zip(runs.publisher().topic(&task));
+            let Some((known, topic)) = known else { return };
+            let stop = runs.lists().working.get(&id).map(|working| working.stop.subscribe());
+            let run = topic.tail().fold.run(id).cloned();
+            if let (Some(stop), Some(run)) = (stop, run) {
+                runs.shared.workshop.carry_out(known, topic, run, stop).await;
+            }
+        });
+    }
+
+    /// Ends what an earlier server left behind, then takes up what waits: survivors of its commands are killed,
+    /// runs that were at work become `interrupted`, runs that waited wait on, unless they are too old.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn recover(&self) -> Result<(), RunError> {
+        let (open, recorded) = self.shared.store.read(read_open).await?;
+        let at_work: Vec<&Open> = open.iter().filter(|open| open.state != "queued").collect();
+        if !at_work.is_empty() {
+            let ids = at_work.iter().map(|open| open.id).collect();
+            let ended = tokio::task::spawn_blocking(move || super::process::end_survivors(&ids, &recorded)).await;
+            let killed = ended.map_or(0, |ended| ended.killed.len());
+            info!(runs = at_work.len(), killed, "runs of an earlier server are interrupted");
+        }
+        for run in &at_work {
+            self.interrupt(run).await?;
+        }
+        for run in open.iter().filter(|open| open.state == "queued") {
+            self.requeue(run).await?;
+        }
+        Ok(())
+    }
+
+    async fn interrupt(&self, open: &Open) -> Result<(), RunError> {
+        let Some(topic) = self.publisher().topic(&open.task) else { return Ok(()) };
+        let now = self.publisher().clock().now();
+        let mut status = reasoned(State::Interrupted, &open.task, "the server ended while it was at work");
+        let mut offers = Vec::new();
+        {
+            let tail = topic.tail();
+            let Some(run) = tail.fold.run(open.id) else { return Ok(()) };
+            let since = run.started_at.unwrap_or(run.queued_at);
+            status.duration_ms = u64::try_from(now.duration_since(since).as_millis()).ok();
+            for call in tail.fold.calls().iter().filter(|call| call.run == open.id) {
+                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event)));
+            }
+        }
+        offers.push(Offer::new(Some(open.id), now, &Body::Status(status)));
+        let offers = offers.into_iter().map(|offer| (topic.clone(), offer)).collect();
+        self.publisher().transact::<_, RunError, _>(move |_| Ok(((), offers))).await?;
+        Ok(())
+    }
+
+    /// A run that waited waits on; a scheduled one that is older than its catch-up window is missed.
+    async fn requeue(&self, open: &Open) -> Result<(), RunError> {
+        let task = self.shared.registry.get(&open.task);
+        let slot = open.slot.and_then(|slot| Timestamp::from_microsecond(slot).ok());
+        let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
+            task.timing.as_ref().is_some_and(|timing| {
+                let window = crate::schedule::plan::window(timing, &task.definition.policy, task.anchor, slot);
+                self.publisher().clock().now().duration_since(slot) > window
+            })
+        });
+        if !too_old {
+            self.note_queued(open.id, open.task.clone());
+            return Ok(());
+        }
+        let Some(topic) = self.publisher().topic(&open.task) else { return Ok(()) };
+        let status = reasoned(State::Interrupted, &open.task, "missed: it waited longer than its catch-up window");
+        let offer = Offer::new(Some(open.id), self.publisher().clock().now(), &Body::Status(status));
+        let id = open.id;
+        let act = move |connection: &Connection| -> Result<_, RunError> {
+            slots::note_end_unstarted(connection, id, "missed", "too old in the queue")?;
+            Ok(((), vec![(topic, offer)]))
+        };
+        self.publisher().transact(act).await?;
+        Ok(())
+    }
+
+    /// Starts nothing any more; gives the runs at work `grace` to end, then stops them as interrupted, and waits
+    /// for all. Runs that wait stay queued for the next start.
+    pub async fn shut_down(&self, grace: Duration) {
+        self.lists().closed = true;
+        self.shared.bell.notify_one();
+        self.shared.tracker.close();
+        if tokio::time::timeout(grace, self.shared.tracker.wait()).await.is_ok() {
+            return;
+        }
+        for working in self.lists().working.values() {
+            working.stop.send_if_modified(|cause| {
+                let first = cause.is_none();
+                *cause = cause.or(Some(StopCause::Shutdown));
+                first
+            });
+        }
+        self.shared.tracker.wait().await;
+    }
+
+    /// The tasks these runs are of.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    fn publisher(&self) -> &Publisher {
+        &self.shared.workshop.publisher
+    }
+
+    fn lists(&self) -> std::sync::MutexGuard<'_, Lists> {
+        self.shared.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among those at work: given back however the run ends.
+struct Place {
+    runs: Runs,
+    id: RunId,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.runs.lists().working.remove(&self.id).is_none() {
+            error!(run = %self.id, "a run gave back a place that it did not have");
+        }
+        self.runs.shared.ended.notify_waiters();
+        self.runs.shared.bell.notify_one();
+    }
+}
+
+/// What a `queued` event says.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    /// `hand`, `schedule` or `catchup`.
+    pub trigger: &'static str,
+    /// The slot.
+    pub scheduled_for: Option<Timestamp>,
+    /// Which attempt of it, from 1.
+    pub attempt: u32,
+    /// The parameters it was given.
+    pub params: Map<String, Value>,
+}
+
+impl Queued {
+    /// The event that makes the run.
+    pub fn offer(self, id: RunId, at: Timestamp) -> Offer {
+        let mut status = Status::new(State::Queued, "Queued");
+        status.trigger = Some(self.trigger.to_owned());
+        status.scheduled_for = self.scheduled_for;
+        status.attempt = Some(self.attempt);
+        status.params = Some(self.params);
+        Offer::new(Some(id), at, &Body::Status(status))
+    }
+}
+
+/// How many runs of the task wait.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u32> {
+    connection
+        .prepare_cached("SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued'")?
+        .query_row([task.0], |row| row.get(0))
+}
+
+/// Whether a run of the task is not over.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_active(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
+        .exists(params![task.0])
+}
+
+/// A run that was not over when the server before ended.
+struct Open {
+    id: RunId,
+    task: TaskId,
+    state: String,
+    slot: Option<i64>,
+}
+
+fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<(i32, u64)>)> {
+    let mut statement = connection.prepare(
+        "SELECT runs.id, tasks.id, runs.state, runs.slot FROM runs JOIN tasks ON tasks.no = runs.task
+         WHERE runs.state IN ('queued', 'running', 'waiting') ORDER BY runs.id",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let (id, task): (String, String) = (row.get(0)?, row.get(1)?);
+        let (state, slot) = (row.get(2)?, row.get(3)?);
+        Ok(id.parse().ok().zip(task.parse().ok()).map(|(id, task)| Open { id, task, state, slot }))
+    })?;
+    let open = rows.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?;
+    let mut statement = connection.prepare(
+        "SELECT pid, start_ticks FROM processes JOIN runs ON runs.id = processes.run
+         WHERE runs.state IN ('running', 'waiting')",
+    )?;
+    let recorded = statement
+        .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok((open, recorded))
+}
+
+/// The result of a call whose end nobody saw.
+fn lost_result(call: &str, event: &str) -> Body {
+    #[derive(serde::Deserialize)]
+    struct Use {
+        data: Tool,
+    }
+    #[derive(serde::Deserialize)]
+    struct Tool {
+        tool: String,
+    }
+    let tool = serde_json::from_str::<Use>(event).map_or_else(|_| "unknown".to_owned(), |event| event.data.tool);
+    Body::ToolResult {
+        call: call.to_owned(),
+        tool,
+        ok: false,
+        output: "The server ended while this call was under way.".to_owned(),
+        cut_bytes: 0,
+        exit: None,
+        duration_ms: 0,
+    }
+}
+
+fn reasoned(state: State, task: &TaskId, reason: &str) -> Status {
+    let word = if state == State::Cancelled { "cancelled" } else { "interrupted" };
+    let mut status = Status::new(state, format!("Task {task} {word}: {reason}"));
+    status.reason = Some(reason.to_owned());
+    status
+}
+
+/// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn list(
+    connection: &Connection,
+    task: Option<TaskNo>,
+    state: Option<&str>,
+    before: Option<RunId>,
+    limit: usize,
+) -> rusqlite::Result<Vec<Run>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT run FROM runs WHERE (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR state = ?2)
+           AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
+    )?;
+    let before = before.map(|id| id.to_string());
+    let rows = statement
+        .query_map(params![task.map(|no| no.0), state, before, limit as i64], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|text| serde_json::from_str(&text).ok()).transpose()).collect()
+}

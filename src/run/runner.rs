@@ -1,0 +1,414 @@
+//! One run, from its start to its terminal status: the agent at work, its events on their way to the log, the
+//! clock of the policy, and whoever stops it.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rusqlite::{Connection, params};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
+use super::secrets::{self, Redactor};
+use crate::agent::{self, Assignment, Emitter, Outcome};
+use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::failpoint;
+use crate::record::Run;
+use crate::store::StoreError;
+use crate::stream::publish::Publisher;
+use crate::stream::topic::{Offer, Topic};
+use crate::task::registry::Task;
+use crate::task::slots;
+
+/// How long an agent may go on talking once all its commands are gone.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why a run is being stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopCause {
+    /// Someone asked for it.
+    Asked,
+    /// It took longer than its policy allows.
+    TimedOut(Duration),
+    /// The server is going down.
+    Shutdown,
+}
+
+/// What every run of this server has in common.
+#[derive(Clone, Debug)]
+pub struct Workshop {
+    /// Where events go.
+    pub publisher: Publisher,
+    /// This program's own file, which is also the supervisor of commands.
+    pub exe: PathBuf,
+    /// Where the outputs of tool calls are kept.
+    pub output_dir: PathBuf,
+    /// Where commands of tasks that are no files run.
+    pub work_dir: PathBuf,
+    /// When the stages of a stop come.
+    pub stages: StopStages,
+    /// The port that HTTP steps never reach: the server's own.
+    pub own_port: Option<u16>,
+}
+
+impl Workshop {
+    /// Carries out a run that is queued, and returns once its terminal status is saved. `stop` may be raised at
+    /// any time; it acts at once, also while the store cannot be written.
+    pub async fn carry_out(&self, task: Arc<Task>, topic: Arc<Topic>, run: Run, stop: watch::Receiver<Option<StopCause>>) {
+        let span = info_span!("run", task = %task.id, run = %run.id);
+        let ended = self.work(task, &topic, &run, stop).instrument(span.clone()).await;
+        failpoint::hit("terminal-not-committed");
+        let (state, duration_ms) = (ended.state, ended.duration_ms);
+        let saved = self.publisher.publish(&topic, Some(run.id), &Body::Status(ended)).await;
+        span.in_scope(|| match saved {
+            Ok(_) => info!(?state, duration_ms, "run ended"),
+            Err(error) => warn!(?state, duration_ms, %error, "run ended; its end could not be saved"),
+        });
+    }
+
+    /// Everything up to the terminal status, which it gives.
+    async fn work(
+        &self,
+        task: Arc<Task>,
+        topic: &Arc<Topic>,
+        run: &Run,
+        mut stop: watch::Receiver<Option<StopCause>>,
+    ) -> Status {
+        let begin = Instant::now();
+        failpoint::hit("claimed-not-started");
+        if let Err(error) = self.say_started(topic, &task, run).await {
+            return failed(&task.id, format!("its start could not be saved: {error:#}"), None);
+        }
+        let (values, redactor) = match take_secrets(&task) {
+            Ok(taken) => taken,
+            Err(reason) => return failed(&task.id, reason, None).lasting(begin),
+        };
+        let (emitter, bodies) = Emitter::channel();
+        let pump = tokio::spawn(pump(self.publisher.clone(), topic.clone(), run.id, redactor.clone(), bodies));
+        let processes = self.processes(run);
+        let assignment = self.assignment(&task, run, values, redactor, processes.clone());
+        let limit = task.definition.policy.timeout;
+
+        // A panic of an agent is a failed run, not a run for ever.
+        let work = std::panic::AssertUnwindSafe(agent::carry_out(assignment, emitter.clone())).catch_unwind();
+        tokio::pin!(work);
+        let cause = tokio::select! {
+            biased;
+            cause = raised(&mut stop) => Err(cause),
+            done = &mut work => Ok(done),
+            () = tokio::time::sleep_until(begin + limit) => Err(StopCause::TimedOut(limit)),
+        };
+        let mut status = match cause {
+            Ok(Ok(outcome)) => ended(&task.id, outcome),
+            Ok(Err(_)) => failed(&task.id, "the agent broke down; see the server's log".to_owned(), None),
+            Err(cause) => {
+                let left = self.stop(&processes, &emitter, work).await;
+                stopped(&task.id, cause, left)
+            }
+        };
+        drop(emitter);
+        let open = pump.await.unwrap_or_default();
+        self.close_calls(topic, run.id, open, &status.text).await;
+        status.duration_ms = Some(millis(begin.elapsed()));
+        status
+    }
+
+    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<()> {
+        if !self.publisher.connections().has_watchers(&task.id) {
+            info!("No WebSocket connection for user=any, task will run without real-time updates");
+        }
+        info!(attempt = run.attempt, trigger = run.trigger, "run starts");
+        let mut started = Status::new(State::Started, format!("Task {}: Starting execution...", task.id));
+        started.other.insert("definition".to_owned(), task.definition.hash().into());
+        // Saved before the work begins, with the outcome of its slot: after a crash nobody starts it a second time.
+        self.save_start(topic, task, run, started).await?;
+        let head: String = task.definition.title.chars().take(80).collect();
+        let progress = Status::new(State::Progress, format!("Executing task: {head}..."));
+        self.publisher.offer(topic, Some(run.id), &Body::Status(progress)).await?;
+        Ok(())
+    }
+
+    /// Saves the start. Waits while the store cannot be written: a start that is not saved is none.
+    async fn save_start(&self, topic: &Arc<Topic>, task: &Task, run: &Run, started: Status) -> Result<(), StoreError> {
+        let body = Body::Status(started);
+        loop {
+            let now = self.publisher.clock().now();
+            let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
+            let offer = Offer::new(Some(run.id), now, &body);
+            let (id, topic) = (run.id, topic.clone());
+            let mut writable = self.publisher.writable();
+            let act = move |connection: &Connection| -> Result<_, StoreError> {
+                if let Some(start) = start {
+                    slots::note_start(connection, id, &start)?;
+                }
+                Ok(((), vec![(topic, offer)]))
+            };
+            match self.publisher.transact(act).await {
+                Err(StoreError::NotWritable(_)) => {
+                    // The writer says when it can write again; asked again every second all the same, as nothing
+                    // else may be there to be written.
+                    let _ = tokio::time::timeout(Duration::from_secs(1), writable.changed()).await;
+                }
+                done => return done.map(drop),
+            }
+        }
+    }
+
+    fn processes(&self, run: &Run) -> Processes {
+        let publisher = self.publisher.clone();
+        let id = run.id;
+        let record: Record = Arc::new(move |spawned| record_process(publisher.clone(), id, spawned));
+        let marks = marks(&run.task, run.id, run.scheduled_for, run.attempt);
+        Processes::with_stages(run.id, marks, self.exe.clone(), record, self.stages)
+    }
+
+    fn assignment(
+        &self,
+        task: &Task,
+        run: &Run,
+        secrets: std::collections::BTreeMap<String, String>,
+        redactor: Redactor,
+        processes: Processes,
+    ) -> Assignment {
+        let defaults = task.definition.params.iter().filter_map(|(name, param)| Some((name.clone(), param.default.clone()?)));
+        let given = run.params.iter().map(|(name, value)| (name.clone(), value.clone()));
+        let beside_file = task.path.as_ref().and_then(|path| path.parent());
+        Assignment {
+            task: task.id.clone(),
+            run: run.id,
+            definition: task.definition.clone(),
+            params: defaults.chain(given).collect(),
+            scheduled_for: run.scheduled_for,
+            attempt: run.attempt,
+            secrets,
+            redactor,
+            output_dir: self.output_dir.join(run.id.to_string()),
+            work_dir: beside_file.unwrap_or(&self.work_dir).to_owned(),
+            processes,
+            own_port: self.own_port,
+        }
+    }
+
+    /// Ends everything the run has started, in stages that are shown as progress. Gives what could not be ended.
+    async fn stop(
+        &self,
+        processes: &Processes,
+        emitter: &Emitter,
+        mut work: Pin<&mut impl Future<Output = std::thread::Result<Outcome>>>,
+    ) -> Vec<String> {
+        let (stages, mut reached) = mpsc::channel(4);
+        let say = async {
+            while let Some(stage) = reached.recv().await {
+                let _ = emitter.emit(Body::Status(stage_status(stage))).await;
+            }
+        };
+        let ending = async {
+            let left = processes.stop(stages).await;
+            left.into_iter().map(|left| format!("{} ({})", left.pid, left.name)).collect::<Vec<_>>()
+        };
+        // The agent is polled on: it notices the end of its commands and says their results.
+        let settle = async {
+            tokio::pin!(ending);
+            let (left, done) = tokio::select! {
+                left = &mut ending => (left, false),
+                _ = &mut work => (ending.await, true),
+            };
+            if !done {
+                let _ = tokio::time::timeout(LAST_WORDS, work).await;
+            }
+            left
+        };
+        tokio::join!(settle, say).0
+    }
+
+    /// Closes every call that has no result: a reader never waits for one that cannot come.
+    async fn close_calls(&self, topic: &Arc<Topic>, run: RunId, open: Vec<(String, String)>, why: &str) {
+        for (call, tool) in open {
+            let body = Body::ToolResult {
+                call,
+                tool,
+                ok: false,
+                output: why.to_owned(),
+                cut_bytes: 0,
+                exit: None,
+                duration_ms: 0,
+            };
+            let _ = self.publisher.offer(topic, Some(run), &body).await;
+        }
+    }
+}
+
+/// Carries events from the agent to the log, redacted, in order. Gives the calls left open, with their tools.
+async fn pump(
+    publisher: Publisher,
+    topic: Arc<Topic>,
+    run: RunId,
+    redactor: Redactor,
+    mut bodies: mpsc::Receiver<Body>,
+) -> Vec<(String, String)> {
+    let mut open = Vec::new();
+    while let Some(body) = bodies.recv().await {
+        match &body {
+            Body::ToolUse { call, tool, .. } => open.push((call.clone(), tool.clone())),
+            Body::ToolResult { call, .. } => open.retain(|(id, _)| id != call),
+            _ => {}
+        }
+        if publisher.offer(&topic, Some(run), &redacted(body, &redactor)).await.is_err() {
+            break;
+        }
+    }
+    open
+}
+
+fn redacted(body: Body, redactor: &Redactor) -> Body {
+    let clean = |text: String| redactor.text(&text).into_owned();
+    match body {
+        Body::Thought { text } => Body::Thought { text: clean(text) },
+        Body::Message { role, text } => Body::Message { role, text: clean(text) },
+        Body::ToolUse { call, tool, mut input } => {
+            redactor.json(&mut input);
+            Body::ToolUse { call, tool, input }
+        }
+        Body::ToolOutput { call, stream, text, cut_bytes } => {
+            Body::ToolOutput { call, stream, text: clean(text), cut_bytes }
+        }
+        Body::ToolResult { call, tool, ok, output, cut_bytes, exit, duration_ms } => {
+            Body::ToolResult { call, tool, ok, output: clean(output), cut_bytes, exit, duration_ms }
+        }
+        Body::Status(mut status) => {
+            status.text = clean(status.text);
+            status.reason = status.reason.map(clean);
+            Body::Status(status)
+        }
+        other @ Body::Other { .. } => other,
+    }
+}
+
+fn record_process(
+    publisher: Publisher,
+    run: RunId,
+    spawned: Spawned,
+) -> BoxFuture<'static, anyhow::Result<()>> {
+    Box::pin(async move {
+        failpoint::hit("spawned-not-recorded");
+        let Spawned { call, pid, start_ticks } = spawned;
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            connection
+                .prepare_cached("INSERT INTO processes (run, call, pid, start_ticks) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![run.to_string(), call, pid, start_ticks.cast_signed()])?;
+            Ok(((), Vec::new()))
+        };
+        publisher.transact(act).await?;
+        Ok(())
+    })
+}
+
+fn take_secrets(
+    task: &Task,
+) -> Result<(std::collections::BTreeMap<String, String>, Redactor), String> {
+    let values = secrets::resolve(&task.definition.secrets).map_err(|error| format!("{error:#}"))?;
+    let redactor = Redactor::new(values.values().map(String::as_str)).map_err(|error| format!("{error:#}"))?;
+    Ok((values, redactor))
+}
+
+/// Ready when a stop is asked for. Never, once nobody can ask any more.
+async fn raised(stop: &mut watch::Receiver<Option<StopCause>>) -> StopCause {
+    match stop.wait_for(Option::is_some).await.map(|cause| *cause) {
+        Ok(Some(cause)) => cause,
+        _ => std::future::pending().await,
+    }
+}
+
+fn stage_status(stage: Stage) -> Status {
+    let name = stage.as_str();
+    let mut status = Status::new(State::Progress, format!("Stopping: {name} sent"));
+    status.stage = Some(name.to_owned());
+    status
+}
+
+fn ended(task: &TaskId, outcome: Outcome) -> Status {
+    match outcome {
+        Outcome::Succeeded { exit, attention } => {
+            let mut status = Status::new(State::Succeeded, format!("Task {task} completed successfully"));
+            (status.exit, status.attention) = (exit, attention);
+            status
+        }
+        Outcome::Failed { reason, exit, attention } => {
+            let mut status = failed(task, reason, exit);
+            status.attention = attention;
+            status
+        }
+    }
+}
+
+fn failed(task: &TaskId, reason: String, exit: Option<i32>) -> Status {
+    let mut status = Status::new(State::Failed, format!("Task {task} failed: {reason}"));
+    (status.reason, status.exit) = (Some(reason), exit);
+    status
+}
+
+fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
+    let (state, mut reason) = match cause {
+        StopCause::Asked => (State::Cancelled, "stopped on request".to_owned()),
+        StopCause::TimedOut(limit) => {
+            (State::TimedOut, format!("took longer than {}", crate::config::units::duration_words(limit)))
+        }
+        StopCause::Shutdown => (State::Interrupted, "the server was stopped".to_owned()),
+    };
+    if !left.is_empty() {
+        reason = format!("{reason}; still there, in uninterruptible sleep: {}", left.join(", "));
+    }
+    let word = match state {
+        State::Cancelled => "cancelled",
+        State::TimedOut => "timed out",
+        _ => "interrupted",
+    };
+    let mut status = Status::new(state, format!("Task {task} {word}: {reason}"));
+    status.reason = Some(reason);
+    status
+}
+
+impl Status {
+    /// The status with the time from `begin` until now.
+    fn lasting(mut self, begin: Instant) -> Self {
+        self.duration_ms = Some(millis(begin.elapsed()));
+        self
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The parameters of a run, checked against what the task has.
+///
+/// # Errors
+/// The name of the first that the task does not have or that is missing, and why.
+pub fn check_params(
+    task: &Task,
+    given: &serde_json::Map<String, serde_json::Value>,
+) -> Result<(), (String, String)> {
+    let known: BTreeSet<&String> = task.definition.params.keys().collect();
+    for (name, value) in given {
+        if !known.contains(name) {
+            let names = known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+            let has = if names.is_empty() { "it has none".to_owned() } else { format!("it has {names}") };
+            return Err((name.clone(), format!("the task has no parameter {name}: {has}")));
+        }
+        if value.is_array() || value.is_object() {
+            return Err((name.clone(), "a parameter is a text, a number, true or false".to_owned()));
+        }
+    }
+    for (name, param) in &task.definition.params {
+        if param.default.is_none() && given.get(name).is_none_or(serde_json::Value::is_null) {
+            return Err((name.clone(), format!("the parameter {name} has no default and must be given")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! What becomes of the slots that are due: pure decision, no waiting, no storage.
+//!
+//! Every slot after the last planned one and up to now gets its row, once; the policy decides which one of them
+//! runs. A clock that was set back repeats nothing, as nothing before the last planned slot is looked at again.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::schedule::timing::{Count, Timing};
+use crate::task::definition::{Catchup, Overlap, Policy};
+
+/// A slot that is taken up within this of its time is on time; within half a period, if that is shorter.
+pub const ON_TIME: SignedDuration = SignedDuration::from_secs(60);
+
+/// The longest catch-up window of a policy that names none.
+pub const LONGEST_WINDOW: SignedDuration = SignedDuration::from_hours(24);
+
+/// How far the clock may be behind the last stored time before all schedules are held: more than a wrong zone or a
+/// step of NTP, less than a dead battery.
+pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_hours(1);
+
+/// Where a task's schedule stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Every slot up to and including this moment has its row. When the schedule is given: that moment.
+    pub last_planned: Timestamp,
+    /// From where `every` counts: when the schedule was given or last changed.
+    pub anchor: Timestamp,
+    /// The newest time in the store, of any task: tells whether the clock can be believed.
+    pub last_stored: Timestamp,
+    /// Whether the task runs by itself at all; read again for every decision.
+    pub enabled: bool,
+    /// Whether a run of the task is under way, or a retry of one is pending.
+    pub active: bool,
+    /// How many runs of the task wait for their turn.
+    pub queued: u32,
+}
+
+/// What is to be done now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// The clock is far behind what it once was: nothing is planned until it has caught up.
+    Hold {
+        /// Until the clock shows this.
+        until: Timestamp,
+    },
+    /// Slots to write down, of which at most one runs.
+    Plan(Plan),
+}
+
+/// Slots to write down in one transaction with `planned_to`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Rows in the order of their slots; they overlap neither each other nor those of any plan before.
+    pub rows: Vec<Row>,
+    /// The new [`Standing::last_planned`].
+    pub planned_to: Timestamp,
+    /// The first slot that is to come; none where the schedule has no more.
+    pub next: Option<Timestamp>,
+}
+
+/// One slot, or a streak of consecutive ones with the same end.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// The slot, or the first of the streak.
+    pub scheduled_for: Timestamp,
+    /// The last of the streak; none for a single slot.
+    pub to: Option<Timestamp>,
+    /// How many slots it stands for.
+    pub count: Count,
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// Why, where it does not simply run.
+    pub reason: Option<&'static str>,
+}
+
+/// What becomes of a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// A run starts now: the row is `pending` until it has, then `ran` or `late`.
+    Run {
+        /// Caught up, so that it ends as `late`.
+        late: bool,
+    },
+    /// A run waits for the one before it: the row is `queued`.
+    Queue {
+        /// Caught up, so that it ends as `late`.
+        late: bool,
+    },
+    /// Left out, for a run is not over or the queue is full.
+    Skipped,
+    /// Became part of the run of another slot.
+    Coalesced {
+        /// That slot.
+        into: Timestamp,
+    },
+    /// The server was down, the machine asleep, and the policy does not make up for it.
+    Missed,
+    /// The task was paused.
+    Disabled,
+}
+
+impl Row {
+    /// The last slot it stands for.
+    pub fn last(&self) -> Timestamp {
+        self.to.unwrap_or(self.scheduled_for)
+    }
+
+    /// This row with the next one in it, where both are of one closed outcome without a run, for one reason. `next`
+    /// must be the row of the slots right behind.
+    pub fn joined(&self, next: &Row) -> Option<Row> {
+        let closed = matches!(self.outcome, Outcome::Skipped | Outcome::Missed | Outcome::Disabled);
+        if !closed || self.outcome != next.outcome || self.reason != next.reason {
+            return None;
+        }
+        let number = self.count.number().saturating_add(next.count.number());
+        let exact = matches!((self.count, next.count), (Count::Exactly(_), Count::Exactly(_)));
+        Some(Row {
+            scheduled_for: self.scheduled_for,
+            to: Some(next.last()),
+            count: if exact { Count::Exactly(number) } else { Count::AtLeast(number) },
+            ..*self
+        })
+    }
+}
+
+/// Decides over all slots that are due at `now`.
+pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestamp) -> Decision {
+    if standing.last_stored.duration_since(now) > CLOCK_SLACK {
+        return Decision::Hold { until: standing.last_stored };
+    }
+    let due = Due { timing, anchor: standing.anchor, from: standing.last_planned, now };
+    let planned_to = now.max(standing.last_planned);
+    let rows = due.last().map_or_else(Vec::new, |last| {
+        if standing.enabled {
+            due.rows(last, policy, standing)
+        } else {
+            due.streak(due.from, now, Outcome::Disabled, Some("the task is paused")).into_iter().collect()
+        }
+    });
+    Decision::Plan(Plan { rows, planned_to, next: timing.next_after(standing.anchor, planned_to) })
+}
+
+/// How long after its time a slot may still be caught up.
+pub fn window(timing: &Timing, policy: &Policy, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
+    match policy.catchup_window {
+        Some(set) => SignedDuration::try_from(set).unwrap_or(SignedDuration::MAX),
+        None => period(timing, anchor, slot).map_or(LONGEST_WINDOW, |period| period.min(LONGEST_WINDOW)),
+    }
+}
+
+/// The time to the next slot; none after the last one.
+fn period(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> Option<SignedDuration> {
+    timing.next_after(anchor, slot).map(|next| next.duration_since(slot))
+}
+
+/// How long after its time a slot is still on time.
+pub fn tolerance(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> SignedDuration {
+    period(timing, anchor, slot).map_or(ON_TIME, |period| ON_TIME.min(period / 2))
+}
+
+/// The slots after `from` up to `now`.
+struct Due<'t> {
+    timing: &'t Timing,
+    anchor: Timestamp,
+    from: Timestamp,
+    now: Timestamp,
+}
+
+impl Due<'_> {
+    fn last(&self) -> Option<Timestamp> {
+        self.timing.last_in(self.anchor, self.from, self.now)
+    }
+
+    /// The rows of an enabled task whose last due slot is `last`: too old, made part of it, and itself.
+    fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing) -> Vec<Row> {
+        let age = self.now.duration_since(last);
+        let on_time = age <= tolerance(self.timing, self.anchor, last);
+        // Only the last slot can be on time: half a period behind another one the next is not yet due.
+        let window = window(self.timing, policy, self.anchor, last);
+        let caught_up = policy.catchup == Catchup::Last && age <= window;
+        if !on_time && !caught_up {
+            let reason = match policy.catchup {
+                Catchup::None => "it passed while nothing could run it; catchup is none",
+                Catchup::Last => "it passed longer ago than the catch-up window",
+            };
+            return self.streak(self.from, self.now, Outcome::Missed, Some(reason)).into_iter().collect();
+        }
+        let (outcome, reason) = self.start(policy, standing, !on_time);
+        // Slots from here on are inside the window; without catch-up none but the last is.
+        let oldest = match policy.catchup {
+            Catchup::Last => self.now.checked_sub(window).unwrap_or(Timestamp::MIN).min(last),
+            Catchup::None => last,
+        };
+        let before_oldest = just_before(oldest).max(self.from);
+        let before_last = just_before(last);
+        let too_old = match policy.catchup {
+            Catchup::Last => "it passed longer ago than the catch-up window",
+            Catchup::None => "it passed while nothing could run it; catchup is none",
+        };
+        let (with_last, with_reason) = match outcome {
+            Outcome::Run { .. } | Outcome::Queue { .. } => {
+                (Outcome::Coalesced { into: last }, Some("one run makes up for all that were due"))
+            }
+            closed => (closed, reason),
+        };
+        let missed = self.streak(self.from, before_oldest, Outcome::Missed, Some(too_old));
+        let coalesced = self.streak(before_oldest, before_last, with_last, with_reason);
+        let itself = Row { scheduled_for: last, to: None, count: Count::Exactly(1), outcome, reason };
+        let mut rows: Vec<Row> = Vec::new();
+        for row in [missed, coalesced, Some(itself)].into_iter().flatten() {
+            match rows.last_mut().and_then(|before| before.joined(&row).map(|joined| (before, joined))) {
+                Some((before, joined)) => *before = joined,
+                None => rows.push(row),
+            }
+        }
+        rows
+    }
+
+    /// What the overlap policy makes of a slot that should run now.
+    fn start(&self, policy: &Policy, standing: &Standing, late: bool) -> (Outcome, Option<&'static str>) {
+        let reason = late.then_some("caught up");
+        match policy.overlap {
+            _ if !standing.active && standing.queued == 0 => (Outcome::Run { late }, reason),
+            Overlap::Skip => (Outcome::Skipped, Some("a run of the task is not over")),
+            Overlap::Queue if standing.queued < policy.queue_limit => (Outcome::Queue { late }, reason),
+            Overlap::Queue => (Outcome::Skipped, Some("the queue of the task is full")),
+        }
+    }
+
+    /// One row for all slots after `after` up to `until`; none where there are none.
+    fn streak(
+        &self,
+        after: Timestamp,
+        until: Timestamp,
+        outcome: Outcome,
+        reason: Option<&'static str>,
+    ) -> Option<Row> {
+        let first = self.timing.next_after(self.anchor, after).filter(|first| *first <= until)?;
+        let last = self.timing.last_in(self.anchor, after, until)?;
+        let count = self.timing.count(self.anchor, after, until);
+        Some(Row { scheduled_for: first, to: (first < last).then_some(last), count, outcome, reason })
+    }
+}
+
+/// The last moment before: slots are kept to the microsecond.
+fn just_before(at: Timestamp) -> Timestamp {
+    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
+}
+
+/// Tells a clock that jumped forward from time that passed, by the monotonic clock beside it.
+///
+/// A machine that was suspended looks the same where the monotonic clock stands still in sleep, so a jump is not
+/// refused, only believed when it still holds a minute later.
+#[derive(Clone, Debug, Default)]
+pub struct JumpWatch {
+    last: Option<(Timestamp, Duration)>,
+    jumped: Option<Jump>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Jump {
+    /// The monotonic clock when the jump was seen.
+    seen: Duration,
+    /// What the clock showed then.
+    wall: Timestamp,
+}
+
+/// How long a jump forward has to hold.
+pub const JUMP_CONFIRMATION: Duration = Duration::from_secs(60);
+
+impl JumpWatch {
+    /// Looks at both clocks; true where the clock can be believed. `monotonic` is the time since any fixed moment.
+    /// To be asked at least every [`JUMP_CONFIRMATION`], before slots are planned.
+    pub fn believes(&mut self, wall: Timestamp, monotonic: Duration) -> bool {
+        let (last_wall, last_monotonic) = *self.last.get_or_insert((wall, monotonic));
+        self.last = Some((wall, monotonic));
+        let passed = SignedDuration::try_from(monotonic.saturating_sub(last_monotonic))
+            .unwrap_or(SignedDuration::ZERO);
+        let ahead = wall.duration_since(last_wall).saturating_sub(passed);
+        if ahead > CLOCK_SLACK {
+            self.jumped = Some(Jump { seen: monotonic, wall });
+        }
+        let Some(jump) = self.jumped else {
+            return true;
+        };
+        // Set back again: the jump was a mistake and is forgotten.
+        let back = wall < jump.wall.saturating_sub(CLOCK_SLACK / 2).unwrap_or(Timestamp::MIN);
+        if back || monotonic.saturating_sub(jump.seen) >= JUMP_CONFIRMATION {
+            self.jumped = None;
+            return true;
+        }
+        false
+    }
+}

@@ -1,0 +1,529 @@
+//! Which tasks there are, and how each stands: in memory to be asked, in the store to be kept.
+//!
+//! A task is its definition and where its schedule is. What its runs do is the business of its stream.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::definition::{Definition, Policy};
+use super::parse::{self, Problem};
+use crate::event::{Body, Gen, Seq, State, Status, TaskId};
+use crate::record::Fold;
+use crate::schedule::timing::Timing;
+use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
+use crate::stream::log;
+use crate::stream::publish::Publisher;
+use crate::stream::topic::{Offer, Start};
+
+/// Where a task comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A file of `tasks_dir`: changed by editing the file.
+    File,
+    /// Added by command or API.
+    Store,
+}
+
+impl Source {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Store => "store",
+        }
+    }
+}
+
+/// A task as it stands. Replaced, never changed: who holds one sees one moment.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Its number in the store.
+    pub no: TaskNo,
+    /// What it is; the last good version.
+    pub definition: Arc<Definition>,
+    /// Its schedule, understood.
+    pub timing: Option<Arc<Timing>>,
+    /// Where it comes from.
+    pub source: Source,
+    /// Where its file is, if it is one.
+    pub path: Option<PathBuf>,
+    /// What is wrong with its file now; `definition` is from before.
+    pub problem: Option<Problem>,
+    /// False when its file is gone.
+    pub enabled: bool,
+    /// Whether someone paused it.
+    pub paused: bool,
+    /// From when `every` counts.
+    pub anchor: Timestamp,
+    /// Every slot up to here has its row.
+    pub planned: Timestamp,
+    /// The next slot.
+    pub next: Option<Timestamp>,
+}
+
+impl Task {
+    /// Whether it runs by itself at all.
+    pub fn is_scheduled(&self) -> bool {
+        self.enabled && !self.paused && self.timing.is_some()
+    }
+}
+
+/// Why a task was not made or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// The id is taken.
+    #[error("there is already a task {0}: choose another id, or change that one")]
+    Exists(TaskId),
+    /// There is no such task.
+    #[error("there is no task {0}")]
+    NotFound(TaskId),
+    /// The schedule cannot be.
+    #[error("{0}")]
+    Schedule(#[from] crate::schedule::timing::Wrong),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<rusqlite::Error> for TaskError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// All tasks. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    publisher: Publisher,
+    tasks: RwLock<BTreeMap<TaskId, Arc<Task>>>,
+    /// Files that never had a good version.
+    broken: RwLock<BTreeMap<TaskId, Problem>>,
+    /// The policy of a task that says nothing.
+    defaults: Policy,
+    zone: TimeZone,
+}
+
+impl Registry {
+    /// All tasks of the store, each with its stream open. With `logs_replaced` every log gets a new gen first.
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn load(
+        store: &Arc<Store>,
+        publisher: Publisher,
+        defaults: Policy,
+        zone: TimeZone,
+        logs_replaced: bool,
+    ) -> Result<Self, TaskError> {
+        if logs_replaced {
+            publisher.transact::<_, TaskError, _>(|connection| Ok((renew_logs(connection)?, Vec::new()))).await?;
+        }
+        let rows = store.read(read_rows).await?;
+        let registry = Self {
+            shared: Arc::new(Shared {
+                publisher,
+                tasks: RwLock::default(),
+                broken: RwLock::default(),
+                defaults,
+                zone,
+            }),
+        };
+        for row in rows {
+            registry.open(row);
+        }
+        Ok(registry)
+    }
+
+    fn open(&self, row: Row) {
+        let definition = match serde_json::from_str(&row.definition)
+            .map_err(|error| error.to_string())
+            .and_then(|json| parse::from_json(&json, &self.shared.defaults).map_err(|problems| problems.to_string()))
+        {
+            Ok(posted) => posted.definition,
+            Err(error) => {
+                // Another version wrote what this one refuses: the task stays, with its history, and says so.
+                tracing::error!(task = %row.id, %error, "the stored task cannot be used by this version");
+                let problem = Problem { file: None, line: None, column: None, key: String::new(), message: error };
+                self.broken_mut().insert(row.id, problem);
+                return;
+            }
+        };
+        let timing = self.timing(&definition).ok().flatten();
+        let start = Start {
+            generation: row.generation,
+            oldest: row.oldest,
+            head: row.head,
+            bytes: row.bytes,
+            fold: row.fold,
+        };
+        self.shared.publisher.open(row.id.clone(), row.no, start);
+        let next = timing.as_ref().and_then(|timing| timing.next_after(row.anchor, row.planned));
+        self.set(Task {
+            id: row.id,
+            no: row.no,
+            definition: Arc::new(definition),
+            timing,
+            source: row.source,
+            path: None,
+            problem: None,
+            enabled: row.enabled,
+            paused: row.paused,
+            anchor: row.anchor,
+            planned: row.planned,
+            next,
+        });
+    }
+
+    fn timing(&self, definition: &Definition) -> Result<Option<Arc<Timing>>, crate::schedule::timing::Wrong> {
+        let schedule = definition.schedule.as_ref();
+        schedule.map(|schedule| Timing::new(schedule, &self.shared.zone).map(Arc::new)).transpose()
+    }
+
+    /// One task.
+    pub fn get(&self, id: &TaskId) -> Option<Arc<Task>> {
+        self.shared.tasks.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// All tasks by their ids.
+    pub fn all(&self) -> Vec<Arc<Task>> {
+        self.shared.tasks.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The files that never had a good version, and what is wrong with each.
+    pub fn broken(&self) -> BTreeMap<TaskId, Problem> {
+        self.shared.broken.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The policy of a task that says nothing.
+    pub fn defaults(&self) -> &Policy {
+        &self.shared.defaults
+    }
+
+    /// The zone of schedules that name none.
+    pub fn zone(&self) -> &TimeZone {
+        &self.shared.zone
+    }
+
+    /// Makes a task. Without an id the title gives one, with a number behind it while that is taken: two adds
+    /// are two tasks (T-26).
+    ///
+    /// # Errors
+    /// [`TaskError`]: a given id is taken, the schedule is in the past, the store cannot be written.
+    pub async fn add(
+        &self,
+        id: Option<TaskId>,
+        definition: Definition,
+        source: Source,
+        path: Option<PathBuf>,
+    ) -> Result<Arc<Task>, TaskError> {
+        let now = self.shared.publisher.clock().now();
+        if let Some(schedule) = &definition.schedule {
+            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+        }
+        let timing = self.timing(&definition)?;
+        let definition = Arc::new(definition);
+        let generation = Gen::random();
+        let taken = definition.clone();
+        let next = timing.as_ref().and_then(|timing| timing.next_after(now, now));
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            let id = free_id(connection, id, &taken.title)?;
+            connection.execute(
+                "INSERT INTO tasks (id, gen, source, definition, anchor, planned, next, created)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?5)",
+                params![
+                    id.as_str(),
+                    sql(generation.0),
+                    source.as_str(),
+                    taken.to_json().to_string(),
+                    now.as_microsecond(),
+                    next.map(Timestamp::as_microsecond)
+                ],
+            )?;
+            Ok(((id, TaskNo(connection.last_insert_rowid())), Vec::new()))
+        };
+        let ((id, no), _) = self.shared.publisher.transact(act).await?;
+        let start = Start { generation, oldest: Seq(1), head: Seq(0), bytes: 0, fold: Fold::default() };
+        self.shared.publisher.open(id.clone(), no, start);
+        self.broken_mut().remove(&id);
+        Ok(self.set(Task {
+            id,
+            no,
+            definition,
+            timing,
+            source,
+            path,
+            problem: None,
+            enabled: true,
+            paused: false,
+            anchor: now,
+            planned: now,
+            next,
+        }))
+    }
+
+    /// Puts another version of a task in force. A schedule that changed counts from now.
+    ///
+    /// # Errors
+    /// [`TaskError`], as for [`Registry::add`].
+    pub async fn redefine(
+        &self,
+        id: &TaskId,
+        definition: Definition,
+        path: Option<PathBuf>,
+    ) -> Result<Arc<Task>, TaskError> {
+        let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
+        let now = self.shared.publisher.clock().now();
+        let rescheduled = task.definition.schedule != definition.schedule;
+        if rescheduled && let Some(schedule) = &definition.schedule {
+            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+        }
+        let timing = self.timing(&definition)?;
+        let (anchor, planned) = if rescheduled || !task.enabled { (now, now) } else { (task.anchor, task.planned) };
+        let next = timing.as_ref().and_then(|timing| timing.next_after(anchor, planned));
+        let (no, json) = (task.no, definition.to_json().to_string());
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            connection.execute(
+                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = ?4, next = ?5 WHERE no = ?1",
+                params![
+                    no.0,
+                    json,
+                    anchor.as_microsecond(),
+                    planned.as_microsecond(),
+                    next.map(Timestamp::as_microsecond)
+                ],
+            )?;
+            Ok(((), Vec::new()))
+        };
+        self.shared.publisher.transact(act).await?;
+        self.change(id, |task| {
+            task.definition = Arc::new(definition);
+            task.timing = timing;
+            task.path = path;
+            task.problem = None;
+            task.enabled = true;
+            (task.anchor, task.planned, task.next) = (anchor, planned, next);
+        })
+    }
+
+    /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up.
+    ///
+    /// # Errors
+    /// [`TaskError`]: no such task, the store cannot be written.
+    pub async fn set_paused(&self, id: &TaskId, paused: bool) -> Result<Arc<Task>, TaskError> {
+        let not_found = || TaskError::NotFound(id.clone());
+        let task = self.get(id).ok_or_else(not_found)?;
+        if task.paused == paused {
+            return Ok(task);
+        }
+        let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
+        let now = self.shared.publisher.clock().now();
+        let (state, words) = if paused { (State::Paused, "paused") } else { (State::Resumed, "resumed") };
+        let body = Body::Status(Status::new(state, format!("Task {id} {words}")));
+        let no = task.no;
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            connection.execute("UPDATE tasks SET paused = ?2 WHERE no = ?1", params![no.0, paused])?;
+            Ok(((), vec![(topic, Offer::new(None, now, &body))]))
+        };
+        self.shared.publisher.transact(act).await?;
+        self.change(id, |task| task.paused = paused)
+    }
+
+    /// Says that a task's file is gone (the task keeps its history), or is there again.
+    ///
+    /// # Errors
+    /// [`TaskError`]: no such task, the store cannot be written.
+    pub async fn set_enabled(&self, id: &TaskId, enabled: bool) -> Result<Arc<Task>, TaskError> {
+        let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
+        let no = task.no;
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            connection.execute("UPDATE tasks SET enabled = ?2 WHERE no = ?1", params![no.0, enabled])?;
+            Ok(((), Vec::new()))
+        };
+        self.shared.publisher.transact(act).await?;
+        self.change(id, |task| task.enabled = enabled)
+    }
+
+    /// Deletes a task, its log and its runs. Its runs must be over.
+    ///
+    /// # Errors
+    /// [`TaskError`]: no such task, the store cannot be written.
+    pub async fn remove(&self, id: &TaskId) -> Result<(), TaskError> {
+        let not_found = || TaskError::NotFound(id.clone());
+        let task = self.get(id).ok_or_else(not_found)?;
+        let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
+        topic.close();
+        let no = task.no;
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            log::delete(connection, no)?;
+            connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
+            Ok(((), Vec::new()))
+        };
+        self.shared.publisher.transact(act).await?;
+        self.shared.publisher.forget(&topic);
+        self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.shared.publisher.changes().note(id);
+        Ok(())
+    }
+
+    /// Notes what is wrong with a task's file; the last good version stays in force.
+    pub fn set_problem(&self, id: &TaskId, problem: Problem) {
+        if self.change(id, |task| task.problem = Some(problem.clone())).is_err() {
+            self.broken_mut().insert(id.clone(), problem);
+            self.shared.publisher.changes().note(id);
+        }
+    }
+
+    /// Forgets a file that never had a good version.
+    pub fn forget_broken(&self, id: &TaskId) {
+        if self.broken_mut().remove(id).is_some() {
+            self.shared.publisher.changes().note(id);
+        }
+    }
+
+    /// Notes in memory how far a task is planned, once the store has it.
+    pub fn note_planned(&self, id: &TaskId, planned: Timestamp, next: Option<Timestamp>) {
+        // A task that was removed meanwhile needs no note.
+        let _ = self.change(id, |task| (task.planned, task.next) = (planned, next));
+    }
+
+    fn set(&self, task: Task) -> Arc<Task> {
+        let task = Arc::new(task);
+        let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
+        tasks.insert(task.id.clone(), Arc::clone(&task));
+        drop(tasks);
+        self.shared.publisher.changes().note(&task.id);
+        task
+    }
+
+    /// Changes a task in memory; one that was removed meanwhile has nothing left to change.
+    fn change(&self, id: &TaskId, change: impl FnOnce(&mut Task)) -> Result<Arc<Task>, TaskError> {
+        let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
+        let task = tasks.get_mut(id).map(|task| {
+            change(Arc::make_mut(task));
+            Arc::clone(task)
+        });
+        drop(tasks);
+        self.shared.publisher.changes().note(id);
+        task.ok_or_else(|| TaskError::NotFound(id.clone()))
+    }
+
+    fn broken_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<TaskId, Problem>> {
+        self.shared.broken.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn free_id(connection: &Connection, id: Option<TaskId>, title: &str) -> Result<TaskId, TaskError> {
+    let is_taken = |id: &TaskId| -> rusqlite::Result<bool> {
+        connection.prepare_cached("SELECT 1 FROM tasks WHERE id = ?1")?.exists([id.as_str()])
+    };
+    if let Some(id) = id {
+        return if is_taken(&id)? { Err(TaskError::Exists(id)) } else { Ok(id) };
+    }
+    let stem = TaskId::from_title(title).map_or_else(|| "task".to_owned(), |id| id.to_string());
+    for number in 1_u32.. {
+        let text = if number == 1 { stem.clone() } else { format!("{}-{number}", &stem[..stem.len().min(56)]) };
+        if let Ok(id) = text.parse()
+            && !is_taken(&id)?
+        {
+            return Ok(id);
+        }
+    }
+    Err(StoreError::Broken("no free id".to_owned()).into())
+}
+
+/// A row of `tasks`, with what is open in its log.
+struct Row {
+    no: TaskNo,
+    id: TaskId,
+    generation: Gen,
+    oldest: Seq,
+    head: Seq,
+    bytes: u64,
+    source: Source,
+    definition: String,
+    enabled: bool,
+    paused: bool,
+    anchor: Timestamp,
+    planned: Timestamp,
+    fold: Fold,
+}
+
+fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
+    let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
+    let mut statement = connection.prepare(
+        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned
+         FROM tasks ORDER BY id",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let id: String = row.get(1)?;
+        let source: String = row.get(6)?;
+        Ok(id.parse().ok().map(|id| Row {
+            no: TaskNo(row.get_unwrap(0)),
+            id,
+            generation: Gen(from_sql(row.get_unwrap(2))),
+            oldest: Seq(from_sql(row.get_unwrap(3))),
+            head: Seq(from_sql(row.get_unwrap(4))),
+            bytes: from_sql(row.get_unwrap(5)),
+            source: if source == "file" { Source::File } else { Source::Store },
+            definition: row.get_unwrap(7),
+            enabled: row.get_unwrap(8),
+            paused: row.get_unwrap(9),
+            anchor: time(row.get_unwrap(10)),
+            planned: time(row.get_unwrap(11)),
+            fold: Fold::default(),
+        }))
+    })?;
+    let mut rows: Vec<Row> = rows.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?;
+    for row in &mut rows {
+        row.fold = log::fold_at(connection, &row.id, row.no, row.head)?;
+    }
+    Ok(rows)
+}
+
+fn renew_logs(connection: &Connection) -> rusqlite::Result<()> {
+    let numbers: Vec<i64> =
+        connection.prepare("SELECT no FROM tasks")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    for no in numbers {
+        log::set_generation(connection, TaskNo(no), Gen::random())?;
+    }
+    Ok(())
+}
+
+/// Whether a task of this number is there, and may run by itself: asked again when a slot is claimed.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
+    connection
+        .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1")?
+        .query_row([no.0], |row| row.get(0))
+        .optional()
+}
+
+/// Notes how far a task is planned, in the transaction of its slots.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn set_planned(
+    connection: &Connection,
+    no: TaskNo,
+    planned: Timestamp,
+    next: Option<Timestamp>,
+) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
+        .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
+        .map(drop)
+}

@@ -1,0 +1,380 @@
+//! What becomes of due slots: every one gets a row, once, and at most one of them runs.
+
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, Standing, plan};
+use rejoin::schedule::timing::{Count, Timing};
+use rejoin::task::definition::{Catchup, Overlap, Policy, Schedule};
+
+fn ts(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn every(seconds: u64) -> Timing {
+    Timing::new(&Schedule::Every { period: Duration::from_secs(seconds) }, &TimeZone::UTC).unwrap()
+}
+
+fn cron(expression: &str) -> Timing {
+    let schedule = Schedule::Cron { expression: expression.into(), zone: Some("UTC".into()) };
+    Timing::new(&schedule, &TimeZone::UTC).unwrap()
+}
+
+fn at(time: &str) -> Timing {
+    Timing::new(&Schedule::At { time: time.into(), zone: None }, &TimeZone::UTC).unwrap()
+}
+
+/// A task whose schedule was given, and last planned, at `from`.
+fn standing(from: Timestamp) -> Standing {
+    Standing { last_planned: from, anchor: from, last_stored: from, enabled: true, active: false, queued: 0 }
+}
+
+fn planned(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestamp) -> Plan {
+    match plan(timing, policy, standing, now) {
+        Decision::Plan(plan) => plan,
+        Decision::Hold { until } => panic!("held until {until}"),
+    }
+}
+
+/// The rows as `first..last xcount outcome`, times without the date.
+fn rows(plan: &Plan) -> Vec<String> {
+    plan.rows
+        .iter()
+        .map(|row| {
+            let time = |at: Timestamp| at.strftime("%H:%M:%S").to_string();
+            let span = row
+                .to
+                .map_or(time(row.scheduled_for), |to| format!("{}..{}", time(row.scheduled_for), time(to)));
+            let outcome = match row.outcome {
+                Outcome::Run { late: false } => "runs".to_owned(),
+                Outcome::Run { late: true } => "runs late".to_owned(),
+                Outcome::Queue { late } => format!("queued late={late}"),
+                Outcome::Skipped => "skipped".to_owned(),
+                Outcome::Coalesced { into } => format!("coalesced into {}", time(into)),
+                Outcome::Missed => "missed".to_owned(),
+                Outcome::Disabled => "disabled".to_owned(),
+            };
+            format!("{span} x{} {outcome}", row.count.number())
+        })
+        .collect()
+}
+
+const MIDNIGHT: &str = "2026-05-01T00:00:00Z";
+
+#[test]
+fn t_35_a_slot_that_is_due_runs_once() {
+    let (timing, policy, from) = (every(1800), Policy::default(), ts(MIDNIGHT));
+    let first = planned(&timing, &policy, &standing(from), ts("2026-05-01T00:30:00.04Z"));
+    assert_eq!(rows(&first), ["00:30:00 x1 runs"]);
+    assert_eq!(first.next, Some(ts("2026-05-01T01:00:00Z")));
+    // Asked again, after a restart or by the bell, it is over.
+    let again = Standing { last_planned: first.planned_to, ..standing(from) };
+    let again = planned(&timing, &policy, &again, ts("2026-05-01T00:30:01Z"));
+    assert_eq!(rows(&again), [""; 0]);
+    assert_eq!(again.next, Some(ts("2026-05-01T01:00:00Z")));
+}
+
+#[test]
+fn t_35_nothing_is_due_before_its_time() {
+    let plan =
+        planned(&every(1800), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T00:29:59.999999Z"));
+    assert_eq!(rows(&plan), [""; 0]);
+    assert_eq!(plan.next, Some(ts("2026-05-01T00:30:00Z")));
+}
+
+#[test]
+fn t_35_a_slot_taken_up_within_a_minute_is_on_time_and_later_it_is_caught_up() {
+    let from = ts(MIDNIGHT);
+    let hourly = cron("@hourly");
+    let on_time = planned(&hourly, &Policy::default(), &standing(from), ts("2026-05-01T01:01:00Z"));
+    assert_eq!(rows(&on_time), ["01:00:00 x1 runs"]);
+    let late = planned(&hourly, &Policy::default(), &standing(from), ts("2026-05-01T01:01:01Z"));
+    assert_eq!(rows(&late), ["01:00:00 x1 runs late"]);
+    // Half a period where that is shorter.
+    let often = every(10);
+    let late = planned(&often, &Policy::default(), &standing(from), ts("2026-05-01T00:00:15.1Z"));
+    assert_eq!(rows(&late), ["00:00:10 x1 runs late"]);
+}
+
+#[test]
+fn t_35_after_an_outage_the_last_slot_in_the_window_runs_and_the_older_ones_are_accounted_for() {
+    let (timing, from) = (every(1800), ts(MIDNIGHT));
+    let policy = Policy { catchup_window: Some(Duration::from_secs(2 * 3600)), ..Policy::default() };
+    let plan = planned(&timing, &policy, &standing(from), ts("2026-05-01T05:10:00Z"));
+    assert_eq!(
+        rows(&plan),
+        [
+            "00:30:00..03:00:00 x6 missed",
+            "03:30:00..04:30:00 x3 coalesced into 05:00:00",
+            "05:00:00 x1 runs late",
+        ]
+    );
+    assert_eq!(plan.next, Some(ts("2026-05-01T05:30:00Z")));
+}
+
+#[test]
+fn t_35_without_a_window_only_a_slot_of_the_last_period_is_caught_up() {
+    let plan =
+        planned(&cron("@hourly"), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T05:10:00Z"));
+    assert_eq!(rows(&plan), ["01:00:00..04:00:00 x4 missed", "05:00:00 x1 runs late"]);
+    // A weekly task is caught up for a day, not for a week.
+    let from = ts("2026-05-01T00:00:00Z");
+    let weekly = cron("0 0 * * 0");
+    let plan = planned(&weekly, &Policy::default(), &standing(from), ts("2026-05-03T23:00:00Z"));
+    assert_eq!(rows(&plan), ["00:00:00 x1 runs late"]);
+    let plan = planned(&weekly, &Policy::default(), &standing(from), ts("2026-05-04T00:00:01Z"));
+    assert_eq!(rows(&plan), ["00:00:00 x1 missed"]);
+}
+
+#[test]
+fn t_35_catch_up_can_be_switched_off() {
+    let policy = Policy { catchup: Catchup::None, ..Policy::default() };
+    let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
+    let plan = planned(&hourly, &policy, &standing(from), ts("2026-05-01T05:10:00Z"));
+    assert_eq!(rows(&plan), ["01:00:00..05:00:00 x5 missed"]);
+    // What is on time is no catch-up.
+    let plan = planned(&hourly, &policy, &standing(from), ts("2026-05-01T05:00:30Z"));
+    assert_eq!(rows(&plan), ["01:00:00..04:00:00 x4 missed", "05:00:00 x1 runs"]);
+}
+
+#[test]
+fn t_35_a_slot_on_time_takes_the_older_ones_in_the_window_with_it() {
+    let policy = Policy { catchup_window: Some(Duration::from_secs(7200)), ..Policy::default() };
+    let plan = planned(&cron("@hourly"), &policy, &standing(ts(MIDNIGHT)), ts("2026-05-01T05:00:00.02Z"));
+    assert_eq!(
+        rows(&plan),
+        ["01:00:00..03:00:00 x3 missed", "04:00:00 x1 coalesced into 05:00:00", "05:00:00 x1 runs"]
+    );
+}
+
+#[test]
+fn t_35_a_slot_that_is_due_while_a_run_is_not_over_is_skipped() {
+    let busy = Standing { active: true, ..standing(ts(MIDNIGHT)) };
+    let plan = planned(&cron("@hourly"), &Policy::default(), &busy, ts("2026-05-01T01:00:00Z"));
+    assert_eq!(rows(&plan), ["01:00:00 x1 skipped"]);
+    assert_eq!(plan.rows[0].reason, Some("a run of the task is not over"));
+    // So is one when a run only waits for its turn.
+    let waiting = Standing { queued: 1, ..standing(ts(MIDNIGHT)) };
+    let plan = planned(&cron("@hourly"), &Policy::default(), &waiting, ts("2026-05-01T01:00:00Z"));
+    assert_eq!(rows(&plan), ["01:00:00 x1 skipped"]);
+}
+
+#[test]
+fn t_35_slots_in_the_window_of_one_that_is_skipped_are_skipped_with_it() {
+    let policy = Policy { catchup_window: Some(Duration::from_secs(7200)), ..Policy::default() };
+    let busy = Standing { active: true, ..standing(ts(MIDNIGHT)) };
+    let plan = planned(&cron("@hourly"), &policy, &busy, ts("2026-05-01T05:10:00Z"));
+    assert_eq!(rows(&plan), ["01:00:00..03:00:00 x3 missed", "04:00:00..05:00:00 x2 skipped"]);
+}
+
+#[test]
+fn t_35_a_slot_waits_where_the_policy_lets_it_and_the_queue_has_room() {
+    let policy = Policy { overlap: Overlap::Queue, queue_limit: 2, ..Policy::default() };
+    let now = ts("2026-05-01T01:00:00Z");
+    for (active, queued, expected) in [
+        (false, 0, "01:00:00 x1 runs"),
+        (true, 0, "01:00:00 x1 queued late=false"),
+        (true, 1, "01:00:00 x1 queued late=false"),
+        (false, 1, "01:00:00 x1 queued late=false"),
+        (true, 2, "01:00:00 x1 skipped"),
+    ] {
+        let standing = Standing { active, queued, ..standing(ts(MIDNIGHT)) };
+        let plan = planned(&cron("@hourly"), &policy, &standing, now);
+        assert_eq!(rows(&plan), [expected], "active {active}, {queued} queued");
+    }
+}
+
+#[test]
+fn t_35_slots_of_a_paused_task_are_disabled_and_never_caught_up() {
+    let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
+    let paused = Standing { enabled: false, ..standing(from) };
+    let plan = planned(&hourly, &Policy::default(), &paused, ts("2026-05-01T05:00:10Z"));
+    assert_eq!(rows(&plan), ["01:00:00..05:00:00 x5 disabled"]);
+    // Resumed a moment later: nothing of it is due any more.
+    let resumed = Standing { last_planned: plan.planned_to, ..standing(from) };
+    let plan = planned(&hourly, &Policy::default(), &resumed, ts("2026-05-01T05:00:20Z"));
+    assert_eq!(rows(&plan), [""; 0]);
+}
+
+#[test]
+fn t_35_a_clock_that_was_set_back_repeats_nothing() {
+    let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
+    let done = Standing { last_planned: ts("2026-05-01T02:00:01Z"), ..standing(from) };
+    let plan = planned(&hourly, &Policy::default(), &done, ts("2026-05-01T01:30:00Z"));
+    assert_eq!(rows(&plan), [""; 0]);
+    assert_eq!(plan.planned_to, ts("2026-05-01T02:00:01Z"));
+    assert_eq!(plan.next, Some(ts("2026-05-01T03:00:00Z")));
+}
+
+#[test]
+fn t_35_a_clock_far_behind_what_it_was_holds_all_schedules() {
+    let stored = ts("2026-05-01T10:00:00Z");
+    let standing = Standing { last_stored: stored, ..standing(ts(MIDNIGHT)) };
+    let policy = Policy::default();
+    let decision = plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T08:59:59Z"));
+    assert_eq!(decision, Decision::Hold { until: stored });
+    assert!(matches!(
+        plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T09:00:00Z")),
+        Decision::Plan(_)
+    ));
+}
+
+#[test]
+fn t_35_a_single_time_is_caught_up_for_a_day() {
+    let once = at("2026-05-01T03:00");
+    let run = |now| rows(&planned(&once, &Policy::default(), &standing(ts(MIDNIGHT)), ts(now)));
+    assert_eq!(run("2026-05-01T02:59:59Z"), [""; 0]);
+    assert_eq!(run("2026-05-01T03:00:59Z"), ["03:00:00 x1 runs"]);
+    assert_eq!(run("2026-05-02T03:00:00Z"), ["03:00:00 x1 runs late"]);
+    assert_eq!(run("2026-05-02T03:00:01Z"), ["03:00:00 x1 missed"]);
+    let plan = planned(&once, &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T03:00:00Z"));
+    assert_eq!(plan.next, None);
+}
+
+#[test]
+fn t_35_years_of_seconds_are_three_rows_made_at_once() {
+    let from = ts("1990-01-01T00:00:00Z");
+    let policy = Policy { catchup_window: Some(Duration::from_secs(10)), ..Policy::default() };
+    let plan = planned(&every(1), &policy, &standing(from), ts("2026-01-01T00:00:00.7Z"));
+    assert_eq!(
+        rows(&plan),
+        [
+            "00:00:01..23:59:50 x1136073590 missed",
+            "23:59:51..23:59:59 x9 coalesced into 00:00:00",
+            "00:00:00 x1 runs late",
+        ]
+    );
+}
+
+#[test]
+fn rows_of_one_closed_outcome_join_into_a_streak_and_others_do_not() {
+    let row = |at: &str, outcome| Row {
+        scheduled_for: ts(at),
+        to: None,
+        count: Count::Exactly(1),
+        outcome,
+        reason: Some("why"),
+    };
+    let (one, two) = ("2026-05-01T01:00:00Z", "2026-05-01T02:00:00Z");
+    let joined = row(one, Outcome::Disabled).joined(&row(two, Outcome::Disabled)).unwrap();
+    assert_eq!((joined.scheduled_for, joined.to, joined.count), (ts(one), Some(ts(two)), Count::Exactly(2)));
+    assert_eq!(row(one, Outcome::Disabled).joined(&row(two, Outcome::Missed)), None);
+    assert_eq!(row(one, Outcome::Run { late: false }).joined(&row(two, Outcome::Run { late: false })), None);
+}
+
+#[test]
+fn a_clock_that_jumps_forward_is_believed_when_it_still_says_so_a_minute_later() {
+    let mut watch = JumpWatch::default();
+    let start = ts(MIDNIGHT);
+    let wall = |seconds: i64| start + SignedDuration::from_secs(seconds);
+    let passed = Duration::from_secs;
+    assert!(watch.believes(wall(0), passed(0)));
+    assert!(watch.believes(wall(30), passed(30)));
+    // Two hours in one second.
+    assert!(!watch.believes(wall(7230), passed(31)));
+    assert!(!watch.believes(wall(7289), passed(90)));
+    assert!(watch.believes(wall(7290), passed(91)));
+    // And one that was a mistake is forgotten at once.
+    assert!(!watch.believes(wall(99_000), passed(92)));
+    assert!(watch.believes(wall(7292), passed(93)));
+}
+
+#[test]
+fn a_clock_that_jumps_by_less_than_an_hour_is_believed() {
+    let mut watch = JumpWatch::default();
+    let start = ts(MIDNIGHT);
+    assert!(watch.believes(start, Duration::ZERO));
+    assert!(watch.believes(start + SignedDuration::from_secs(3500), Duration::from_secs(1)));
+}
+
+fn schedules() -> impl Strategy<Value = Timing> {
+    prop_oneof![
+        (1u64..4000).prop_map(every),
+        prop::sample::select(vec![
+            "* * * * *",
+            "*/7 * * * *",
+            "0 * * * *",
+            "15,45 1,2 * * *",
+            "@daily",
+            "*/5 * * * * *",
+            "0 0 13 * 5",
+        ])
+        .prop_map(|expression| {
+            let schedule =
+                Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
+            Timing::new(&schedule, &TimeZone::UTC).unwrap()
+        }),
+    ]
+}
+
+fn policies() -> impl Strategy<Value = Policy> {
+    let overlaps = prop::sample::select(vec![Overlap::Skip, Overlap::Queue]);
+    let catchups = prop::sample::select(vec![Catchup::None, Catchup::Last]);
+    let windows = prop::option::of((1u64..100_000).prop_map(Duration::from_secs));
+    (overlaps, catchups, windows).prop_map(|(overlap, catchup, catchup_window)| Policy {
+        overlap,
+        catchup,
+        catchup_window,
+        queue_limit: 2,
+        ..Policy::default()
+    })
+}
+
+/// How the world goes on between two looks: the clock moves (also back), the task is busy, full, or paused.
+fn steps() -> impl Strategy<Value = Vec<(i64, bool, u32, bool)>> {
+    let moves = prop_oneof![4 => 0i64..120_000, 2 => 0i64..20_000_000, 2 => -3_000_000_000i64..0, 3 => 0i64..20_000_000_000];
+    prop::collection::vec((moves, any::<bool>(), 0u32..4, prop::bool::weighted(0.8)), 1..25)
+}
+
+proptest! {
+    #[test]
+    fn t_35_whatever_the_clock_does_no_slot_is_planned_twice_and_none_is_lost(
+        timing in schedules(),
+        policy in policies(),
+        steps in steps(),
+        start in 1_790_000_000_000_000i64..1_795_000_000_000_000,
+    ) {
+        let start = Timestamp::from_microsecond(start).unwrap();
+        let mut now = start;
+        let mut last_planned = start;
+        let mut accounted = 0u64;
+        let mut last_row = start;
+        for (micros, active, queued, enabled) in steps {
+            now += SignedDuration::from_micros(micros);
+            let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued };
+            let plan = planned(&timing, &policy, &standing, now);
+            prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned));
+            prop_assert_eq!(plan.planned_to, now.max(last_planned));
+            let mut starts = 0;
+            for row in &plan.rows {
+                prop_assert!(row.scheduled_for > last_row, "{row:?} is not behind {last_row}");
+                prop_assert!(row.last() >= row.scheduled_for && row.last() <= now);
+                let behind = row.scheduled_for - SignedDuration::from_micros(1);
+                prop_assert_eq!(timing.count(start, behind, row.last()), row.count);
+                last_row = row.last();
+                accounted += row.count.number();
+                match row.outcome {
+                    Outcome::Run { .. } => {
+                        starts += 1;
+                        prop_assert!(enabled && !active && queued == 0);
+                    }
+                    Outcome::Queue { .. } => {
+                        starts += 1;
+                        prop_assert!(enabled && queued < policy.queue_limit);
+                    }
+                    Outcome::Coalesced { into } => {
+                        let goes = |row: &&Row| matches!(row.outcome, Outcome::Run { .. } | Outcome::Queue { .. });
+                        prop_assert!(plan.rows.iter().filter(goes).any(|row| row.scheduled_for == into));
+                    }
+                    Outcome::Disabled => prop_assert!(!enabled),
+                    Outcome::Skipped | Outcome::Missed => prop_assert!(enabled),
+                }
+            }
+            prop_assert!(starts <= 1);
+            last_planned = plan.planned_to;
+        }
+        prop_assert_eq!(Count::Exactly(accounted), timing.count(start, start, last_planned));
+    }
+}

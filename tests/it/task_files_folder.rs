@@ -1,0 +1,196 @@
+//! The folder of task files: what its owner hears of it, and when.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use rejoin::task::definition::Policy;
+use rejoin::task::folder::{Change, Folder, GRACE, load, watch};
+use tempfile::TempDir;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+fn write(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+}
+
+fn task(title: &str) -> String {
+    format!("title = \"{title}\"\n[[steps]]\nrun = \"true\"\n")
+}
+
+fn dir() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Changes as `good id title`, `bad id message`, `gone id`.
+fn told(changes: &[Change]) -> Vec<String> {
+    let name =
+        |id: &Option<rejoin::event::TaskId>| id.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
+    changes
+        .iter()
+        .map(|change| match change {
+            Change::Good { id, definition, .. } => format!("good {id} {}", definition.title),
+            Change::Bad { id, problems, .. } => format!("bad {} {}", name(id), problems.first().message),
+            Change::Gone { id, .. } => format!("gone {}", name(id)),
+        })
+        .collect()
+}
+
+#[test]
+fn a_folder_is_read_in_the_order_of_names_with_what_is_wrong_beside_what_is_good() {
+    let dir = dir();
+    let at = |name: &str| dir.path().join(name);
+    write(&at("b.toml"), &task("B"));
+    write(&at("a.toml"), "title = 5\n");
+    write(&at("Bad Name.toml"), &task("C"));
+    for ignored in [".hidden.toml", "b.toml~", "notes.txt", "b~.toml", "#b.toml#"] {
+        write(&at(ignored), "not toml");
+    }
+    let changes = load(dir.path(), &Policy::default());
+    let told = told(&changes);
+    assert!(told[0].starts_with("bad ? \"Bad Name\" is not a task id"), "{told:?}");
+    assert_eq!(told[1..], ["bad a must be text, is a number", "good b B"]);
+    let Change::Bad { problems, path, .. } = &changes[1] else { panic!() };
+    assert_eq!((problems.first().line, path), (Some(1), &at("a.toml")));
+}
+
+#[test]
+fn a_folder_that_is_not_there_has_no_tasks() {
+    assert_eq!(load(Path::new("/nowhere/tasks"), &Policy::default()), []);
+}
+
+#[test]
+fn a_file_that_others_may_write_is_refused_by_name_with_the_command_that_mends_it() {
+    let dir = dir();
+    let file = dir.path().join("a.toml");
+    write(&file, &task("A"));
+    fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
+    let told = told(&load(dir.path(), &Policy::default()));
+    assert!(told[0].starts_with("bad a refused: ") && told[0].contains("chmod go-w"), "{told:?}");
+}
+
+#[test]
+fn a_link_into_a_folder_that_others_may_write_is_refused() {
+    let (dir, open) = (dir(), dir());
+    write(&open.path().join("real.toml"), &task("A"));
+    symlink(open.path().join("real.toml"), dir.path().join("a.toml")).unwrap();
+    assert_eq!(told(&load(dir.path(), &Policy::default())), ["good a A"]);
+    fs::set_permissions(open.path(), Permissions::from_mode(0o777)).unwrap();
+    assert!(told(&load(dir.path(), &Policy::default()))[0].starts_with("bad a refused: "));
+}
+
+#[test]
+fn what_is_no_plain_file_or_too_large_is_refused_without_reading_it() {
+    let dir = dir();
+    fs::create_dir(dir.path().join("a.toml")).unwrap();
+    nix::unistd::mkfifo(&dir.path().join("b.toml"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+    symlink("/nowhere", dir.path().join("c.toml")).unwrap();
+    write(&dir.path().join("d.toml"), &"#".repeat((1 << 20) + 1));
+    let told = told(&load(dir.path(), &Policy::default()));
+    assert_eq!(told[..2], ["bad a is not a file", "bad b is not a file"]);
+    assert!(told[2].starts_with("bad c No such file"), "{told:?}");
+    assert_eq!(told[3], "bad d is larger than 1024 KiB");
+}
+
+#[test]
+fn only_what_is_different_is_told_and_a_broken_file_keeps_its_task() {
+    let dir = dir();
+    let file = dir.path().join("a.toml");
+    let mut folder = Folder::new(dir.path().to_owned(), Policy::default());
+    let now = Instant::now();
+    write(&file, &task("A"));
+    assert_eq!(told(&folder.scan(now)), ["good a A"]);
+    assert_eq!(folder.scan(now), []);
+    // Written anew with the same meaning: nothing to tell.
+    write(&file, &format!("# a comment\n{}", task("A")));
+    assert_eq!(folder.scan(now), []);
+    write(&file, "title = ");
+    let said = told(&folder.scan(now));
+    assert!(said.len() == 1 && said[0].starts_with("bad a "), "{said:?}");
+    assert_eq!(folder.scan(now), []);
+    write(&file, &task("A"));
+    assert_eq!(told(&folder.scan(now)), ["good a A"]);
+}
+
+#[test]
+fn a_file_is_gone_only_after_it_was_away_for_five_seconds() {
+    let dir = dir();
+    let file = dir.path().join("a.toml");
+    let mut folder = Folder::new(dir.path().to_owned(), Policy::default());
+    let start = Instant::now();
+    write(&file, &task("A"));
+    folder.scan(start);
+    fs::remove_file(&file).unwrap();
+    assert_eq!(folder.scan(start), []);
+    assert_eq!(folder.next_gone(), Some(start + GRACE));
+    // An editor that unlinks and creates.
+    write(&file, &task("A"));
+    assert_eq!(folder.scan(start + Duration::from_secs(2)), []);
+    assert_eq!(folder.next_gone(), None);
+    fs::remove_file(&file).unwrap();
+    assert_eq!(folder.scan(start + Duration::from_secs(3)), []);
+    assert_eq!(folder.scan(start + Duration::from_millis(7999)), []);
+    assert_eq!(told(&folder.scan(start + Duration::from_secs(8))), ["gone a"]);
+    assert_eq!(folder.scan(start + Duration::from_secs(60)), []);
+    write(&file, &task("A"));
+    assert_eq!(told(&folder.scan(start + Duration::from_secs(61))), ["good a A"]);
+}
+
+/// The next message, within a time that only a broken watcher takes.
+async fn next(changes: &mut Receiver<Vec<Change>>) -> Vec<String> {
+    let within = tokio::time::timeout(Duration::from_secs(120), changes.recv());
+    told(&within.await.expect("a change is told").expect("the watcher is there"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_folder_is_told_as_it_stands_then_as_it_changes() {
+    let dir = dir();
+    let file = dir.path().join("a.toml");
+    let mut changes = watch(dir.path().to_owned(), Policy::default(), CancellationToken::new());
+    assert_eq!(next(&mut changes).await, [""; 0]);
+    // The clock is paused: whether the system's word comes first or the 30 s are over, it is told.
+    write(&file, &task("A"));
+    assert_eq!(next(&mut changes).await, ["good a A"]);
+    write(&file, &task("B"));
+    assert_eq!(next(&mut changes).await, ["good a B"]);
+    let before = Instant::now();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(next(&mut changes).await, ["gone a"]);
+    assert!(before.elapsed() >= GRACE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_folder_that_is_made_later_is_found() {
+    let dir = dir();
+    let tasks = dir.path().join("tasks");
+    let mut changes = watch(tasks.clone(), Policy::default(), CancellationToken::new());
+    assert_eq!(next(&mut changes).await, [""; 0]);
+    fs::create_dir(&tasks).unwrap();
+    fs::set_permissions(&tasks, Permissions::from_mode(0o700)).unwrap();
+    write(&tasks.join("a.toml"), &task("A"));
+    assert_eq!(next(&mut changes).await, ["good a A"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_told_by_the_system_without_waiting_for_the_next_look() {
+    let dir = dir();
+    let mut changes = watch(dir.path().to_owned(), Policy::default(), CancellationToken::new());
+    assert_eq!(next(&mut changes).await, [""; 0]);
+    let before = std::time::Instant::now();
+    write(&dir.path().join("a.toml"), &task("A"));
+    assert_eq!(next(&mut changes).await, ["good a A"]);
+    assert!(before.elapsed() < Duration::from_secs(20), "it took the next look: {:?}", before.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watcher_ends_when_it_is_told_to_and_when_nobody_listens() {
+    let dir = dir();
+    let stop = CancellationToken::new();
+    let mut changes = watch(dir.path().to_owned(), Policy::default(), stop.clone());
+    next(&mut changes).await;
+    stop.cancel();
+    assert_eq!(changes.recv().await, None);
+}
