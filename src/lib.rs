@@ -19,6 +19,6 @@ pub mod run;
 pub mod planner;
 
 pub mod api;
-pub mod server;
+//pub mod server;
 
-pub mod cli;
+//pub mod cli;

@@ -36,6 +36,10 @@ const LINE: usize = 300;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How long leftovers of commands are waited for at the end; they are killed after two seconds, so what is still
+/// there then cannot be.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// How a step went, as conditions and later steps see it. A step that has not run is one that was left out.
 #[derive(Clone, Debug, Default)]
 struct StepResult {
@@ -102,7 +106,7 @@ impl Done {
 
 /// Carries out the steps. Returns promptly once [`Processes::stop`](crate::run::process::Processes::stop) was
 /// called, with [`Outcome::Failed`], whose reason is then of no interest. When it returns by itself nothing is left
-/// of what its commands started.
+/// of what its commands started, except what took no SIGKILL for some seconds.
 pub async fn run(assignment: Assignment, emitter: Emitter) -> Outcome {
     let steps = assignment.definition.steps.iter();
     let results = steps.map(|step| (step.name.clone(), StepResult::skipped())).collect();
@@ -111,7 +115,7 @@ pub async fn run(assignment: Assignment, emitter: Emitter) -> Outcome {
     let end = work.all_steps().await;
     // Leftovers of commands get SIGTERM and, two seconds later, SIGKILL; a stop has its own patience.
     tokio::select! {
-        () = work.assignment.processes.settled() => {}
+        _ = tokio::time::timeout(SETTLE, work.assignment.processes.settled()) => {}
         () = work.assignment.processes.stopping() => {}
     }
     let attention = work.attention();
@@ -309,7 +313,8 @@ impl Work {
                 let headers = headers.iter().map(|(name, value)| (name.clone(), quotes.fill(value)));
                 let request = http::Request {
                     method,
-                    url: quotes.fill(url),
+                    // As it is written: an address is what it says.
+                    url: url.clone(),
                     headers: headers.collect(),
                     body: body.as_deref().map(|body| quotes.fill(body)),
                     expect_status,

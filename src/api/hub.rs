@@ -23,6 +23,8 @@ impl Closing {
     pub const fn draining(retry_ms: u64) -> Self {
         Self { code: 4001, word: "draining", retry_ms: Some(retry_ms) }
     }
+    /// A message that is not even read.
+    pub const TOO_LARGE: Self = Self { code: 1009, word: "too_large", retry_ms: None };
     /// Took too little in too long.
     pub const SLOW: Self = Self { code: 4008, word: "too_slow", retry_ms: Some(1000) };
     /// Nothing was heard for too long.

@@ -8,9 +8,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use futures_util::{Sink, SinkExt, Stream};
+use futures_util::{Sink, Stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Error as WireError;
 use tracing::{debug, info};
 
 use super::auth::{Authority, Credential};
@@ -116,7 +117,7 @@ impl Live {
     /// Serves one socket until it ends.
     pub async fn serve(self, socket: WebSocket, opening: Opening) {
         let meter = Arc::clone(&opening.meter);
-        let mut wire = Wire::new(socket, meter);
+        let mut wire = Wire::new(socket, Pace::new(meter, self.limits.slow_bytes));
         let end = match self.hub.knock() {
             Err(closing) => End::Close(closing),
             Ok(knock) => match self.welcome(&mut wire, opening, knock).await {
@@ -160,7 +161,7 @@ impl Live {
         let limits = &self.limits;
         let welcome = json!({
             "type": "welcome", "protocol": frame::PROTOCOL, "connection": format!("c-{}", member.handle.peer.id),
-            "server": { "version": env!("CARGO_PKG_VERSION"), "boot": self.boot },
+            "server": { "version": env!("CARGO_PKG_VERSION"), "boot": &*self.boot },
             "heartbeat_ms": limits.heartbeat.as_millis() as u64,
             "limits": {
                 "frame_bytes": frame::MAX_CLIENT_FRAME, "subscriptions": limits.subscriptions,
@@ -252,16 +253,17 @@ impl Session {
             if wire.takes() && (!self.outbox.is_empty() || self.has_due()) {
                 continue;
             }
+            wire.rest_if_idle();
             let reads = inbox.len() < WAITING_FRAMES;
-            let (window, least) = (limits.slow_window, limits.slow_bytes);
+            let (stalled, silent) = (wire.stalled(limits.slow_window), wire.heard + limits.life);
             tokio::select! {
                 () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.woken().await?,
                 step = wire.step(reads) => match step? {
-                    Step::Flushed => {}
+                    Step::Flushed | Step::Heard => {}
                     Step::Frame(next) => inbox.extend(self.accept(next)?),
                 },
-                () = wire.too_slow(window, least) => return Err(Closing::SLOW.into()),
-                () = wire.silent(limits.life), if reads => return Err(Closing::NO_LIFE.into()),
+                () = stalled => return Err(Closing::SLOW.into()),
+                () = tokio::time::sleep_until(silent), if reads => return Err(Closing::NO_LIFE.into()),
                 _ = heartbeat.tick() => {
                     self.frames = 0;
                     self.heartbeat_due = true;
@@ -314,12 +316,12 @@ impl Session {
                     return Ok(Some(text.into()));
                 }
                 Pull::Nothing => {}
-                // The page was read while retention took it: the next turn says so.
-                Pull::InLog => return Ok(None),
-                Pull::Lost(lost) => {
-                    self.lose(index, lost).await?;
-                    return Ok(self.outbox.pop_front());
-                }
+                // Read and not there: retention took it meanwhile, or the log is damaged.
+                Pull::InLog => match sub.reader.lost() {
+                    Some(lost) => return self.lose_now(index, lost).await,
+                    None => return Err(End::Gone),
+                },
+                Pull::Lost(lost) => return self.lose_now(index, lost).await,
             }
         }
         Ok(None)
@@ -516,6 +518,11 @@ impl Session {
         Ok(())
     }
 
+    async fn lose_now(&mut self, index: usize, lost: Lost) -> Result<Option<Utf8Bytes>, End> {
+        self.lose(index, lost).await?;
+        Ok(self.outbox.pop_front())
+    }
+
     /// A position that is no longer one: the sub ends, or starts again. True when it is still there.
     async fn lose(&mut self, index: usize, lost: Lost) -> Result<bool, End> {
         let mut sub = self.subs.remove(index);
@@ -567,6 +574,8 @@ enum Step {
     Flushed,
     /// A message came.
     Frame(Incoming),
+    /// Something came that needs no answer.
+    Heard,
 }
 
 /// The socket with what is known of its speed.
@@ -579,8 +588,8 @@ struct Wire {
 }
 
 impl Wire {
-    fn new(socket: WebSocket, meter: Arc<Meter>) -> Self {
-        Self { socket, pace: Pace::new(meter), fed: 0, flushing: false, heard: Instant::now() }
+    fn new(socket: WebSocket, pace: Pace) -> Self {
+        Self { socket, pace, fed: 0, flushing: false, heard: Instant::now() }
     }
 
     /// Whether another frame may be fed: the last flush is done and this one is not full.
@@ -601,9 +610,20 @@ impl Wire {
         }
     }
 
+    /// Notes that nothing waits, so that an idle watcher is not taken for a slow one later.
+    fn rest_if_idle(&mut self) {
+        if !self.flushing {
+            self.pace.rest();
+        }
+    }
+
     /// Waits for the end of the flush or for a message, whichever is first. Safe to drop at any point.
     async fn step(&mut self, reads: bool) -> Result<Step, End> {
         std::future::poll_fn(|context| {
+            // What comes in goes first: a client that takes all there is must still be heard.
+            if reads && let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) {
+                return Poll::Ready(self.hear(message));
+            }
             if self.flushing
                 && let Poll::Ready(done) = Pin::new(&mut self.socket).poll_flush(context)
             {
@@ -615,48 +635,54 @@ impl Wire {
                 self.pace.end();
                 return Poll::Ready(Ok(Step::Flushed));
             }
-            while reads {
-                let message = match Pin::new(&mut self.socket).poll_next(context) {
-                    Poll::Pending => return Poll::Pending,
-                    Poll::Ready(None | Some(Err(_))) => return Poll::Ready(Err(End::Gone)),
-                    Poll::Ready(Some(Ok(message))) => message,
-                };
-                self.heard = Instant::now();
-                match message {
-                    Message::Text(text) => return Poll::Ready(Ok(Step::Frame(Incoming::Text(text)))),
-                    Message::Binary(_) => return Poll::Ready(Ok(Step::Frame(Incoming::Binary))),
-                    Message::Close(_) => return Poll::Ready(Err(End::Gone)),
-                    // Answered by the library.
-                    Message::Ping(_) | Message::Pong(_) => {}
-                }
-            }
             Poll::Pending
         })
         .await
     }
 
+    fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Step, End> {
+        let message = match message {
+            None => return Err(End::Gone),
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                let inner = error.into_inner();
+                let too_large = matches!(inner.downcast_ref(), Some(WireError::Capacity(_)));
+                return Err(if too_large { End::Close(Closing::TOO_LARGE) } else { End::Gone });
+            }
+        };
+        self.heard = Instant::now();
+        match message {
+            Message::Text(text) => Ok(Step::Frame(Incoming::Text(text))),
+            Message::Binary(_) => Ok(Step::Frame(Incoming::Binary)),
+            Message::Close(_) => Err(End::Gone),
+            // Answered by the library; a sign of life all the same.
+            Message::Ping(_) | Message::Pong(_) => Ok(Step::Heard),
+        }
+    }
+
     /// The first frame, which must be hello.
     async fn hello(&mut self) -> Result<Hello, End> {
-        match self.step(true).await? {
-            Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
-                Ok(ClientFrame::Hello(hello)) => Ok(hello),
-                _ => Err(Closing::BAD_FRAMES.into()),
-            },
-            _ => Err(Closing::BAD_FRAMES.into()),
+        loop {
+            return match self.step(true).await? {
+                Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
+                    Ok(ClientFrame::Hello(hello)) => Ok(hello),
+                    _ => Err(Closing::BAD_FRAMES.into()),
+                },
+                Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),
+                Step::Flushed | Step::Heard => continue,
+            };
         }
     }
 
-    /// Ready when too little was accepted for too long while data waits.
-    async fn too_slow(&self, window: Duration, least: u64) {
-        if !self.flushing {
-            std::future::pending::<()>().await;
+    /// Ready when too little was accepted for too long while data waits; never, while none does.
+    fn stalled(&self, window: Duration) -> impl Future<Output = ()> + use<> {
+        let meter = self.flushing.then(|| self.pace.meter());
+        async move {
+            match meter {
+                Some(meter) => meter.stalled(window).await,
+                None => std::future::pending().await,
+            }
         }
-        self.pace.too_slow(window, least).await;
-    }
-
-    /// Ready when nothing was heard for so long.
-    async fn silent(&self, life: Duration) {
-        tokio::time::sleep_until(self.heard + life).await;
     }
 
     /// Says why, as far as that can still be heard, then lets go.
@@ -670,7 +696,7 @@ impl Wire {
         let say = async {
             let _ = self.socket.send(close).await;
             // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
-            while let Ok(Step::Frame(_)) = self.step(true).await {}
+            while self.step(true).await.is_ok() {}
         };
         let _ = tokio::time::timeout(GOODBYE, say).await;
     }

@@ -1,7 +1,6 @@
 //! How fast a socket takes what it is given: how much to put into one flush, and when it is too slow.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -25,14 +24,17 @@ pub struct Pace {
     meter: Arc<Meter>,
     flush: usize,
     began: Instant,
-    /// What the meter showed when the present look at slowness began.
-    seen: AtomicU64,
+    /// Whether nothing waited before the present flush.
+    idle: bool,
+    /// How many bytes count as progress.
+    least: u64,
 }
 
 impl Pace {
     /// The pace of a socket that has sent nothing yet.
-    pub fn new(meter: Arc<Meter>) -> Self {
-        Self { meter, flush: FIRST_FLUSH, began: Instant::now(), seen: AtomicU64::new(0) }
+    /// `least` bytes count as progress.
+    pub fn new(meter: Arc<Meter>, least: u64) -> Self {
+        Self { meter, flush: FIRST_FLUSH, began: Instant::now(), idle: true, least }
     }
 
     /// How many bytes to put into the next flush.
@@ -48,7 +50,14 @@ impl Pace {
     /// A flush begins.
     pub fn begin(&mut self) {
         self.began = Instant::now();
-        self.seen.store(self.meter.written(), Ordering::Relaxed);
+        if std::mem::take(&mut self.idle) {
+            self.meter.begin(self.least);
+        }
+    }
+
+    /// Nothing waits any more.
+    pub fn rest(&mut self) {
+        self.idle = true;
     }
 
     /// The flush is done: quick ones grow, slow ones shrink.
@@ -60,10 +69,9 @@ impl Pace {
         };
     }
 
-    /// Ready once fewer than `least` bytes were accepted within `window`, looked at ten times per window. To be
-    /// waited on only while data waits; may be dropped and asked again without losing count.
-    pub async fn too_slow(&self, window: Duration, least: u64) {
-        self.meter.too_slow(self.began, window, least).await;
+    /// What counts the bytes that are accepted.
+    pub fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
     }
 
     /// Lets the connection be reset when it is dropped, instead of lingering with what nobody reads.

@@ -110,7 +110,8 @@ pub struct StopStages {
     pub terminate: Duration,
     /// SIGKILL.
     pub kill: Duration,
-    /// What is left by now is in uninterruptible sleep: it is named and no longer waited for.
+    /// What is left by now is in uninterruptible sleep: it is named and no longer waited for. Stages that would come
+    /// later do not come.
     pub give_up: Duration,
 }
 
@@ -209,6 +210,8 @@ struct Shared {
     stages: StopStages,
     /// True for ever once a stop began. Watched by a spawn that waits for its supervisor or its record.
     stopping: watch::Sender<bool>,
+    /// True once a stop ended and something was left.
+    given_up: watch::Sender<bool>,
     /// The commands whose supervisor is not gone, by a number of our own. Never held over an await.
     live: Mutex<Live>,
     /// How many of them there are, for those who wait until there are none.
@@ -218,10 +221,19 @@ struct Shared {
 #[derive(Default)]
 struct Live {
     last: u64,
-    commands: BTreeMap<u64, mpsc::Sender<Ask>>,
+    commands: BTreeMap<u64, Line>,
+}
+
+/// How a command's driver is reached.
+#[derive(Clone, Debug)]
+struct Line {
+    /// The supervisor's process id.
+    pid: i32,
+    asks: mpsc::Sender<Ask>,
 }
 
 /// What a command's driver is asked to do.
+#[derive(Debug)]
 enum Ask {
     Signal(Stage),
     List(oneshot::Sender<Vec<Left>>),
@@ -259,9 +271,9 @@ impl Processes {
         let mut marks: BTreeMap<OsString, OsString> =
             marks.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         marks.insert("REJOIN_RUN".into(), run.to_string().into());
-        let (stopping, count) = (watch::Sender::new(false), watch::Sender::new(0));
-        let live = Mutex::default();
-        let shared = Shared { run, marks, exe, record, stages, stopping, live, count };
+        let (stopping, given_up) = (watch::Sender::new(false), watch::Sender::new(false));
+        let (live, count) = (Mutex::default(), watch::Sender::new(0));
+        let shared = Shared { run, marks, exe, record, stages, stopping, given_up, live, count };
         Self { shared: Arc::new(shared) }
     }
 
@@ -305,22 +317,16 @@ impl Processes {
         let cwd = spec.cwd.into_os_string();
         let (asks, asked) = mpsc::channel(ORDERS);
         // From here on the command is found by a stop; a stop that came before is seen under the same lock.
-        let place = shared.enter(asks.clone())?;
+        let line = Line { pid, asks };
+        let place = shared.enter(line.clone())?;
         let (alive, dropped) = oneshot::channel();
         let (exit, exited) = watch::channel(None);
         let (report_start, started) = oneshot::channel();
         let driver = Driver { shared: shared.clone(), place, link, child, call: spec.call, exit };
         let order = Order::Start { command: spec.command, env, cwd };
         tokio::spawn(driver.drive(order, report_start, asked, dropped));
-        let running = Running {
-            pid,
-            stdout,
-            stderr,
-            exited,
-            asks,
-            stages: shared.stages,
-            _alive: alive,
-        };
+        let stages = shared.stages;
+        let running = Running { line, stdout, stderr, exited, stages, _alive: alive };
         match started.await {
             Ok(Ok(_)) => Ok(running),
             Ok(Err(reason)) => Err(SpawnError::Start(reason)),
@@ -336,13 +342,23 @@ impl Processes {
     /// (uninterruptible: state `D`). Beginning a second stop while one is under way repeats its stages.
     pub async fn stop(&self, stages: mpsc::Sender<Stage>) -> Vec<Left> {
         self.shared.stopping.send_replace(true);
-        let asks = self.shared.asks();
+        let lines = self.shared.lines();
         let mut count = self.shared.count.subscribe();
         let gone = async move {
             // The sender lives in `self`, so this ends only with nobody left.
             let _ = count.wait_for(|count| *count == 0).await;
         };
-        walk_stages(self.shared.stages, &asks, Some(&stages), gone).await
+        let left = walk_stages(self.shared.stages, &lines, Some(&stages), gone).await;
+        if !left.is_empty() {
+            self.shared.given_up.send_replace(true);
+        }
+        left
+    }
+
+    /// Waits until a stop has given up on something: its command's end may never come.
+    pub async fn given_up(&self) {
+        let mut given_up = self.shared.given_up.subscribe();
+        let _ = given_up.wait_for(|given_up| *given_up).await;
     }
 
     /// Waits until a stop begins; at once if one has.
@@ -370,14 +386,14 @@ impl Shared {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, asks: mpsc::Sender<Ask>) -> Result<u64, SpawnError> {
+    fn enter(&self, line: Line) -> Result<u64, SpawnError> {
         let mut live = self.live();
         if *self.stopping.borrow() {
             return Err(SpawnError::Stopping);
         }
         live.last += 1;
         let place = live.last;
-        live.commands.insert(place, asks);
+        live.commands.insert(place, line);
         self.count.send_replace(live.commands.len());
         Ok(place)
     }
@@ -388,7 +404,7 @@ impl Shared {
         self.count.send_replace(live.commands.len());
     }
 
-    fn asks(&self) -> Vec<mpsc::Sender<Ask>> {
+    fn lines(&self) -> Vec<Line> {
         self.live().commands.values().cloned().collect()
     }
 }
@@ -396,13 +412,12 @@ impl Shared {
 /// A command that was started. Dropping it ends the command and its tree.
 #[derive(Debug)]
 pub struct Running {
-    pid: i32,
+    line: Line,
     /// What the command writes to its standard output; take it to read it.
     pub stdout: Option<ChildStdout>,
     /// What the command writes to its standard error; take it to read it.
     pub stderr: Option<ChildStderr>,
     exited: watch::Receiver<Option<Exit>>,
-    asks: mpsc::Sender<Ask>,
     stages: StopStages,
     /// Its driver notices when this is dropped.
     _alive: oneshot::Sender<()>,
@@ -411,7 +426,7 @@ pub struct Running {
 impl Running {
     /// The process id of the command's supervisor.
     pub fn supervisor(&self) -> i32 {
-        self.pid
+        self.line.pid
     }
 
     /// Waits for the end of the command itself; others of its tree may hold its pipes open a little longer.
@@ -425,14 +440,15 @@ impl Running {
 
     /// Ends this command and its tree in the same stages as [`Processes::stop`]; other commands may go on.
     pub async fn stop(&self, stages: Option<&mpsc::Sender<Stage>>) -> Vec<Left> {
-        walk_stages(self.stages, std::slice::from_ref(&self.asks), stages, self.asks.closed()).await
+        let gone = self.line.asks.closed();
+        walk_stages(self.stages, std::slice::from_ref(&self.line), stages, gone).await
     }
 }
 
 /// Sends the stages when their time comes, until `gone` or until it is time to give up.
 async fn walk_stages(
     times: StopStages,
-    asks: &[mpsc::Sender<Ask>],
+    lines: &[Line],
     stages: Option<&mpsc::Sender<Stage>>,
     gone: impl Future<Output = ()>,
 ) -> Vec<Left> {
@@ -448,24 +464,30 @@ async fn walk_stages(
         tokio::select! {
             biased;
             () = &mut gone => return Vec::new(),
-            () = sleep_until(begin + after) => {}
+            () = sleep_until(begin + after.min(times.give_up)) => {}
         }
         let Some(stage) = stage else { break };
-        for ask in asks {
+        if after >= times.give_up {
+            continue;
+        }
+        for line in lines {
             // Full only if a supervisor takes no orders; the next stage tries again.
-            let _ = ask.try_send(Ask::Signal(stage));
+            let _ = line.asks.try_send(Ask::Signal(stage));
         }
         if let Some(stages) = stages {
             let _ = stages.try_send(stage);
         }
     }
     let mut left = Vec::new();
-    for ask in asks {
+    for line in lines.iter().filter(|line| !line.asks.is_closed()) {
         let (answer, answered) = oneshot::channel();
-        if ask.try_send(Ask::List(answer)).is_ok()
-            && let Ok(Ok(some)) = timeout(LIST_WITHIN, answered).await
-        {
-            left.extend(some);
+        let _ = line.asks.try_send(Ask::List(answer));
+        match timeout(LIST_WITHIN, answered).await {
+            Ok(Ok(some)) => left.extend(some),
+            // Ended in this moment.
+            Ok(Err(_)) if line.asks.is_closed() => {}
+            // It does not even answer, so all that is known is that it is there.
+            _ => left.push(Left { pid: line.pid, name: "rejoin-superv".to_owned(), state: '?' }),
         }
     }
     left

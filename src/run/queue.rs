@@ -216,8 +216,9 @@ impl Runs {
             }
         };
         if let Some(task) = waiting {
-            let status = reasoned(State::Cancelled, &task, "stopped before it started");
-            if let Err(error) = self.end_waiting(&task, id, status).await {
+            let reason = "stopped before it started";
+            let end = Unstarted { status: reasoned(State::Cancelled, &task, reason), outcome: "skipped", reason };
+            if let Err(error) = self.end_waiting(&task, id, end).await {
                 self.note_queued(id, task);
                 return Err(error);
             }
@@ -235,12 +236,13 @@ impl Runs {
         lists.working.contains_key(&id) || lists.waiting.contains_key(&id)
     }
 
-    async fn end_waiting(&self, task: &TaskId, id: RunId, status: Status) -> Result<(), RunError> {
+    async fn end_waiting(&self, task: &TaskId, id: RunId, end: Unstarted) -> Result<(), RunError> {
         let publisher = self.publisher();
         let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        let Unstarted { status, outcome, reason } = end;
         let offer = Offer::new(Some(id), publisher.clock().now(), &Body::Status(status));
         let act = move |connection: &Connection| -> Result<_, RunError> {
-            slots::note_end_unstarted(connection, id, "skipped", "stopped before it started")?;
+            slots::note_end_unstarted(connection, id, outcome, reason)?;
             Ok(((), vec![(topic, offer)]))
         };
         publisher.transact(act).await?;
@@ -275,6 +277,29 @@ impl Runs {
                 ended.await;
             }
         }
+    }
+
+    /// Calls off the scheduled runs of a task that wait: their slots become `disabled`. Those started by hand
+    /// wait on.
+    ///
+    /// # Errors
+    /// [`RunError`]: their end cannot be saved.
+    pub async fn call_off_scheduled(&self, task: &TaskId) -> Result<(), RunError> {
+        let waiting: Vec<RunId> = {
+            let lists = self.lists();
+            lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id).collect()
+        };
+        for id in waiting {
+            let by_hand = self.find(id).await?.scheduled_for.is_none();
+            if !by_hand && self.lists().waiting.remove(&id).is_some() {
+                let end = Unstarted { status: reasoned(State::Cancelled, task, "the task was paused"), outcome: "disabled", reason: "the task was paused" };
+                if let Err(error) = self.end_waiting(task, id, end).await {
+                    self.note_queued(id, task.clone());
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether a run of the task waits or is at work.
@@ -384,16 +409,8 @@ impl Runs {
             self.note_queued(open.id, open.task.clone());
             return Ok(());
         }
-        let Some(topic) = self.publisher().topic(&open.task) else { return Ok(()) };
         let status = reasoned(State::Interrupted, &open.task, "missed: it waited longer than its catch-up window");
-        let offer = Offer::new(Some(open.id), self.publisher().clock().now(), &Body::Status(status));
-        let id = open.id;
-        let act = move |connection: &Connection| -> Result<_, RunError> {
-            slots::note_end_unstarted(connection, id, "missed", "too old in the queue")?;
-            Ok(((), vec![(topic, offer)]))
-        };
-        self.publisher().transact(act).await?;
-        Ok(())
+        self.end_waiting(&open.task, open.id, Unstarted { status, outcome: "missed", reason: "too old in the queue" }).await
     }
 
     /// Starts nothing any more; gives the runs at work `grace` to end, then stops them as interrupted, and waits
@@ -427,6 +444,13 @@ impl Runs {
     fn lists(&self) -> std::sync::MutexGuard<'_, Lists> {
         self.shared.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How a run ends that never started, and what becomes of its slot.
+struct Unstarted {
+    status: Status,
+    outcome: &'static str,
+    reason: &'static str,
 }
 
 /// A place among those at work: given back however the run ends.

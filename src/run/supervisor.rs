@@ -6,7 +6,6 @@
 //! supervisor has no child left. When the socket closes, because the server stopped caring or was killed, the tree
 //! is ended.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,8 +29,10 @@ use super::process::wire::{self, Left, Order, Report};
 /// How long leftovers have between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often a killed tree is looked at again until it is empty; each child that ends wakes us earlier.
-const KILL_AGAIN: Duration = Duration::from_millis(50);
+/// How soon a killed tree is looked at again; each child that ends wakes us earlier. Doubled each time, because what
+/// is still there then cannot be killed (uninterruptible, or another user's), up to the longest.
+const KILL_AGAIN: Duration = Duration::from_millis(20);
+const KILL_AGAIN_MAX: Duration = Duration::from_secs(2);
 
 /// What the hidden subcommand does. To be called before any thread or runtime exists.
 ///
@@ -61,8 +62,12 @@ struct Supervisor {
     signals: SignalFd,
     /// The shell, until it was reaped.
     command: Option<i32>,
-    /// The tree is being ended; from this moment on by SIGKILL.
+    /// The tree is being ended; at this moment by SIGKILL, and again and again.
     kill_from: Option<Instant>,
+    /// That moment has come once.
+    killing: bool,
+    /// The pause until it is killed again.
+    kill_again: Duration,
 }
 
 impl Supervisor {
@@ -74,6 +79,7 @@ impl Supervisor {
         let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         nix::unistd::dup2_stdin(null()?)?;
         close_on_exec()?;
+        nix::sys::prctl::set_name(c"rejoin-superv").context("cannot take a name")?;
         nix::sys::prctl::set_child_subreaper(true).context("cannot become a subreaper")?;
         // Nothing of ours shall keep a file system busy.
         let _ = std::env::set_current_dir("/");
@@ -86,7 +92,16 @@ impl Supervisor {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let control = Some(control);
-        Ok(Self { control, incoming: Vec::new(), signals, command: None, kill_from: None })
+        let incoming = Vec::new();
+        Ok(Self {
+            control,
+            incoming,
+            signals,
+            command: None,
+            kill_from: None,
+            killing: false,
+            kill_again: KILL_AGAIN,
+        })
     }
 
     fn stand(&mut self) -> Result<()> {
@@ -100,7 +115,10 @@ impl Supervisor {
                 return Ok(());
             }
             if self.kill_from.is_some_and(|from| Instant::now() >= from) {
-                tree::kill_all(below_us);
+                tree::kill_all(&mut below_us);
+                self.killing = true;
+                self.kill_from = Some(Instant::now() + self.kill_again);
+                self.kill_again = (self.kill_again * 2).min(KILL_AGAIN_MAX);
             }
             let (readable, signalled) = self.wait()?;
             if signalled {
@@ -117,7 +135,8 @@ impl Supervisor {
         let timeout = match self.kill_from {
             None => PollTimeout::NONE,
             Some(from) => {
-                let rest = from.saturating_duration_since(Instant::now()).max(KILL_AGAIN);
+                // Rounded up to the next millisecond, so that it does not wake a moment too early.
+                let rest = from.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
                 PollTimeout::try_from(rest).unwrap_or(PollTimeout::MAX)
             }
         };
@@ -144,15 +163,24 @@ impl Supervisor {
                 0 => return false,
                 -1 if Errno::last() == Errno::EINTR => {}
                 -1 => return true,
-                pid if Some(pid) == self.command => {
-                    self.command = None;
-                    let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
-                    let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
-                    self.report(&Report::Exited { code, signal });
-                    self.end_tree();
-                }
-                _ => {}
+                _ => self.strike_again(),
             }
+            if Some(pid) == self.command {
+                self.command = None;
+                let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+                let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+                self.report(&Report::Exited { code, signal });
+                self.end_tree();
+            }
+        }
+    }
+
+    /// A child of a tree that is being killed has ended: if it left another behind in its last moment, that one is
+    /// young now, and easier to catch than later.
+    fn strike_again(&mut self) {
+        if self.killing {
+            self.kill_from = Some(Instant::now());
+            self.kill_again = KILL_AGAIN;
         }
     }
 
@@ -160,7 +188,7 @@ impl Supervisor {
     fn end_tree(&mut self) {
         if self.kill_from.is_none() {
             self.kill_from = Some(Instant::now() + GRACE);
-            tree::signal_all(below_us, Signal::SIGTERM);
+            tree::signal_all(&mut below_us, Signal::SIGTERM);
         }
     }
 
@@ -209,8 +237,11 @@ impl Supervisor {
             Order::List => self.report(&Report::Left(left())),
             Order::Signal(number) => match Signal::try_from(number) {
                 // From here on again and again, until nothing is left.
-                Ok(Signal::SIGKILL) => self.kill_from = Some(Instant::now()),
-                Ok(signal) => tree::signal_all(below_us, signal),
+                Ok(Signal::SIGKILL) => {
+                    self.kill_from = Some(Instant::now());
+                    self.kill_again = KILL_AGAIN;
+                }
+                Ok(signal) => tree::signal_all(&mut below_us, signal),
                 Err(_) => {}
             },
         }
@@ -256,19 +287,19 @@ impl Supervisor {
     }
 }
 
-/// Everything that descends from this process and is not over.
-fn below_us() -> Vec<Process> {
-    let roots = HashSet::from([std::process::id().cast_signed()]);
-    let mut below = tree::descendants(&tree::all(), &roots);
-    below.retain(|process| !process.is_over());
-    below
+/// Shows everything that descends from this process.
+fn below_us(visit: &mut dyn FnMut(&Process)) {
+    tree::walk(std::process::id().cast_signed(), visit);
 }
 
 fn left() -> Vec<Left> {
-    let left = below_us().into_iter();
-    left.take(wire::MAX_LEFT)
-        .map(|process| Left { pid: process.pid, name: process.name, state: process.state })
-        .collect()
+    let mut left = Vec::new();
+    below_us(&mut |process| {
+        if left.len() < wire::MAX_LEFT && !process.is_over() {
+            left.push(Left { pid: process.pid, name: process.name.clone(), state: process.state });
+        }
+    });
+    left
 }
 
 fn null() -> io::Result<std::fs::File> {

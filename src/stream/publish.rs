@@ -363,6 +363,26 @@ impl Publisher {
         }
     }
 
+    /// Lets go of what retention takes: raises `oldest` in the store and in memory, and tells the readers that
+    /// stand below it.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn raise_oldest(&self, topic: &Arc<Topic>, oldest: Seq) -> Result<(), StoreError> {
+        let no = topic.no;
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            Ok((log::raise_oldest(connection, no, oldest)?, Vec::new()))
+        };
+        if let (Some(raised), _) = self.transact(act).await? {
+            let mut tail = topic.tail();
+            tail.oldest = tail.oldest.max(raised);
+            tail.ring.forget_below(raised);
+            drop(tail);
+            self.wake_all(topic);
+        }
+        Ok(())
+    }
+
     /// The clock that events are stamped with.
     pub fn clock(&self) -> &Clock {
         &self.shared.clock

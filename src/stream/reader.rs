@@ -266,22 +266,30 @@ impl Reader {
         self.topic.head() >= self.next
     }
 
+    /// Whether the position is no longer one. For a reader that was woken without an event being due.
+    pub fn lost(&self) -> Option<Lost> {
+        let tail = self.topic.tail();
+        if self.topic.is_closed() {
+            Some(Lost::Deleted)
+        } else if tail.generation != self.generation {
+            Some(Lost::Replaced)
+        } else if self.next < tail.oldest && self.next <= tail.head {
+            Some(Lost::Retention)
+        } else {
+            None
+        }
+    }
+
     /// The next events, at most `max_bytes` of them but at least one, and moves behind them. Never waits.
     pub fn pull(&mut self, max_bytes: usize) -> Pull {
         while self.page.front().is_some_and(|segment| segment.last() < self.next) {
             self.page.pop_front();
         }
+        if let Some(lost) = self.lost() {
+            return Pull::Lost(lost);
+        }
         let segment = {
             let tail = self.topic.tail();
-            if self.topic.is_closed() {
-                return Pull::Lost(Lost::Deleted);
-            }
-            if tail.generation != self.generation {
-                return Pull::Lost(Lost::Replaced);
-            }
-            if self.next < tail.oldest && self.next <= tail.head {
-                return Pull::Lost(Lost::Retention);
-            }
             if self.next > tail.head {
                 return Pull::Nothing;
             }

@@ -217,7 +217,7 @@ impl Registry {
     }
 
     /// Makes a task. Without an id the title gives one, with a number behind it while that is taken: two adds
-    /// are two tasks (T-26).
+    /// are two tasks (T-26). `also` is written in the same transaction.
     ///
     /// # Errors
     /// [`TaskError`]: a given id is taken, the schedule is in the past, the store cannot be written.
@@ -227,6 +227,7 @@ impl Registry {
         definition: Definition,
         source: Source,
         path: Option<PathBuf>,
+        also: impl FnOnce(&Connection, &TaskId) -> Result<(), TaskError> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
         let now = self.shared.publisher.clock().now();
         if let Some(schedule) = &definition.schedule {
@@ -251,7 +252,9 @@ impl Registry {
                     next.map(Timestamp::as_microsecond)
                 ],
             )?;
-            Ok(((id, TaskNo(connection.last_insert_rowid())), Vec::new()))
+            let no = TaskNo(connection.last_insert_rowid());
+            also(connection, &id)?;
+            Ok(((id, no), Vec::new()))
         };
         let ((id, no), _) = self.shared.publisher.transact(act).await?;
         let start = Start { generation, oldest: Seq(1), head: Seq(0), bytes: 0, fold: Fold::default() };

@@ -13,7 +13,21 @@ use super::StepResult;
 /// # Errors
 /// Why it is none, in one line.
 pub fn check(text: &str) -> Result<(), String> {
-    compile(text).map(drop)
+    with_room(|| compile(text).map(drop))
+}
+
+/// The stack that an expression is read and evaluated on, in bytes: address space, of which a condition that people
+/// write touches a few hundred KiB. As much as where tasks are checked, so that what passed there passes here.
+const STACK: usize = 256 * 1024 * 1024;
+
+/// On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end a
+/// thread of 2 MiB, and with it the server. A panic of the library ends here too.
+fn with_room<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("condition".to_owned()).stack_size(STACK);
+        let working = thread.spawn_scoped(scope, work).map_err(|error| format!("no thread for it: {error}"))?;
+        working.join().unwrap_or_else(|_| Err("the expression library broke down on it".to_owned()))
+    })
 }
 
 fn compile(text: &str) -> Result<Program, String> {
@@ -40,6 +54,10 @@ impl Facts<'_> {
     /// # Errors
     /// Why that cannot be said, in one line.
     pub(super) fn hold(&self, condition: &str) -> Result<bool, String> {
+        with_room(|| self.evaluate(condition))
+    }
+
+    fn evaluate(&self, condition: &str) -> Result<bool, String> {
         let program = compile(condition)?;
         let mut context = Context::default();
         let params = self.params.iter().map(|(name, value)| (name.clone(), from_json(value)));
@@ -128,6 +146,13 @@ mod tests {
             assert_eq!(hold(holds), Ok(true), "{holds}");
         }
         assert_eq!(hold(r#"output.matches("^$")"#), Ok(false));
+    }
+
+    #[test]
+    fn many_brackets_end_neither_the_thread_nor_the_server() {
+        let nested = |depth| format!("{}params.limit > 80{}", "(".repeat(depth), ")".repeat(depth));
+        assert_eq!(hold(&nested(30)), Ok(true));
+        assert!(check(&nested(2000)).is_err());
     }
 
     #[test]

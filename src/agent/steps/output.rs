@@ -15,8 +15,8 @@ use crate::agent::{Emitter, Over};
 use crate::event::{Body, OutputStream};
 use crate::run::secrets::{Redactor, RedactorStream};
 
-/// The most text of one `tool_output`, in bytes.
-const EVENT_BYTES: usize = 16 * 1024;
+/// The most text of one `tool_output`, in bytes: 16 KiB with the line that says what was cut.
+const EVENT_BYTES: usize = 16 * 1024 - 64;
 
 /// How many `tool_output` of one call there may be in a window.
 const EVENTS_PER_WINDOW: usize = 4;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +21,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// What is read at once, in bytes.
 const READ_BYTES: usize = 32 * 1024;
+
+/// The most that a pipe holds, in bytes, where a command has not enlarged it beyond what users may.
+const PIPE_BYTES: usize = 1024 * 1024;
 
 /// How many stages of a stop there are.
 const STAGES: usize = 3;
@@ -83,12 +87,16 @@ pub(super) async fn run(
                 // Nobody is left, so the exit is on its way.
                 left = Some(Vec::new());
             }
+            () = processes.given_up(), if exit.is_none() => break,
             () = at(drained.map(|end| end.min(last + QUIET))) => break,
         }
         if exit.is_some() && stdout.is_none() && stderr.is_none() {
             break;
         }
     }
+    // However late we are (the log may have made us wait): what the command had written is in the pipes still.
+    take_rest(recorder, OutputStream::Stdout, stdout, &mut out).await;
+    take_rest(recorder, OutputStream::Stderr, stderr, &mut err).await;
     let reason = match exit {
         Some(exit) if exit.is_success() => None,
         _ if processes.is_stopping() => Some("stopped".to_owned()),
@@ -114,6 +122,25 @@ async fn read(from: &mut Option<impl AsyncRead + Unpin>, into: &mut [u8]) -> std
     match from {
         Some(from) => from.read(into).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Takes what can be read without waiting.
+async fn take_rest(
+    recorder: &mut Recorder,
+    stream: OutputStream,
+    mut from: Option<impl AsyncRead + Unpin>,
+    into: &mut [u8],
+) {
+    let mut rest = PIPE_BYTES;
+    while rest > 0 {
+        match tokio::task::unconstrained(read(&mut from, into)).now_or_never() {
+            Some(Ok(n)) if n > 0 => {
+                recorder.take(stream, &into[..n]).await;
+                rest = rest.saturating_sub(n);
+            }
+            _ => return,
+        }
     }
 }
 

@@ -51,54 +51,51 @@ fn environment_has(pid: i32, test: impl Fn(&[u8]) -> bool) -> bool {
 fn end(is_marked: impl Fn(&Process) -> bool) -> Ended {
     let mut ended = Ended::default();
     let mut counted = HashSet::new();
-    let give_up = Instant::now() + PATIENCE;
+    let spared = ourselves();
     // Once one was found it stays one of ours, even when the parent that made it so is gone.
     let mut ours = HashSet::new();
+    let mut look = |visit: &mut dyn FnMut(&Process)| {
+        for process in tree::all().filter(|process| !spared.contains(&process.pid)) {
+            if !ours.contains(&process.key()) && !is_marked(&process) {
+                continue;
+            }
+            let mut claim = |process: &Process| {
+                if !spared.contains(&process.pid) {
+                    ours.insert(process.key());
+                    visit(process);
+                }
+            };
+            claim(&process);
+            tree::walk(process.pid, &mut claim);
+        }
+    };
+    let give_up = Instant::now() + PATIENCE;
     loop {
-        let mut scan = || {
-            let mut found = scan(&is_marked, &ours);
-            ours.extend(found.iter().map(|process| (process.pid, process.start_ticks)));
-            found.retain(|process| !process.is_over());
-            found
-        };
-        for process in tree::kill_all(&mut scan) {
-            if counted.insert((process.pid, process.start_ticks)) {
+        for process in tree::kill_all(&mut look) {
+            if counted.insert(process.key()) {
                 ended.killed.push((process.pid, process.name));
             }
         }
-        let left = scan();
+        let mut left = Vec::new();
+        look(&mut |process| {
+            if !process.is_over() {
+                left.push(Left { pid: process.pid, name: process.name.clone(), state: process.state });
+            }
+        });
         if left.is_empty() || Instant::now() >= give_up {
-            let left = left.into_iter();
-            ended.left = left
-                .map(|process| Left { pid: process.pid, name: process.name, state: process.state })
-                .collect();
+            ended.left = left;
             return ended;
         }
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-fn scan(is_marked: &impl Fn(&Process) -> bool, ours: &HashSet<(i32, u64)>) -> Vec<Process> {
-    let all = tree::all();
-    let spared = ourselves(&all);
-    let roots: Vec<Process> = all
-        .iter()
-        .filter(|process| !spared.contains(&process.pid))
-        .filter(|process| ours.contains(&(process.pid, process.start_ticks)) || is_marked(process))
-        .cloned()
-        .collect();
-    let mut found = tree::descendants(&all, &roots.iter().map(|process| process.pid).collect());
-    found.retain(|process| !spared.contains(&process.pid));
-    found.extend(roots);
-    found
-}
-
 /// This process and its ancestors: a server may itself have been started by a task of another.
-fn ourselves(all: &[Process]) -> HashSet<i32> {
+fn ourselves() -> HashSet<i32> {
     let mut spared = HashSet::from([0, 1]);
     let mut pid = std::process::id().cast_signed();
     while spared.insert(pid) {
-        pid = all.iter().find(|process| process.pid == pid).map_or(0, |process| process.parent);
+        pid = Process::look(pid).map_or(0, |process| process.parent);
     }
     spared
 }

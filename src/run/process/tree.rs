@@ -13,7 +13,10 @@ use nix::sys::signal::Signal;
 
 /// How long one freeze of a tree may take: a tree that grows faster than it can be stopped is killed as it stands
 /// and looked at again.
-const FREEZE: Duration = Duration::from_secs(1);
+const FREEZING: Duration = Duration::from_secs(1);
+
+/// How long sending a signal may go on after ever new processes.
+const SIGNALLING: Duration = Duration::from_millis(100);
 
 /// One process, as it stood when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,11 @@ impl Process {
             threads: rest.get(17)?.parse().ok()?,
             start_ticks: rest.get(19)?.parse().ok()?,
         })
+    }
+
+    /// What names it for ever.
+    pub(crate) fn key(&self) -> (i32, u64) {
+        (self.pid, self.start_ticks)
     }
 
     /// It ended and only waits to be reaped. (A leader that ended before its other threads is not over.)
@@ -95,74 +103,112 @@ fn pidfd_send_signal(handle: &OwnedFd, signal: Signal) -> Result<(), Errno> {
     Errno::result(sent).map(drop)
 }
 
-/// Every process of this machine that can be seen.
-pub(crate) fn all() -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(Process::look)
-        .collect()
+/// Every process of this machine that can be seen, looked at one after another as the iterator goes.
+pub(crate) fn all() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter_map(Process::look)
 }
 
-/// Those of `all` that descend from one of `roots`, the roots left out; parents come before their children.
-pub(crate) fn descendants(all: &[Process], roots: &HashSet<i32>) -> Vec<Process> {
+/// The children of a process; `None` where the kernel has no such list.
+fn children(pid: i32) -> Option<Vec<i32>> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Some(Vec::new()) };
+    let mut children = Vec::new();
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(list) => children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            // The thread is there and the list is not: a kernel built without it.
+            Err(_) if thread.path().exists() => return None,
+            Err(_) => {}
+        }
+    }
+    Some(children)
+}
+
+/// Calls `visit` on every descendant of `root`, each as soon as it is seen and parents before their children: a
+/// parent that `visit` stops has no more children than are found after it.
+pub(crate) fn walk(root: i32, visit: &mut dyn FnMut(&Process)) {
+    let mut seen = HashSet::from([root]);
+    let mut next = vec![root];
+    while let Some(parent) = next.pop() {
+        let Some(children) = children(parent) else { return walk_slowly(root, visit) };
+        for child in children.into_iter().filter_map(Process::look) {
+            if seen.insert(child.pid) {
+                visit(&child);
+                next.push(child.pid);
+            }
+        }
+    }
+}
+
+/// The same where the kernel lists no children: from a look at everybody.
+fn walk_slowly(root: i32, visit: &mut dyn FnMut(&Process)) {
+    let all: Vec<Process> = all().collect();
+    for process in descendants(&all, root) {
+        visit(process);
+    }
+}
+
+fn descendants(all: &[Process], root: i32) -> Vec<&Process> {
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
     for process in all {
         children.entry(process.parent).or_default().push(process);
     }
     let mut found = Vec::new();
-    let mut seen = roots.clone();
-    let mut next: Vec<i32> = roots.iter().copied().collect();
+    let mut seen = HashSet::from([root]);
+    let mut next = vec![root];
     while let Some(parent) = next.pop() {
         for child in children.get(&parent).into_iter().flatten() {
             if seen.insert(child.pid) {
                 next.push(child.pid);
-                found.push((*child).clone());
+                found.push(*child);
             }
         }
     }
     found
 }
 
-/// Sends `signal`, and SIGCONT after it, to all that `scan` finds, and looks again until it finds nobody new: a
+/// A look at all that belong to something: calls its argument on each as soon as it is seen.
+pub(crate) type Look<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&Process));
+
+/// Sends `signal`, and SIGCONT after it, to all that `look` shows, and looks again until it shows nobody new: a
 /// process that was born meanwhile is not left out.
-pub(crate) fn signal_all(mut scan: impl FnMut() -> Vec<Process>, signal: Signal) {
+pub(crate) fn signal_all(look: Look<'_>, signal: Signal) {
     let mut seen = HashSet::new();
-    let give_up = Instant::now() + FREEZE;
-    loop {
-        let mut fresh = scan();
-        fresh.retain(|process| seen.insert((process.pid, process.start_ticks)));
-        for process in &fresh {
-            process.signal(signal);
-            // A stopped process takes the signal only once it goes on.
-            process.signal(Signal::SIGCONT);
-        }
-        if fresh.is_empty() || Instant::now() >= give_up {
-            return;
-        }
-    }
+    repeat(SIGNALLING, || {
+        let before = seen.len();
+        look(&mut |process| {
+            if !process.is_over() && seen.insert(process.key()) {
+                process.signal(signal);
+                // A stopped process takes the signal only once it goes on.
+                process.signal(Signal::SIGCONT);
+            }
+        });
+        seen.len() > before
+    });
 }
 
-/// Kills all that `scan` finds. They are stopped first, until no new one appears: what is stopped cannot fork, so
+/// Kills all that `look` shows. They are stopped first, until no new one appears: what is stopped cannot fork, so
 /// that this converges against a tree that keeps forking. Returns whom it has killed.
-pub(crate) fn kill_all(mut scan: impl FnMut() -> Vec<Process>) -> Vec<Process> {
-    let mut frozen: HashMap<(i32, u64), Process> = HashMap::new();
-    let give_up = Instant::now() + FREEZE;
-    loop {
-        let mut grew = false;
-        for process in scan() {
-            let key = (process.pid, process.start_ticks);
-            if let std::collections::hash_map::Entry::Vacant(place) = frozen.entry(key) {
+pub(crate) fn kill_all(look: Look<'_>) -> Vec<Process> {
+    let mut frozen = HashMap::new();
+    repeat(FREEZING, || {
+        let before = frozen.len();
+        look(&mut |process| {
+            if !process.is_over() && !frozen.contains_key(&process.key()) {
                 process.signal(Signal::SIGSTOP);
-                place.insert(process);
-                grew = true;
+                frozen.insert(process.key(), process.clone());
             }
-        }
-        if !grew || Instant::now() >= give_up {
-            break;
-        }
-    }
+        });
+        frozen.len() > before
+    });
     frozen.into_values().filter(|process| process.signal(Signal::SIGKILL)).collect()
+}
+
+/// Again while there was something new, but not beyond `limit`.
+fn repeat(limit: Duration, mut again: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while again() && Instant::now() < end {}
 }
 
 #[cfg(test)]
@@ -186,7 +232,7 @@ mod tests {
     fn descendants_are_found_through_every_generation_and_strangers_are_not() {
         let all = [process(9, 1), process(2, 1), process(3, 2), process(4, 3), process(1, 0)];
         let mut found: Vec<i32> =
-            descendants(&all, &HashSet::from([2])).iter().map(|process| process.pid).collect();
+            descendants(&all, 2).iter().map(|process| process.pid).collect();
         found.sort_unstable();
         assert_eq!(found, [3, 4]);
     }

@@ -1,0 +1,206 @@
+//! The outside over HTTP: JSON under `/api/v1`, the socket for watchers, health, and the page.
+//!
+//! Nothing below this module knows HTTP.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, delete, get, post};
+use tokio::sync::Notify;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
+
+use crate::event::Gen;
+use crate::run::queue::Runs;
+use crate::store::{Store, StoreError};
+use crate::stream::log;
+use crate::stream::publish::Publisher;
+use crate::stream::topic::Topic;
+
+use door::Door;
+use error::ApiError;
+use live::{Live, Opening};
+use socket::Came;
+use wire::Viewer;
+
+pub mod auth;
+pub mod board;
+pub mod door;
+pub mod error;
+pub mod events;
+pub mod frame;
+pub mod hub;
+pub mod live;
+pub mod notice;
+pub mod once;
+pub mod pace;
+pub mod runs;
+pub mod session;
+pub mod socket;
+pub mod status;
+pub mod tasks;
+pub mod web;
+pub mod wire;
+
+/// The largest body of a call: a task with hundreds of steps is a tenth of it.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// The parts that calls are answered with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// Tasks as clients see them.
+    pub viewer: Viewer,
+    /// Their runs.
+    pub runs: Runs,
+    /// Their streams.
+    pub publisher: Publisher,
+    /// What is kept.
+    pub store: Arc<Store>,
+    /// Who may come in.
+    pub door: Arc<Door>,
+    /// The sockets.
+    pub live: Live,
+    /// Rung when a schedule changed.
+    pub planner: Arc<Notify>,
+    /// What the server says of itself.
+    pub about: Arc<status::About>,
+    /// Where the outputs of tool calls are.
+    pub output_dir: Arc<std::path::Path>,
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let known = Router::new()
+        .route("/tasks", get(tasks::list).post(tasks::add))
+        .route("/tasks/{task}", get(tasks::show).patch(tasks::patch).delete(tasks::remove))
+        .route("/tasks/{task}/pause", post(tasks::pause))
+        .route("/tasks/{task}/resume", post(tasks::resume))
+        .route("/tasks/{task}/next", get(tasks::next))
+        .route("/tasks/{task}/slots", get(tasks::slots))
+        .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
+        .route("/tasks/{task}/events", get(events::page))
+        .route("/schedule/preview", post(tasks::preview))
+        .route("/runs", get(runs::list))
+        .route("/runs/{run}", get(runs::show))
+        .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/output/{call}", get(runs::output))
+        .route("/runs/{run}/events/{seq}/full", get(events::full))
+        .route("/session/codes", post(session::make_code))
+        .route("/session/devices", get(session::devices))
+        .route("/session/devices/{id}", delete(session::revoke))
+        .route("/status", get(status::status))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
+    let v1 = known
+        .route("/session", get(session::show).post(session::sign_in).delete(session::sign_out))
+        .route("/live", any(open_live))
+        .fallback(no_such_call);
+    // Output of agents may hold what an attacker chose beside what is secret: no compression over both (BREACH);
+    // the page's own files are compressed.
+    let small = SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
+    let door = Arc::clone(&api.door);
+    Router::new()
+        .nest("/api/v1", v1)
+        .route("/api", any(no_such_call))
+        .route("/api/{*rest}", any(no_such_call))
+        .route("/healthz", get(status::healthz))
+        .route("/readyz", get(status::readyz))
+        .fallback(get(web::page))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(CompressionLayer::new().compress_when(small))
+        .layer(CatchPanicLayer::custom(|_| ApiError::internal(&"a handler panicked").into_response()))
+        .layer(axum::middleware::from_fn_with_state(door, door::guard))
+        .with_state(api)
+}
+
+async fn no_such_call(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(120).collect();
+    ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no call {} {path}", request.method()))
+}
+
+/// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
+/// credential is told after the upgrade.
+async fn open_live(
+    State(api): State<Api>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let header = api.door.by_header(&headers);
+    let cookie = api.door.by_cookie(&headers, &came);
+    // A cookie that comes without a header is sent by a browser, and a browser says where it comes from.
+    let required = header.is_none() && cookie.is_some();
+    if let Err(error) = api.door.check_origin(&headers, &came, required) {
+        return error.into_response();
+    }
+    let opening = Opening { header, cookie, meter: Arc::clone(&came.meter) };
+    upgrade
+        .protocols(["rejoin.v1"])
+        .read_buffer_size(256)
+        .write_buffer_size(4096)
+        .max_message_size(frame::MAX_MESSAGE)
+        .max_frame_size(frame::MAX_MESSAGE)
+        .on_upgrade(move |socket| api.live.serve(socket, opening))
+}
+
+/// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come next
+/// must not be taken for those that were seen. Gives the id that is in force then.
+///
+/// # Errors
+/// When the store cannot be written.
+pub async fn renew_log(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+    if topic.tail().generation != seen {
+        return Ok(topic.tail().generation);
+    }
+    let (fresh, no) = (Gen::random(), topic.no);
+    let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
+        // Another may have renewed it since.
+        let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
+        let renewed = now == Some(seen);
+        if renewed {
+            log::set_generation(connection, no, fresh)?;
+        }
+        Ok((if renewed { fresh } else { now.unwrap_or(fresh) }, Vec::new()))
+    };
+    let (generation, _) = publisher.transact(act).await?;
+    topic.tail().generation = generation;
+    tracing::warn!(task = %topic.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
+    publisher.wake_all(topic);
+    Ok(generation)
+}
+
+/// Reads a JSON body; an empty one is an empty object.
+///
+/// # Errors
+/// 415 for a body that is not declared as JSON, 400 for one that is none.
+pub(crate) fn json_body(headers: &HeaderMap, body: &[u8]) -> Result<serde_json::Value, ApiError> {
+    if body.is_empty() {
+        return Ok(serde_json::Value::Object(serde_json::Map::new()));
+    }
+    let kind = headers.get(axum::http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if !kind.starts_with("application/json") {
+        let detail = "the body must be JSON, with Content-Type: application/json";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", detail));
+    }
+    let value: serde_json::Value =
+        serde_json::from_slice(body).map_err(|error| ApiError::invalid("", format!("the body is no JSON: {error}")))?;
+    if value.is_object() { Ok(value) } else { Err(ApiError::invalid("", "the body must be a JSON object")) }
+}
+
+/// Reads how many are asked for.
+///
+/// # Errors
+/// 400 when it is no number from 1 on.
+pub(crate) fn limit(text: Option<&str>, default: usize, most: usize) -> Result<usize, ApiError> {
+    let Some(text) = text else { return Ok(default) };
+    match text.parse::<usize>() {
+        Ok(number) if number > 0 => Ok(number.min(most)),
+        _ => Err(ApiError::invalid("limit", format!("limit must be a number from 1 to {most}"))),
+    }
+}
+
+/// A path of one part, for handlers that need no more.
+pub(crate) type One = Path<String>;

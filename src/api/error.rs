@@ -1,0 +1,164 @@
+//! The one place where errors become HTTP: problem+json (RFC 9457) with a stable `code`. What is inside stays
+//! inside: an internal error is logged with a number, and only the number is told.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use tracing::error;
+
+use crate::event::{RunId, TaskId};
+use crate::run::queue::RunError;
+use crate::store::StoreError;
+use crate::task::parse::Problems;
+use crate::task::registry::TaskError;
+
+/// An error as clients see it.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    more: Map<String, Value>,
+}
+
+impl ApiError {
+    /// An error with its stable code and its words.
+    pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), more: Map::new() }
+    }
+
+    /// With one more member.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.more.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A member of the request is wrong.
+    pub fn invalid(field: &str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", detail).with("field", field)
+    }
+
+    /// There is no such task, or it is not for this credential: the same answer.
+    pub fn no_task(id: &str) -> Self {
+        let id: String = id.chars().take(80).collect();
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no task {id:?}"))
+    }
+
+    /// There is no such run.
+    pub fn no_run(id: &str) -> Self {
+        let id: String = id.chars().take(80).collect();
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no run {id:?}"))
+    }
+
+    /// No credential, or none that is good.
+    pub fn unauthenticated() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthenticated",
+            "sign in first: `rejoin open` on the server's machine gives a link",
+        )
+    }
+
+    /// Something inside. What it is goes to the log.
+    pub fn internal(cause: &dyn std::fmt::Display) -> Self {
+        let number = uuid::Uuid::now_v7();
+        error!(%number, %cause, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("something went wrong; the log has it as {number}"))
+    }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason().unwrap_or("Error"),
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+        });
+        for (name, value) in self.more {
+            body[name] = value;
+        }
+        let mut response = (self.status, Json(body)).into_response();
+        let problem = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, problem);
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotWritable(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_writable", "the store cannot be written at the moment, most often because the disk is full: free some space, then try again")
+            }
+            StoreError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the server is stopping"),
+            StoreError::Broken(cause) => Self::internal(&cause),
+        }
+    }
+}
+
+impl From<TaskError> for ApiError {
+    fn from(error: TaskError) -> Self {
+        match error {
+            TaskError::Exists(id) => {
+                let detail = TaskError::Exists(id).to_string();
+                Self::new(StatusCode::CONFLICT, "conflict", detail).with("field", "id")
+            }
+            TaskError::NotFound(id) => Self::no_task(id.as_str()),
+            TaskError::Schedule(wrong) => {
+                Self::invalid(&format!("schedule.{}", wrong.key), wrong.message)
+            }
+            TaskError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<RunError> for ApiError {
+    fn from(error: RunError) -> Self {
+        let detail = error.to_string();
+        match error {
+            RunError::NoTask(id) => Self::no_task(id.as_str()),
+            RunError::NoRun(id) => Self::no_run(&id.to_string()),
+            RunError::Over(run) => Self::new(StatusCode::CONFLICT, "run_over", detail).with("run", json!(run)),
+            RunError::QueueFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail),
+            RunError::Param(name, _) => Self::invalid(&format!("params.{name}"), detail),
+            RunError::Disabled(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            RunError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail),
+            RunError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<Problems> for ApiError {
+    fn from(problems: Problems) -> Self {
+        let first = problems.first();
+        Self::invalid(&first.key, first.message.clone()).with("errors", json!(problems))
+    }
+}
+
+/// Reads a task id of a path.
+///
+/// # Errors
+/// Not found: what is no id names no task.
+pub fn task_id(text: &str) -> Result<TaskId, ApiError> {
+    text.parse().map_err(|_| ApiError::no_task(text))
+}
+
+/// Reads a run id of a path.
+///
+/// # Errors
+/// Not found: what is no id names no run.
+pub fn run_id(text: &str) -> Result<RunId, ApiError> {
+    text.parse().map_err(|_| ApiError::no_run(text))
+}

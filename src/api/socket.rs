@@ -1,0 +1,268 @@
+//! Where connections come in: TCP and the socket of the data folder, each with a meter that counts what the
+//! network accepts.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::time::Instant;
+use tracing::warn;
+
+/// How many connections may wait to be accepted: a recovery storm comes all at once.
+const BACKLOG: u32 = 4096;
+/// How long the kernel tries to deliver before it gives the connection up.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much may lie unsent in the kernel: what waits there cannot be taken back, and is memory per watcher.
+const NOT_SENT: u32 = 16 * 1024;
+
+/// Counts what the network accepted on one connection, and how it is getting on.
+#[derive(Debug)]
+pub struct Meter {
+    written: AtomicU64,
+    /// When the last `step` bytes were full, and the count at that moment.
+    progress: Mutex<Progress>,
+    abort: AtomicBool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    at: Instant,
+    written: u64,
+    /// How many bytes count as progress.
+    step: u64,
+}
+
+impl Meter {
+    fn new() -> Self {
+        let progress = Progress { at: Instant::now(), written: 0, step: 16 * 1024 };
+        Self { written: AtomicU64::new(0), progress: Mutex::new(progress), abort: AtomicBool::new(false) }
+    }
+
+    fn count(&self, bytes: usize) {
+        let written = self.written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if written - progress.written >= progress.step {
+            progress.written = written;
+            progress.at = Instant::now();
+        }
+    }
+
+    /// Data begins to wait: progress counts from now, `step` bytes at a time.
+    pub fn begin(&self, step: u64) {
+        let written = self.written.load(Ordering::Relaxed);
+        let at = Instant::now();
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Progress { at, written, step };
+    }
+
+    /// Ready once no `step` bytes were accepted within `window`.
+    pub async fn stalled(&self, window: Duration) {
+        loop {
+            let last = self.progress.lock().unwrap_or_else(PoisonError::into_inner).at;
+            let until = last + window;
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Resets the connection when it is dropped, instead of lingering with what nobody reads.
+    pub fn abort(&self) {
+        self.abort.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A connection with its meter.
+#[derive(Debug)]
+pub struct Counted<S: AsFd> {
+    stream: S,
+    meter: Arc<Meter>,
+}
+
+impl<S: AsFd> Counted<S> {
+    fn new(stream: S) -> Self {
+        Self { stream, meter: Arc::new(Meter::new()) }
+    }
+}
+
+impl<S: AsFd> Drop for Counted<S> {
+    fn drop(&mut self) {
+        if self.meter.abort.load(Ordering::Relaxed) {
+            let descriptor = self.stream.as_fd();
+            let _ = socket2::SockRef::from(&descriptor).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buf)
+    }
+}
+
+impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, buf);
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.meter.count(*bytes);
+        }
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bufs);
+        if let Poll::Ready(Ok(bytes)) = &written {
+            self.meter.count(*bytes);
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// Where a request came in.
+#[derive(Clone, Debug)]
+pub struct Came {
+    /// The address of the other side; none on the socket of the data folder.
+    pub from: Option<IpAddr>,
+    /// What the network accepts of what is written.
+    pub meter: Arc<Meter>,
+}
+
+/// The TCP listener.
+#[derive(Debug)]
+pub struct Tcp(TcpListener);
+
+/// The listener on the socket of the data folder. The file goes with it.
+#[derive(Debug)]
+pub struct Unix {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Unix {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl Tcp {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When the address is taken or not this machine's.
+    pub fn bind(address: std::net::SocketAddr) -> anyhow::Result<Self> {
+        let failed = || format!("cannot listen on {address}: choose another address with --listen, or stop what has it");
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address).with_context(failed)?;
+        Ok(Self(socket.listen(BACKLOG).with_context(failed)?))
+    }
+
+    /// The address, with the port that was given for 0.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn address(&self) -> io::Result<std::net::SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+impl Unix {
+    /// Listens on a socket that only this user may open. A path that is too long for the system (107 bytes) is
+    /// bound through the folder's descriptor.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn bind(path: &Path) -> anyhow::Result<Self> {
+        use std::os::unix::fs::PermissionsExt;
+        let failed = || format!("cannot make the socket {}", path.display());
+        // The data folder is locked, so whoever left this is gone.
+        let _ = std::fs::remove_file(path);
+        let listener = if path.as_os_str().len() <= 107 {
+            UnixListener::bind(path).with_context(failed)?
+        } else {
+            let folder = std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?;
+            let name = path.file_name().unwrap_or_default();
+            let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+            UnixListener::bind(short).with_context(failed)?
+        };
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(failed)?;
+        Ok(Self { listener, path: path.to_owned() })
+    }
+}
+
+impl Listener for Tcp {
+    type Io = Counted<TcpStream>;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = <TcpListener as Listener>::accept(&mut self.0).await;
+        if let Err(error) = tune(&stream) {
+            warn!(%error, "a connection could not be tuned; it is served all the same");
+        }
+        (Counted::new(stream), address)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_notsent_lowat(NOT_SENT)
+}
+
+impl Listener for Unix {
+    type Io = Counted<UnixStream>;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = <UnixListener as Listener>::accept(&mut self.listener).await;
+        (Counted::new(stream), address)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+impl Connected<IncomingStream<'_, Tcp>> for Came {
+    fn connect_info(stream: IncomingStream<'_, Tcp>) -> Self {
+        Self { from: Some(stream.remote_addr().ip()), meter: Arc::clone(&stream.io().meter) }
+    }
+}
+
+impl Connected<IncomingStream<'_, Unix>> for Came {
+    fn connect_info(stream: IncomingStream<'_, Unix>) -> Self {
+        Self { from: None, meter: Arc::clone(&stream.io().meter) }
+    }
+}

@@ -1,0 +1,280 @@
+//! `/api/v1/tasks` and what belongs to a task: its schedule and its slots.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::error::{ApiError, task_id};
+use super::once::{Done, Once};
+use super::socket::Came;
+use super::wire::TaskView;
+use super::{Api, One, json_body, limit};
+use crate::config::units;
+use crate::event::{RunId, TaskId};
+use crate::schedule::timing;
+use crate::task::definition::Schedule;
+use crate::task::parse;
+use crate::task::registry::{Source, Task, TaskError};
+
+/// The most moments of a preview.
+const MAX_NEXT: usize = 500;
+
+/// How a list is asked for.
+#[derive(Debug, Deserialize)]
+pub struct ListQuery {
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+/// All tasks by their ids, in pages.
+///
+/// # Errors
+/// 400, or the store's.
+pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
+    let most = limit(query.limit.as_deref(), 1000, 1000)?;
+    let mut views = api.viewer.all().await?;
+    if let Some(cursor) = &query.cursor {
+        views.retain(|view| view.id.as_str() > cursor.as_str());
+    }
+    let more = views.len() > most;
+    views.truncate(most);
+    let next = views.last().filter(|_| more).map(|view| view.id.clone());
+    Ok(Json(json!({ "items": views, "next": next })))
+}
+
+/// One task with its definition.
+///
+/// # Errors
+/// 404.
+pub async fn show(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
+    let view = view(&api, &task_id(&id)?).await?;
+    let definition = api.viewer.registry.get(&view.id).map(|task| task.definition.to_json());
+    let mut answer = json!(view);
+    answer["definition"] = json!(definition);
+    Ok(Json(answer))
+}
+
+async fn view(api: &Api, id: &TaskId) -> Result<TaskView, ApiError> {
+    api.viewer.one(id).await?.ok_or_else(|| ApiError::no_task(id.as_str()))
+}
+
+fn known(api: &Api, id: &str) -> Result<std::sync::Arc<Task>, ApiError> {
+    api.viewer.registry.get(&task_id(id)?).ok_or_else(|| ApiError::no_task(id))
+}
+
+/// Makes a task. Without a schedule it runs at once, unless told not to.
+///
+/// # Errors
+/// 400 with the field, 409 for an id or a key that is taken.
+pub async fn add(
+    State(api): State<Api>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body = json_body(&headers, &body)?;
+    let once = Once::of(&headers, "POST /tasks", &body)?;
+    let now = api.publisher.clock().now();
+    let posted = parse::from_json(&body, api.viewer.registry.defaults())?;
+    let runs_now = posted.run && posted.definition.schedule.is_none();
+    let before = match &once {
+        Some(once) => once.done(&api.store, now).await?,
+        None => None,
+    };
+    let id = match before {
+        Some(Done { task, .. }) => task,
+        None => {
+            let noted = once.clone();
+            let also = move |connection: &rusqlite::Connection, id: &TaskId| -> Result<(), TaskError> {
+                Ok(noted.map_or(Ok(()), |once| once.note(connection, id, None, now))?)
+            };
+            let added = api.viewer.registry.add(posted.id, posted.definition, Source::Store, None, also).await?;
+            api.planner.notify_one();
+            added.id.clone()
+        }
+    };
+    let run = match runs_now {
+        true => Some(super::runs::start_once(&api, &id, Map::new(), once.map(|once| once.then("run"))).await?),
+        false => None,
+    };
+    let address = address(&api, &headers, &came, &id, run.as_ref().map(|run| run.id));
+    Ok((StatusCode::CREATED, Json(json!({ "task": view(&api, &id).await?, "run": run, "url": address }))))
+}
+
+/// The page's address of a task or one of its runs.
+pub fn address(api: &Api, headers: &HeaderMap, came: &Came, task: &TaskId, run: Option<RunId>) -> String {
+    let base = api.door.address_for(headers, came);
+    match run {
+        Some(run) => format!("{base}/tasks/{task}/runs/{run}"),
+        None => format!("{base}/tasks/{task}"),
+    }
+}
+
+/// Changes a task: the members that are given replace those it has.
+///
+/// # Errors
+/// 400 with the field, 404, 409 `task_is_a_file`.
+pub async fn patch(
+    State(api): State<Api>,
+    Path(id): One,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let task = known(&api, &id)?;
+    refuse_file(&task)?;
+    let body = json_body(&headers, &body)?;
+    let definition = parse::patched(&task.definition, &body, api.viewer.registry.defaults())?;
+    api.viewer.registry.redefine(&task.id, definition, None).await?;
+    api.planner.notify_one();
+    show(State(api), Path(id)).await
+}
+
+/// A task is its file, as long as the file is there.
+fn refuse_file(task: &Task) -> Result<(), ApiError> {
+    if task.source == Source::File && task.enabled {
+        let path = task.path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let detail = format!("this task is the file {path}: edit or delete the file");
+        return Err(ApiError::new(StatusCode::CONFLICT, "task_is_a_file", detail));
+    }
+    Ok(())
+}
+
+/// How a task is deleted.
+#[derive(Debug, Deserialize)]
+pub struct RemoveQuery {
+    stop: Option<String>,
+}
+
+/// Deletes a task with its history; with `?stop=true` its runs are stopped first.
+///
+/// # Errors
+/// 404, 409 `task_is_a_file`, 409 `task_running`.
+pub async fn remove(
+    State(api): State<Api>,
+    Path(id): One,
+    Query(query): Query<RemoveQuery>,
+) -> Result<StatusCode, ApiError> {
+    let task = known(&api, &id)?;
+    refuse_file(&task)?;
+    if query.stop.as_deref() == Some("true") {
+        // Nothing new may come in between the last run and the end.
+        api.viewer.registry.set_enabled(&task.id, false).await?;
+        api.runs.stop_all_of(&task.id).await?;
+    } else if api.runs.has_runs(&task.id) {
+        let detail = "the task has runs that are not over: stop them, or call with ?stop=true";
+        return Err(ApiError::new(StatusCode::CONFLICT, "task_running", detail));
+    }
+    api.viewer.registry.remove(&task.id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Pauses a task: its slots are `disabled` until it is resumed, and scheduled runs that wait are called off.
+///
+/// # Errors
+/// 404, or the store's.
+pub async fn pause(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
+    let task = known(&api, &id)?;
+    api.viewer.registry.set_paused(&task.id, true).await?;
+    api.runs.call_off_scheduled(&task.id).await?;
+    Ok(Json(json!(view(&api, &task.id).await?)))
+}
+
+/// Lets a task go on.
+///
+/// # Errors
+/// 404, or the store's.
+pub async fn resume(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
+    let task = known(&api, &id)?;
+    // What passed while it was paused gets its rows first.
+    api.planner.notify_one();
+    api.viewer.registry.set_paused(&task.id, false).await?;
+    Ok(Json(json!(view(&api, &task.id).await?)))
+}
+
+/// How many moments are asked for.
+#[derive(Debug, Deserialize)]
+pub struct NextQuery {
+    n: Option<String>,
+}
+
+/// The next due times of a task.
+///
+/// # Errors
+/// 404, 400.
+pub async fn next(
+    State(api): State<Api>,
+    Path(id): One,
+    Query(query): Query<NextQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let task = known(&api, &id)?;
+    let n = limit(query.n.as_deref(), 5, MAX_NEXT).map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
+    let now = api.publisher.clock().now();
+    let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, now, n));
+    Ok(Json(json!({ "items": items, "enabled": task.is_scheduled() })))
+}
+
+fn moments(timing: &timing::Timing, anchor: Timestamp, after: Timestamp, n: usize) -> Vec<Value> {
+    let upcoming = timing.next_n(anchor, after, n).into_iter();
+    upcoming.map(|next| json!({ "at": next.at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(), "note": next.note })).collect()
+}
+
+/// The next due times of a schedule that is not saved yet, or why it is wrong.
+///
+/// # Errors
+/// 400 with the field.
+pub async fn preview(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Asked {
+        cron: Option<String>,
+        every: Option<String>,
+        at: Option<String>,
+        tz: Option<String>,
+        n: Option<usize>,
+    }
+    let asked: Asked = serde_json::from_value(json_body(&headers, &body)?)
+        .map_err(|error| ApiError::invalid("", error.to_string()))?;
+    let n = asked.n.unwrap_or(5);
+    if n == 0 || n > MAX_NEXT {
+        return Err(ApiError::invalid("n", "n must be a number from 1 to 500"));
+    }
+    let schedule = match (asked.cron, asked.every, asked.at) {
+        (Some(expression), None, None) => Schedule::Cron { expression, zone: asked.tz },
+        (None, Some(every), None) => {
+            Schedule::Every { period: units::duration(&every).map_err(|why| ApiError::invalid("every", why))? }
+        }
+        (None, None, Some(time)) => Schedule::At { time, zone: asked.tz },
+        _ => return Err(ApiError::invalid("cron", "give exactly one of cron, every and at")),
+    };
+    let now = api.publisher.clock().now();
+    let timing = timing::check(&schedule, api.viewer.registry.zone(), now)
+        .map_err(|wrong| ApiError::invalid(wrong.key, wrong.message))?;
+    let words = timing::in_words(&schedule);
+    Ok(Json(json!({ "items": moments(&timing, now, now, n), "text": words })))
+}
+
+/// What became of a task's due times, the newest first.
+///
+/// # Errors
+/// 404, 400.
+pub async fn slots(
+    State(api): State<Api>,
+    Path(id): One,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let task = known(&api, &id)?;
+    let most = limit(query.limit.as_deref(), 50, 500)?;
+    let wrong = |_| ApiError::invalid("cursor", "this is no cursor of this list");
+    let before: Option<Timestamp> = query.cursor.as_deref().map(str::parse).transpose().map_err(wrong)?;
+    let no = task.no;
+    let mut slots =
+        api.store.read(move |connection| crate::task::slots::list(connection, no, before, most + 1)).await?;
+    let more = slots.len() > most;
+    slots.truncate(most);
+    let next = slots.last().filter(|_| more).map(|slot| crate::clock::rfc3339(slot.scheduled_for));
+    Ok(Json(json!({ "items": slots, "next": next })))
+}
