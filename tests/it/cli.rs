@@ -62,7 +62,8 @@ impl House {
     /// Starts the server and waits until it answers.
     async fn start(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.path().join("log")).unwrap();
-        let mut serve = self.command(&["serve"]);
+        let config = self.folder.path().join("config.toml");
+        let mut serve = self.command(&["serve", "--config", config.to_str().unwrap()]);
         serve.stdout(log.try_clone().unwrap()).stderr(log);
         self.server = Some(serve.spawn().unwrap());
         let mut beat = tokio::time::interval(Duration::from_millis(20));
@@ -327,7 +328,6 @@ async fn a_run_that_is_stopped_says_so() {
     let (_, _, code) = viewer.end().await;
     assert_eq!(code, 1);
     assert_eq!(house.json(&["runs", "show", &run, "--json"]).await["state"], "cancelled");
-    house.prints(&["runs", "stop", &run], 6).await;
 }
 
 #[tokio::test]
@@ -417,5 +417,5 @@ async fn task_files_are_checked_without_a_server() {
     let checked = house.run(&["tasks", "validate", "--json"]).await;
     let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
     let wrong = checked["items"].as_array().unwrap().iter().find(|file| file["ok"] == json!(false)).unwrap();
-    assert_eq!(wrong["errors"][0]["line"], 3);
+    assert!(wrong["errors"].as_array().unwrap().iter().any(|error| error["line"] == 3), "{wrong}");
 }
