@@ -42,6 +42,7 @@ use crate::stream::reader::ReplayLimits;
 use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
 use crate::task::folder::{self, Change};
+use crate::task::parse::Problem;
 use crate::task::registry::{Registry, Source};
 
 /// How often the write-ahead log is looked at.
@@ -86,7 +87,7 @@ fn log_to_stderr(config: &Config) {
     // One line for each delivered event would flood a busy log: held back unless asked for.
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) if !filter.is_empty() => filter,
-        _ => format!("{},rejoin::delivery=off", config.log.filter),
+        _ => format!("tokio_cron_scheduler=warn,{},rejoin::delivery=off", config.log.filter),
     };
     let filter = EnvFilter::builder().parse_lossy(filter);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -114,8 +115,11 @@ impl Server {
     ///
     /// # Errors
     /// When a part cannot start; each says what to do.
-    pub async fn start(config: Config, exe: PathBuf, clock: Clock) -> Result<Self> {
+    pub async fn start(mut config: Config, exe: PathBuf, clock: Clock) -> Result<Self> {
         check_bind(&config)?;
+        // Commands run in these folders, and a supervisor has another working directory.
+        config.tasks_dir = std::path::absolute(&config.tasks_dir)?;
+        config.data_dir = std::path::absolute(&config.data_dir)?;
         let opened = Store::open(&config.data_dir, config.durability, config.stream.page_reads)?;
         let tcp = Tcp::bind(config.listen)?;
         let address = tcp.address()?;
@@ -131,7 +135,7 @@ impl Server {
         .await?;
         let output_dir: Arc<Path> = config.data_dir.join("output").into();
         let runs = Runs::new(
-            workshop(&config, &publisher, exe, &output_dir, address)?,
+            workshop(&config, &publisher, exe, &output_dir, address),
             registry.clone(),
             Arc::clone(&store),
             config.runs.places(),
@@ -331,14 +335,13 @@ fn workshop(
     exe: PathBuf,
     output_dir: &Path,
     address: SocketAddr,
-) -> Result<Workshop> {
+) -> Workshop {
     let runs = &config.runs;
-    let work_dir = config.data_dir.canonicalize().context("the data folder is gone")?;
-    Ok(Workshop {
+    Workshop {
         publisher: publisher.clone(),
         exe,
         output_dir: output_dir.to_owned(),
-        work_dir,
+        work_dir: config.data_dir.clone(),
         stages: StopStages {
             interrupt: Duration::ZERO,
             terminate: runs.stop_term,
@@ -346,7 +349,7 @@ fn workshop(
             give_up: runs.stop_give_up,
         },
         own_port: Some(address.port()),
-    })
+    }
 }
 
 fn api(
@@ -412,6 +415,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
                         continue;
                     }
+                    Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
                     Some(_) => registry.redefine(&id, definition, Some(path)).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
@@ -419,9 +423,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                     Ok(task) => info!(task = %task.id, "task file in force"),
                     Err(error) => {
                         error!(task = %id, %error, "the task file could not be put in force");
-                        let message = error.to_string();
-                        let problem = crate::task::parse::Problem { file: None, line: None, column: None, key: "schedule".to_owned(), message };
-                        registry.set_problem(&id, problem);
+                        registry.set_problem(&id, problem("schedule", error.to_string()));
                     }
                 }
             }
@@ -442,11 +444,16 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
     }
 }
 
+fn problem(key: &str, message: String) -> Problem {
+    Problem { file: None, line: None, column: None, key: key.to_owned(), message }
+}
+
 async fn disable(registry: &Registry, id: &crate::event::TaskId) {
     warn!(task = %id, "the task file is gone: the task is off and keeps its history");
     if let Err(error) = registry.set_enabled(id, false).await {
         error!(task = %id, %error, "the task could not be switched off");
     }
+    registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.

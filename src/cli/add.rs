@@ -105,15 +105,25 @@ struct PolicyFlags {
 impl ScheduleFlags {
     /// The `schedule` member of a task; none without flags.
     fn as_json(&self) -> Option<Value> {
+        let at = self.at.as_deref().map(|at| absolute(at, Timestamp::now()));
         let schedule = members([
             ("cron", self.cron.clone().map(Value::from)),
             ("every", self.every.clone().map(Value::from)),
-            ("at", self.at.clone().map(Value::from)),
+            ("at", at.map(Value::from)),
             ("tz", self.tz.clone().map(Value::from)),
             ("jitter", self.jitter.clone().map(Value::from)),
         ]);
         (!schedule.is_empty()).then_some(Value::Object(schedule))
     }
+}
+
+/// A time as the server takes it: a distance is counted from now, up to a full second; all else is a time as it
+/// stands.
+fn absolute(at: &str, now: Timestamp) -> String {
+    let Ok(distance) = crate::config::units::duration(at) else { return at.to_owned() };
+    let then = now.as_microsecond().saturating_add(i64::try_from(distance.as_micros()).unwrap_or(i64::MAX));
+    let second = then.saturating_add(999_999).div_euclid(1_000_000);
+    Timestamp::from_second(second).map_or_else(|_| at.to_owned(), |then| then.to_string())
 }
 
 impl PolicyFlags {
@@ -481,6 +491,14 @@ mod tests {
                 "params": {"who": {"default": "me"}},
             })
         );
+    }
+
+    #[test]
+    fn a_distance_is_counted_from_now_and_a_time_stays_as_it_is() {
+        let now: Timestamp = "2026-11-20T20:00:00.5Z".parse().unwrap();
+        assert_eq!(absolute("20m", now), "2026-11-20T20:20:01Z");
+        assert_eq!(absolute("2026-12-01T03:00", now), "2026-12-01T03:00");
+        assert_eq!(absolute("tomorrow", now), "tomorrow");
     }
 
     #[test]

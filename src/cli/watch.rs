@@ -271,7 +271,8 @@ async fn everything(session: &Session) -> Result<()> {
             Step::Event { task, event } => viewer.show(&task, &event)?,
             Step::Tasks { full, items, .. } => {
                 let mut all_fit = true;
-                for task in items {
+                // A file that never could be read has no log yet.
+                for task in items.iter().filter(|task| task.generation.is_some()) {
                     // What is there at the beginning is watched from now on; what comes later, from its first event.
                     let after = if listed { 0 } else { task.head };
                     all_fit &= live.follow(&task.id, task.generation.as_deref(), after);

@@ -17,7 +17,7 @@ use tracing::{Instrument, info, info_span, warn};
 use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
 use super::secrets::{self, Redactor};
 use crate::agent::{self, Assignment, Emitter, Outcome};
-use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::event::{Attention, Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::StoreError;
@@ -97,7 +97,7 @@ impl Workshop {
 
         // A panic of an agent is a failed run, not a run for ever.
         let work = std::panic::AssertUnwindSafe(agent::carry_out(assignment, emitter.clone())).catch_unwind();
-        tokio::pin!(work);
+        let mut work = Box::pin(work);
         let cause = tokio::select! {
             biased;
             cause = raised(&mut stop) => Err(cause),
@@ -108,10 +108,12 @@ impl Workshop {
             Ok(Ok(outcome)) => ended(&task.id, outcome),
             Ok(Err(_)) => failed(&task.id, "the agent broke down; see the server's log".to_owned(), None),
             Err(cause) => {
-                let left = self.stop(&processes, &emitter, work).await;
+                let left = self.stop(&processes, &emitter, work.as_mut()).await;
                 stopped(&task.id, cause, left)
             }
         };
+        // Both speak: as long as one is there, the pump waits for what else may come.
+        drop(work);
         drop(emitter);
         let open = pump.await.unwrap_or_default();
         self.close_calls(topic, run.id, open, &status.text).await;
@@ -283,7 +285,8 @@ fn redacted(body: Body, redactor: &Redactor) -> Body {
         }
         Body::Status(mut status) => {
             status.text = clean(status.text);
-            status.reason = status.reason.map(clean);
+            status.reason = status.reason.map(&clean);
+            status.attention = status.attention.map(|found| Attention { summary: clean(found.summary) });
             Body::Status(status)
         }
         other @ Body::Other { .. } => other,

@@ -517,3 +517,14 @@ async fn an_answer_that_does_not_come_leaves_no_doubt_about_the_doubt() {
     assert_eq!(output.status.code(), Some(3));
     assert!(err(&output).contains("may have been done"), "{}", err(&output));
 }
+
+#[tokio::test]
+async fn ctrl_c_is_heard_while_the_reader_of_the_output_pauses() {
+    let server = Server::start(log(20_000, None), &[]);
+    let mut child = server.command(&["watch", RUN]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // More than a pipe holds is to come, and nobody takes it.
+    let (_, reader) = first_line(&mut child).await;
+    kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGINT).unwrap();
+    assert_eq!(child.wait().await.unwrap().code(), Some(130));
+    drop(reader);
+}

@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rejoin::config::{Config, ConfigError, Durability, LogFormat, Network};
+use rejoin::config::{Config, ConfigError, LogFormat, Network};
+use rejoin::store::Durability;
 
 const SHIPPED: &str = include_str!("../../config.toml");
 

@@ -1,11 +1,17 @@
 //! Rejoin from the outside and between its parts. One binary, so that it links once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
+mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
+<<<<<<< HEAD
 mod house;
+=======
+mod harness;
+>>>>>>> main
 mod process;
+mod resume;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
