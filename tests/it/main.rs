@@ -5,11 +5,8 @@ mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
-<<<<<<< HEAD
 mod house;
-=======
 mod harness;
->>>>>>> main
 mod process;
 mod resume;
 mod schedule_bell;
