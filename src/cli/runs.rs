@@ -19,7 +19,7 @@ const PAGE: &str = "500";
 pub(super) fn run_id(text: &str) -> Result<String> {
     let id = text
         .parse::<RunId>()
-        .map_err(|_| Failure::Usage(format!("{text:?} is not the id of a run; `rejoin runs list` shows the ids")))?;
+        .map_err(|_| Failure::NotFound(format!("there is no run {text:?}: `rejoin runs list` shows the ids")))?;
     Ok(id.to_string())
 }
 
