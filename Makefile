@@ -87,7 +87,7 @@ page-checks: web/node_modules/.package-lock.json ## Types, lints, format and tes
 lint: page ## clippy, with and without the features for tests
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
-	$(CARGO) clippy --locked --lib --features loom -- -D warnings
+	$(CARGO) clippy --locked --lib --test loom --features loom -- -D warnings
 
 # One build with the failpoints serves all: unless a test arms one, they do nothing.
 .PHONY: rust-tests
