@@ -158,9 +158,16 @@ impl Topic {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Refuses every further event of this log.
+    /// Refuses every further event of this log, also of those who wait for a place in its queue.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.close_queue();
+    }
+
+    /// Sends away whoever waits for a place in the queue.
+    pub(super) fn close_queue(&self) {
+        self.slots.close();
+        self.bytes.close();
     }
 }
 
