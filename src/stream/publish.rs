@@ -22,7 +22,7 @@ use super::topic::{Offer, Queue, QueueLimits, Refused, Start, Topic};
 use crate::clock::Clock;
 use crate::event::{Body, RunId, Seq, State, TaskId};
 use crate::failpoint;
-use crate::record::{Mark, Run};
+use crate::record::{Fold, Mark, Run};
 use crate::store::{Store, StoreError, TaskNo};
 
 /// The most events of one group (`docs/protocol.md`, invariant 1).
@@ -585,29 +585,17 @@ impl Shared {
         Vec::new()
     }
 
-    /// Ring and head → look up → wake.
     fn show(&self, numbering: Numbering) {
         let Numbering { topic, segments, numbered, staged, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
-        topic.extend(
-            segments,
-            || self.connections.slowest(id),
-            |fold| {
-                for event in &numbered {
-                    let text = event.text.as_deref().unwrap_or_default();
-                    fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
-                }
-            },
-        );
-        let mut forwarder = topic.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, event) in numbered.iter().enumerate() {
-            // Before each event: who is live now? One wake serves all events that the same watchers are due.
-            if self.connections.get_or_refresh_forwarder(id, &mut forwarder) || index == 0 {
-                forwarder.forward(id, &event.kind);
+        let apply = |fold: &mut Fold| {
+            for event in &numbered {
+                let text = event.text.as_deref().unwrap_or_default();
+                fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
             }
-        }
-        drop(forwarder);
+        };
+        topic.show(&self.connections, segments, apply, numbered.iter().map(|event| &*event.kind));
         if changes_task {
             self.changes.note(id);
         }
@@ -902,7 +890,7 @@ impl Numbering {
             Some(staged) => staged,
             None => self.topic.tail().fold.run(id).cloned(),
         };
-        let mut fold = crate::record::Fold::of_runs(before);
+        let mut fold = Fold::of_runs(before);
         if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
             log::project_run(connection, self.topic.no, &run)?;
             self.staged.insert(id, (!run.state.is_ended()).then_some(run));
