@@ -113,6 +113,14 @@ struct Job {
     act: Box<dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send>,
 }
 
+impl Job {
+    /// Tells the one who asked why it is not tried.
+    fn refuse(self, error: &StoreError) {
+        let Acted { answer, .. } = (self.act)(Err(error.clone()));
+        answer(Err(error.clone()));
+    }
+}
+
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Job")
@@ -567,7 +575,7 @@ impl Shared {
                 answer(Err(error.clone()));
             }
             for untried in jobs {
-                (untried.act)(Err(error.clone()));
+                untried.refuse(&error);
             }
             self.note_unwritable(&error);
             return batches;
@@ -701,7 +709,7 @@ fn run_job(
 ) -> Result<(), StoreError> {
     if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
         let error = StoreError::from(error);
-        (job.act)(Err(error.clone()));
+        job.refuse(&error);
         return Err(error);
     }
     // A panic in a job undoes that job; its asker is told by the drop of the answer.
