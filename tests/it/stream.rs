@@ -1392,3 +1392,27 @@ fn a_large_write_ahead_log_holds_pages_back_until_it_is_truncated() {
         assert_eq!((size(), stream.store.permits().available_permits()), (0, all));
     });
 }
+
+#[test]
+fn the_end_of_a_run_waits_behind_nothing_but_what_its_queue_has_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), tiny());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let hold = stream.hold().await;
+        let mut waiting = Vec::new();
+        for _ in 0..50 {
+            let mut said = publishing(&stream.publisher, &topic, Some(run), thought("x"));
+            assert!(waits(&mut said).await);
+            waiting.push(said);
+        }
+        let mut end = publishing(&stream.publisher, &topic, Some(run), status(State::Cancelled));
+        assert!(waits(&mut end).await);
+        drop(hold);
+        assert_eq!(end.await, Ok(Seq(2 + 8 + 1)), "eight had a place; the others were not taken yet");
+        for (n, said) in (0..).zip(waiting) {
+            assert_eq!(said.await, if n < 8 { Ok(Seq(3 + n)) } else { Err(Refused::RunOver) });
+        }
+    });
+}
