@@ -13,5 +13,6 @@ mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
 mod steps;
+mod stream;
 mod task_files;
 mod task_files_folder;
