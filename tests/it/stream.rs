@@ -31,7 +31,7 @@ struct Stream {
 
 impl Stream {
     fn open(dir: &Path, limits: Limits) -> Self {
-        let opened = Store::open(dir, Durability::Normal).unwrap();
+        let opened = Store::open(dir, Durability::Normal, 64).unwrap();
         let (publisher, writer) = Publisher::start(opened.writer, limits, Clock::system()).unwrap();
         let stream = Self { store: Arc::new(opened.store), publisher, writer };
         stream.open_topics();
@@ -779,7 +779,7 @@ fn what_one_job_fails_at_is_undone_and_concerns_nobody_else() {
 fn when_the_store_cannot_even_begin_every_job_hears_that_and_not_that_the_server_stops() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
-        let opened = Store::open(dir.path(), Durability::Normal).unwrap();
+        let opened = Store::open(dir.path(), Durability::Normal, 64).unwrap();
         opened.writer.busy_timeout(Duration::ZERO).unwrap();
         let (publisher, _writer) = Publisher::start(opened.writer, Limits::default(), Clock::system()).unwrap();
         let other = Connection::open(opened.store.path()).unwrap();
