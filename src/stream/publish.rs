@@ -107,10 +107,13 @@ struct Inbox {
     stop: bool,
 }
 
+/// What a job does with the group's transaction, or with the reason why there is none.
+type Act = dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send;
+
 /// A change of state: looks and writes in the group's transaction and says which events go with it. A job that
 /// cannot be tried is given the reason instead, so that the one who asked hears it.
 struct Job {
-    act: Box<dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send>,
+    act: Box<Act>,
 }
 
 impl Job {
