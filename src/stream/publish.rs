@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::forwarder::Connections;
@@ -255,10 +255,15 @@ impl Publisher {
     async fn enqueue(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
         let bytes = weight(&offer, &self.shared.limits);
         let stopping = |_| Refused::Stopping;
-        topic.slots.acquire().await.map_err(stopping)?.forget();
-        topic.bytes.acquire_many(bytes).await.map_err(stopping)?.forget();
-        self.shared.queues_bytes.acquire_many(bytes).await.map_err(stopping)?.forget();
-        self.push(topic, offer)
+        // Held until it is in the queue: whoever stops waiting, or is refused, gives back what it had.
+        let held = [
+            topic.slots.acquire().await.map_err(stopping)?,
+            topic.bytes.acquire_many(bytes).await.map_err(stopping)?,
+            self.shared.queues_bytes.acquire_many(bytes).await.map_err(stopping)?,
+        ];
+        self.push(topic, offer)?;
+        held.into_iter().for_each(SemaphorePermit::forget);
+        Ok(())
     }
 
     fn push(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
