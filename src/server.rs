@@ -42,6 +42,7 @@ use crate::stream::reader::ReplayLimits;
 use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
 use crate::task::folder::{self, Change};
+use crate::task::parse::Problem;
 use crate::task::registry::{Registry, Source};
 
 /// How often the write-ahead log is looked at.
@@ -414,6 +415,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
                         continue;
                     }
+                    Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
                     Some(_) => registry.redefine(&id, definition, Some(path)).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
@@ -421,9 +423,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                     Ok(task) => info!(task = %task.id, "task file in force"),
                     Err(error) => {
                         error!(task = %id, %error, "the task file could not be put in force");
-                        let message = error.to_string();
-                        let problem = crate::task::parse::Problem { file: None, line: None, column: None, key: "schedule".to_owned(), message };
-                        registry.set_problem(&id, problem);
+                        registry.set_problem(&id, problem("schedule", error.to_string()));
                     }
                 }
             }
@@ -444,11 +444,16 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
     }
 }
 
+fn problem(key: &str, message: String) -> Problem {
+    Problem { file: None, line: None, column: None, key: key.to_owned(), message }
+}
+
 async fn disable(registry: &Registry, id: &crate::event::TaskId) {
     warn!(task = %id, "the task file is gone: the task is off and keeps its history");
     if let Err(error) = registry.set_enabled(id, false).await {
         error!(task = %id, %error, "the task could not be switched off");
     }
+    registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.

@@ -148,10 +148,7 @@ impl Live {
         if hello.protocol != frame::PROTOCOL {
             return Err(Closing::PROTOCOL.into());
         }
-        let from_token = match &hello.token {
-            Some(token) => Some(self.authority.by_token(token).ok_or(())),
-            None => None,
-        };
+        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(()));
         let credential = opening.header.or(from_token).or(opening.cookie);
         let credential = match credential {
             Some(Ok(credential)) => credential,

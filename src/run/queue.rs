@@ -522,7 +522,10 @@ struct Open {
     slot: Option<i64>,
 }
 
-fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<(i32, u64)>)> {
+/// A supervisor that was written down: its process id and its start time, in clock ticks since boot.
+type Recorded = (i32, u64);
+
+fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Recorded>)> {
     let mut statement = connection.prepare(
         "SELECT runs.id, tasks.id, runs.state, runs.slot FROM runs JOIN tasks ON tasks.no = runs.task
          WHERE runs.state IN ('queued', 'running', 'waiting') ORDER BY runs.id",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::forwarder::Connections;
@@ -22,7 +22,7 @@ use super::topic::{Offer, Queue, QueueLimits, Refused, Start, Topic};
 use crate::clock::Clock;
 use crate::event::{Body, RunId, Seq, State, TaskId};
 use crate::failpoint;
-use crate::record::{Mark, Run};
+use crate::record::{Fold, Mark, Run};
 use crate::store::{Store, StoreError, TaskNo};
 
 /// The most events of one group (`docs/protocol.md`, invariant 1).
@@ -107,9 +107,18 @@ struct Inbox {
     stop: bool,
 }
 
-/// A change of state: looks and writes in the group's transaction and says which events go with it.
+/// A change of state: looks and writes in the group's transaction and says which events go with it. A job that
+/// cannot be tried is given the reason instead, so that the one who asked hears it.
 struct Job {
-    act: Box<dyn FnOnce(&Connection) -> Acted + Send>,
+    act: Box<dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send>,
+}
+
+impl Job {
+    /// Tells the one who asked why it is not tried.
+    fn refuse(self, error: &StoreError) {
+        let Acted { answer, .. } = (self.act)(Err(error.clone()));
+        answer(Err(error.clone()));
+    }
 }
 
 impl std::fmt::Debug for Job {
@@ -123,8 +132,10 @@ struct Acted {
     /// The events that go with it; none if it failed.
     offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
     /// Tells the one who asked.
-    answer: Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>,
+    answer: Answer,
 }
+
+type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
 
 /// The tasks whose state changed, for those who show lists of tasks. Bounded by the number of tasks.
 #[derive(Debug, Default)]
@@ -180,7 +191,10 @@ impl Publisher {
         });
         let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.write_until_stopped(&connection)
+            move || {
+                let ending = Ending(shared);
+                ending.0.write_until_stopped(&connection);
+            }
         })?;
         let publisher = Self { shared: Arc::clone(&shared) };
         Ok((publisher, Writer { shared, thread: Some(thread) }))
@@ -254,15 +268,17 @@ impl Publisher {
 
     async fn enqueue(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
         let bytes = weight(&offer, &self.shared.limits);
-        let stopping = |_| Refused::Stopping;
-        // Held until it is in the queue: whoever stops waiting, or is refused, gives back what it had.
-        let held = [
-            topic.slots.acquire().await.map_err(stopping)?,
-            topic.bytes.acquire_many(bytes).await.map_err(stopping)?,
-            self.shared.queues_bytes.acquire_many(bytes).await.map_err(stopping)?,
-        ];
+        // The semaphores are closed with the log, or with the writer.
+        let closed = |_| if topic.is_closed() { Refused::LogGone } else { Refused::Stopping };
+        // Guards until the offer is in the queue: whoever gives up waiting leaves no place taken behind.
+        let place = topic.slots.acquire().await.map_err(closed)?;
+        let of_task = topic.bytes.acquire_many(bytes).await.map_err(closed)?;
+        let of_all = self.shared.queues_bytes.acquire_many(bytes).await.map_err(closed)?;
         self.push(topic, offer)?;
-        held.into_iter().for_each(SemaphorePermit::forget);
+        // From here on they are the offer's; the writer gives them back.
+        place.forget();
+        of_task.forget();
+        of_all.forget();
         Ok(())
     }
 
@@ -270,15 +286,14 @@ impl Publisher {
         if topic.is_closed() {
             return Err(Refused::LogGone);
         }
+        // Inbox, then queue, as the writer does: what is taken before the stop is written before the end.
+        let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.stop {
+            return Err(Refused::Stopping);
+        }
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.offers.push_back(offer);
-        let listed = std::mem::replace(&mut queue.listed, true);
-        drop(queue);
-        if !listed {
-            let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            if inbox.stop {
-                return Err(Refused::Stopping);
-            }
+        if !std::mem::replace(&mut queue.listed, true) {
             inbox.ready.push_back(Arc::clone(topic));
             self.shared.bell.notify_one();
         }
@@ -299,7 +314,7 @@ impl Publisher {
     {
         let (sender, answer) = oneshot::channel::<Result<(T, Vec<Seq>), E>>();
         let job = Job {
-            act: Box::new(move |connection| match act(connection) {
+            act: Box::new(move |connection| match connection.map_err(E::from).and_then(act) {
                 Ok((value, offers)) => Acted {
                     offers: Ok(offers),
                     answer: Box::new(move |saved| {
@@ -423,6 +438,15 @@ impl Drop for Writer {
     }
 }
 
+/// Ends the queue with the writer, also when that ends by a panic: nobody waits for ever.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// What goes into one commit.
 #[derive(Default)]
 struct Group {
@@ -469,7 +493,8 @@ impl Shared {
                 if stop {
                     break;
                 }
-            } else if stop {
+            } else if self.is_stopping() {
+                // Tried once more after the stop was asked for; a full disk must not keep the server alive.
                 warn!(events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
                     "stopping while the store cannot be written: these events are lost, nobody has seen them");
                 break;
@@ -478,11 +503,33 @@ impl Shared {
                 kept = unsaved;
             }
         }
-        // Whoever still waits is told by the drop of what they wait for.
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop
+    }
+
+    /// Nothing is written any more. Whoever still waits is told: by the drop of what was queued, and by the
+    /// closing of what they wait in front of.
+    fn end(&self) {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         inbox.stop = true;
         inbox.jobs.clear();
-        inbox.ready.clear();
+        let mut lost = 0;
+        for topic in inbox.ready.drain(..) {
+            let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            lost += queue.offers.len();
+            queue.offers.clear();
+            queue.listed = false;
+        }
+        drop(inbox);
+        if lost > 0 {
+            warn!(events = lost, "the writer ended before these events were written; nobody has seen them");
+        }
+        self.queues_bytes.close();
+        for topic in self.topics.read().unwrap_or_else(PoisonError::into_inner).values() {
+            topic.close_queue();
+        }
     }
 
     /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
@@ -519,12 +566,13 @@ impl Shared {
         }
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let mut numberings = Numberings::default();
+        let mut jobs = jobs.into_iter();
         let mut answers = Vec::new();
         let mut acks = Vec::new();
         let written = (|| -> Result<(), StoreError> {
             connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            for job in jobs {
-                answers.push(run_job(connection, &mut numberings, job)?);
+            for job in jobs.by_ref() {
+                run_job(connection, &mut numberings, job, &mut answers)?;
             }
             for (topic, offers) in &batches {
                 let numbering = numberings.of(topic);
@@ -546,6 +594,9 @@ impl Shared {
             for (answer, _) in answers {
                 answer(Err(error.clone()));
             }
+            for untried in jobs {
+                untried.refuse(&error);
+            }
             self.note_unwritable(&error);
             return batches;
         }
@@ -556,35 +607,23 @@ impl Shared {
             self.show(numbering);
         }
         for (answer, numbers) in answers {
-            answer(Ok(numbers));
+            answer(numbers);
         }
         self.acknowledge(batches, acks);
         Vec::new()
     }
 
-    /// Ring and head → look up → wake.
     fn show(&self, numbering: Numbering) {
         let Numbering { topic, segments, numbered, staged, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
-        topic.extend(
-            segments,
-            || self.connections.slowest(id),
-            |fold| {
-                for event in &numbered {
-                    let text = event.text.as_deref().unwrap_or_default();
-                    fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
-                }
-            },
-        );
-        let mut forwarder = topic.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, event) in numbered.iter().enumerate() {
-            // Before each event: who is live now? One wake serves all events that the same watchers are due.
-            if self.connections.get_or_refresh_forwarder(id, &mut forwarder) || index == 0 {
-                forwarder.forward(id, &event.kind);
+        let apply = |fold: &mut Fold| {
+            for event in &numbered {
+                let text = event.text.as_deref().unwrap_or_default();
+                fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
             }
-        }
-        drop(forwarder);
+        };
+        topic.show(&self.connections, segments, apply, numbered.iter().map(|event| &*event.kind));
         if changes_task {
             self.changes.note(id);
         }
@@ -680,24 +719,49 @@ fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Offer> 
     queue.offers.drain(..count).collect()
 }
 
-type Answer = (Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>, Vec<Seq>);
-
-/// Runs one job in a savepoint: what it fails at is undone, the group goes on.
-fn run_job(connection: &Connection, numberings: &mut Numberings, job: Job) -> Result<Answer, StoreError> {
-    connection.prepare_cached("SAVEPOINT job")?.execute([])?;
-    let Acted { offers, answer } = (job.act)(connection);
-    let Ok(offers) = offers else {
-        connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
-        return Ok((answer, Vec::new()));
-    };
-    let mut numbers = Vec::with_capacity(offers.len());
-    for (topic, offer) in &offers {
-        if let Ok(seq) = numberings.of(topic).number(connection, offer)? {
-            numbers.push(seq);
-        }
+/// Runs one job in a savepoint: what it fails at is undone and answered, the group goes on. An error here means
+/// that the store has ended the transaction, as it does when the disk is full.
+fn run_job(
+    connection: &Connection,
+    numberings: &mut Numberings,
+    job: Job,
+    answers: &mut Vec<(Answer, Result<Vec<Seq>, StoreError>)>,
+) -> Result<(), StoreError> {
+    if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
+        let error = StoreError::from(error);
+        job.refuse(&error);
+        return Err(error);
     }
+    // A panic in a job undoes that job; its asker is told by the drop of the answer.
+    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
+    let Ok(Acted { offers, answer }) = acted else {
+        error!("a change of state ended by a panic; it is undone");
+        return undo_job(connection);
+    };
+    let Ok(offers) = offers else {
+        answers.push((answer, Ok(Vec::new())));
+        return undo_job(connection);
+    };
+    let before = numberings.marks(&offers);
+    let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
+        numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        Ok::<_, StoreError>(numbers)
+    });
+    if numbered.is_err() {
+        numberings.back_to(before);
+        answers.push((answer, numbered));
+        return undo_job(connection);
+    }
+    answers.push((answer, numbered));
     connection.prepare_cached("RELEASE job")?.execute([])?;
-    Ok((answer, numbers))
+    Ok(())
+}
+
+fn undo_job(connection: &Connection) -> Result<(), StoreError> {
+    if connection.is_autocommit() {
+        return Err(StoreError::NotWritable("the transaction was ended by the store".to_owned()));
+    }
+    Ok(connection.execute_batch("ROLLBACK TO job; RELEASE job")?)
 }
 
 /// The tasks that a group touches, in the order in which it came to them.
@@ -715,6 +779,41 @@ impl Numberings {
         });
         &mut self.all[index]
     }
+
+    /// Where the tasks of a job stand before it.
+    fn marks(&mut self, offers: &[(Arc<Topic>, Offer)]) -> HashMap<TaskNo, Before> {
+        let mut marks = HashMap::new();
+        for (topic, offer) in offers {
+            let numbering = self.of(topic);
+            let before: &mut Before = marks.entry(topic.no).or_insert_with(|| numbering.before());
+            if let Some(run) = offer.run {
+                before.staged.insert(run, numbering.staged.get(&run).cloned());
+            }
+        }
+        marks
+    }
+
+    /// Takes back what a job numbered.
+    fn back_to(&mut self, marks: HashMap<TaskNo, Before>) {
+        for (task, before) in marks {
+            if let Some(index) = self.index.get(&task) {
+                self.all[*index].back_to(before);
+            }
+        }
+    }
+}
+
+/// Where a numbering stood before a job.
+struct Before {
+    head: Seq,
+    bytes: u64,
+    at: Timestamp,
+    segments: usize,
+    /// How many events of the segment under way were there.
+    building: usize,
+    numbered: usize,
+    /// The runs that the job's events are of, as far as this group had changed them.
+    staged: HashMap<RunId, Option<Option<Run>>>,
 }
 
 impl Numbering {
@@ -732,6 +831,36 @@ impl Numbering {
             staged: HashMap::new(),
             numbered: Vec::new(),
         }
+    }
+
+    fn before(&self) -> Before {
+        Before {
+            head: self.head,
+            bytes: self.bytes,
+            at: self.at,
+            segments: self.segments.len(),
+            building: self.builder.len(),
+            numbered: self.numbered.len(),
+            staged: HashMap::new(),
+        }
+    }
+
+    fn back_to(&mut self, before: Before) {
+        let Before { head, bytes, at, segments, building, numbered, staged } = before;
+        (self.head, self.bytes, self.at) = (head, bytes, at);
+        for (run, before) in staged {
+            match before {
+                Some(before) => self.staged.insert(run, before),
+                None => self.staged.remove(&run),
+            };
+        }
+        // What was under way then is the beginning of the first segment that was cut since.
+        if let Some(cut) = self.segments.get(segments) {
+            self.builder = Builder::again(cut);
+        }
+        self.builder.truncate(building);
+        self.segments.truncate(segments);
+        self.numbered.truncate(numbered);
     }
 
     /// Gives an event its number and puts it into the segment under way.
@@ -789,7 +918,7 @@ impl Numbering {
             Some(staged) => staged,
             None => self.topic.tail().fold.run(id).cloned(),
         };
-        let mut fold = crate::record::Fold::of_runs(before);
+        let mut fold = Fold::of_runs(before);
         if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
             log::project_run(connection, self.topic.no, &run)?;
             self.staged.insert(id, (!run.state.is_ended()).then_some(run));
@@ -808,7 +937,11 @@ impl Numbering {
     fn finish(&mut self, connection: &Connection) -> Result<(), StoreError> {
         self.cut_segment(connection)?;
         if !self.numbered.is_empty() {
-            log::set_head(connection, self.topic.no, self.head, self.bytes)?;
+            let is_there = log::set_head(connection, self.topic.no, self.head, self.bytes)?;
+            if !is_there {
+                // The task was deleted by a later job of this group: its events go with it.
+                log::delete(connection, self.topic.no)?;
+            }
         }
         Ok(())
     }
@@ -823,6 +956,8 @@ impl Numbering {
 pub struct Checkpointer {
     connection: Connection,
     wal: std::path::PathBuf,
+    /// The permits for pages that are held back, from one look to the next.
+    held: Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
 impl Checkpointer {
@@ -838,34 +973,56 @@ impl Checkpointer {
     pub fn new(store: &Store) -> rusqlite::Result<Self> {
         let mut wal = store.path().as_os_str().to_owned();
         wal.push("-wal");
-        Ok(Self { connection: crate::store::open_checkpointer(store.path())?, wal: wal.into() })
+        let connection = crate::store::open_checkpointer(store.path())?;
+        Ok(Self { connection, wal: wal.into(), held: Mutex::default() })
     }
 
     /// Looks at the size of the log beside the file and does what is due.
     pub fn tick(&self, store: &Store, publisher: &Publisher) {
         let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         if size < Self::LOW {
+            self.held().clear();
             return;
         }
         let passive = self.checkpoint("PASSIVE");
         if size < Self::HIGH {
-            if passive.is_some_and(|(log, done)| log > done) {
+            self.held().clear();
+            if passive.is_some_and(|done| done.frames > done.moved) {
                 publisher.while_quiet(|| self.checkpoint("RESTART"));
             }
             return;
         }
+        // All that are free now; those in use come back within a page, and then nobody else gets them.
         let permits = store.permits();
-        let held = permits.available_permits();
-        if let Ok(_all) = permits.try_acquire_many(u32::try_from(held).unwrap_or(u32::MAX)) {
-            publisher.while_quiet(|| self.checkpoint("TRUNCATE"));
+        let free = u32::try_from(permits.available_permits()).unwrap_or(u32::MAX);
+        if let Ok(free) = Arc::clone(permits).try_acquire_many_owned(free) {
+            self.held().push(free);
+        }
+        let truncated = publisher.while_quiet(|| self.checkpoint("TRUNCATE"));
+        if truncated.is_some_and(|done| !done.busy) {
+            self.held().clear();
         }
     }
 
-    /// Gives the frames in the log and the frames moved.
-    fn checkpoint(&self, mode: &str) -> Option<(i64, i64)> {
+    fn held(&self) -> std::sync::MutexGuard<'_, Vec<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn checkpoint(&self, mode: &str) -> Option<Checkpoint> {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let result = self.connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
+        let result = self.connection.query_row(&sql, [], |row| {
+            Ok(Checkpoint { busy: row.get(0)?, frames: row.get(1)?, moved: row.get(2)? })
+        });
         result.inspect_err(|error| warn!(%error, mode, "the checkpoint failed; it is tried again")).ok()
     }
 }
 
+/// How far a checkpoint came.
+struct Checkpoint {
+    /// A reader or the writer was in its way.
+    busy: bool,
+    /// Frames in the log.
+    frames: i64,
+    /// Frames that are in the file now.
+    moved: i64,
+}

@@ -320,6 +320,14 @@ impl Registry {
         })
     }
 
+    /// Notes where the file of a task is that says what is in force already.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub fn adopt(&self, id: &TaskId, path: PathBuf) -> Result<Arc<Task>, TaskError> {
+        self.change(id, |task| (task.path, task.problem) = (Some(path), None))
+    }
+
     /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up.
     ///
     /// # Errors
