@@ -214,7 +214,8 @@ impl Drop for Process {
 pub struct Client {
     /// Where the server listens.
     pub address: SocketAddr,
-    token: String,
+    /// The token it shows.
+    pub token: String,
     http: reqwest::Client,
 }
 
