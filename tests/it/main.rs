@@ -5,12 +5,17 @@ mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
+mod disk;
 mod harness;
+#[cfg(feature = "failpoints")]
+mod kills;
+mod kills_recorder;
 mod process;
 mod resume;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
 mod steps;
+mod stop;
 mod task_files;
 mod task_files_folder;
