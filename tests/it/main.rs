@@ -9,6 +9,11 @@ mod faults;
 mod faults_life;
 mod harness;
 mod house;
+mod disk;
+mod harness;
+#[cfg(feature = "failpoints")]
+mod kills;
+mod kills_recorder;
 mod process;
 mod proxy;
 mod resume;
@@ -18,5 +23,6 @@ mod schedule_timing;
 mod slow;
 mod steps;
 mod stream;
+mod stop;
 mod task_files;
 mod task_files_folder;
