@@ -1,17 +1,21 @@
 //! Rejoin from the outside and between its parts. One binary, so that it links once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
+mod api;
 mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
-<<<<<<< HEAD
-mod house;
-=======
+mod doors;
+mod frames;
 mod harness;
->>>>>>> main
+mod house;
 mod process;
 mod resume;
+mod rows;
+mod rows_cli;
+mod rows_events;
+mod rows_stage;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
