@@ -232,6 +232,11 @@ impl Client {
         Self { address, token: token.to_owned(), http }
     }
 
+    /// The token it shows.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// A request to `/api/v1` + `path` with the token, to be filled further.
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("http://{}/api/v1{path}", self.address)).bearer_auth(&self.token)
