@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::api::auth::{self, Authority};
@@ -67,6 +67,8 @@ pub struct Server {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     bell: Bell,
+    /// Stops what no task of the runtime holds, should the server be dropped without a stop.
+    _dropped: DropGuard,
 }
 
 /// Runs the server until the process is told to stop.
@@ -152,7 +154,8 @@ impl Server {
 
         let bell = Bell::start(Arc::clone(&api.planner)).await?;
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell };
+        let _dropped = stop.clone().drop_guard();
+        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell, _dropped };
         server.read_task_files().await;
         server.spawn_parts()?;
         server.spawn_doors(tcp, unix);
@@ -237,11 +240,10 @@ impl Server {
         self.tasks.spawn(retention.run(self.no_more.clone(), every));
         let checkpointer = Checkpointer::new(&store)?;
         let stop = self.stop.clone();
-        let handle = tokio::runtime::Handle::current();
         std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let mut tidied = Instant::now();
             while !stop.is_cancelled() {
-                let _ = handle.block_on(async { tokio::time::timeout(CHECKPOINT_EVERY, stop.cancelled()).await });
+                std::thread::sleep(CHECKPOINT_EVERY);
                 checkpointer.tick(&store, &publisher);
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();
