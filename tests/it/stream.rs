@@ -321,16 +321,16 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
 
 type Waiting<T> = std::pin::Pin<Box<dyn Future<Output = Result<T, Refused>> + Send>>;
 
-/// A `publish` that is not polled yet.
+/// A `publish` that is not polled yet. Pending means that it waits, never that it has used up its share of time.
 fn publishing(publisher: &Publisher, topic: &Arc<Topic>, run: Option<RunId>, body: Body) -> Waiting<Seq> {
     let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
-    Box::pin(async move { publisher.publish(&topic, run, &body).await })
+    Box::pin(tokio::task::unconstrained(async move { publisher.publish(&topic, run, &body).await }))
 }
 
 /// An `offer` that is not polled yet.
 fn offering(publisher: &Publisher, topic: &Arc<Topic>, body: Body) -> Waiting<()> {
     let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
-    Box::pin(async move { publisher.offer(&topic, None, &body).await })
+    Box::pin(tokio::task::unconstrained(async move { publisher.offer(&topic, None, &body).await }))
 }
 
 /// Whether a future that was polled once has to wait.
