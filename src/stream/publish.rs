@@ -487,7 +487,11 @@ impl Shared {
         let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
         let mut pause = RETRY.0;
         loop {
-            let waiting = (!kept.is_empty()).then_some(pause);
+            let waiting = match (kept.is_empty(), self.is_writable()) {
+                (false, _) => Some(pause),
+                (true, false) => Some(RETRY.1),
+                (true, true) => None,
+            };
             let group = self.collect(std::mem::take(&mut kept), waiting);
             let stop = group.stop;
             let unsaved = self.write(connection, group);
@@ -505,6 +509,23 @@ impl Shared {
                 pause = (pause * 2).min(RETRY.1);
                 kept = unsaved;
             }
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        *self.writable.borrow() == Writable::Yes
+    }
+
+    /// Finds out whether the store can be written again while nobody has anything to write: those who were told
+    /// that it cannot should be told that it can.
+    fn probe(&self, connection: &Connection) {
+        let written = connection.execute(
+            "INSERT INTO meta (key, value) VALUES ('probe', ?1)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            [crate::clock::rfc3339(self.clock.now())],
+        );
+        if written.is_ok() {
+            self.note_writable();
         }
     }
 
@@ -539,7 +560,7 @@ impl Shared {
     fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Offer>)>, retry: Option<Duration>) -> Group {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || retry.is_some());
+            let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || !kept.is_empty());
             if !idle || inbox.stop {
                 break;
             }
@@ -565,6 +586,9 @@ impl Shared {
     fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Offer>)> {
         let Group { jobs, batches, .. } = group;
         if jobs.is_empty() && batches.is_empty() {
+            if !self.is_writable() {
+                self.probe(connection);
+            }
             return batches;
         }
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);

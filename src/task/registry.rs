@@ -398,7 +398,6 @@ impl Registry {
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
-        topic.close();
         let no = task.no;
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             log::delete(connection, no)?;
