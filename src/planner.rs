@@ -21,7 +21,7 @@ use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Stand
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::{Registry, Task, is_on};
+use crate::task::registry::{Registry, Task, is_on, planned};
 use crate::task::slots::{self, Noted};
 
 /// How many tasks are planned in one transaction.
@@ -46,7 +46,7 @@ pub struct Planner {
 
 /// What planning one task gave.
 struct Planned {
-    task: TaskId,
+    task: Arc<Task>,
     to: Timestamp,
     next: Option<Timestamp>,
     queued: Vec<RunId>,
@@ -135,7 +135,7 @@ impl Planner {
             for Planned { task, to, next, queued } in planned {
                 self.registry.note_planned(&task, to, next);
                 for run in queued {
-                    self.runs.note_queued(run, task.clone());
+                    self.runs.note_queued(run, task.id.clone());
                 }
             }
             if until.is_some() {
@@ -146,16 +146,21 @@ impl Planner {
     }
 }
 
-/// Plans one task within the transaction. `Err` is until when schedules are held; `None` is a task that is gone.
+/// Plans one task within the transaction. `Err` is until when schedules are held; `None` is a task that is gone, or
+/// that was changed since it was read.
 fn plan_one(
     connection: &Connection,
-    task: &Task,
+    task: &Arc<Task>,
     topic: &Arc<Topic>,
     last_stored: Timestamp,
     now: Timestamp,
     offers: &mut Vec<(Arc<Topic>, Offer)>,
 ) -> Result<Option<Result<Planned, Timestamp>>, StoreError> {
     let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
+    // An edit that came in between counts from its own moment: what was read before it plans nothing.
+    if planned(connection, task.no)? != Some((task.anchor, task.planned)) {
+        return Ok(None);
+    }
     let standing = Standing {
         last_planned: task.planned,
         anchor: task.anchor,
@@ -186,7 +191,7 @@ fn plan_one(
         }
     }
     crate::task::registry::set_planned(connection, task.no, planned_to, next)?;
-    Ok(Some(Ok(Planned { task: task.id.clone(), to: planned_to, next, queued })))
+    Ok(Some(Ok(Planned { task: Arc::clone(task), to: planned_to, next, queued })))
 }
 
 /// What makes the run of a slot, if it gets one.

@@ -1,7 +1,7 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,20 +10,25 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
-use tracing::{error, info};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{error, info, warn};
 
 use super::runner::{StopCause, Workshop, check_params};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::{Store, StoreError, TaskNo};
-use crate::stream::publish::Publisher;
-use crate::stream::topic::Offer;
-use crate::task::registry::{Registry, TaskError};
+use crate::stream::publish::{Publisher, Writable};
+use crate::stream::topic::{Offer, Topic};
+use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
+/// Why a scheduled run that waits is called off.
+pub const CALLED_OFF: &str = "the task was paused";
+/// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
+const UNSAVED: Duration = Duration::from_secs(1);
 
 /// Why a run was not made, found or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +111,36 @@ struct Working {
     stop: watch::Sender<Option<StopCause>>,
 }
 
+/// A run that has its place and is not yet at work.
+struct Next {
+    id: RunId,
+    task: TaskId,
+    token: TaskTrackerToken,
+}
+
+impl Lists {
+    /// Stops a run that is at work, if it is; the first cause counts.
+    fn raise(&self, id: RunId, why: StopCause) -> bool {
+        let Some(working) = self.working.get(&id) else { return false };
+        working.stop.send_if_modified(|cause| {
+            let first = cause.is_none();
+            *cause = cause.or(Some(why));
+            first
+        });
+        true
+    }
+}
+
+/// Carries on when the one who asked goes away half-way: a client that hangs up must not leave a run that is saved
+/// and in no list.
+async fn to_the_end<T, F>(work: F) -> Result<T, RunError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, RunError>> + Send + 'static,
+{
+    tokio::spawn(work).await.map_err(|error| StoreError::Broken(error.to_string()))?
+}
+
 impl Runs {
     /// No runs yet; [`Runs::recover`] finds those of before.
     pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: usize) -> Self {
@@ -132,13 +167,30 @@ impl Runs {
             return Err(RunError::Stopping);
         }
         check_params(&known, &given).map_err(|(name, why)| RunError::Param(name, why))?;
+        let topic = self.publisher().topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        let runs = self.clone();
+        to_the_end(async move { runs.queue_by_hand(&known, topic, given, also).await }).await
+    }
+
+    async fn queue_by_hand(
+        &self,
+        known: &Task,
+        topic: Arc<Topic>,
+        given: Map<String, Value>,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
         let publisher = self.publisher();
-        let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         let id = RunId::new();
         let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
         let offer = queued.offer(id, publisher.clock().now());
-        let (no, at) = (known.no, topic.clone());
+        let (no, at, task) = (known.no, topic.clone(), known.id.clone());
         let act = move |connection: &Connection| -> Result<_, RunError> {
+            // Asked again here: behind the write that takes a task off, nothing new comes in.
+            match is_enabled(connection, no)? {
+                None => return Err(RunError::NoTask(task)),
+                Some(false) => return Err(RunError::Disabled(task)),
+                Some(true) => {}
+            }
             let waiting = count_queued(connection, no)?;
             if waiting >= HAND_QUEUE {
                 return Err(RunError::QueueFull(waiting));
@@ -148,7 +200,7 @@ impl Runs {
         };
         publisher.transact(act).await?;
         failpoint::hit("queued");
-        self.note_queued(id, task.clone());
+        self.note_queued(id, known.id.clone());
         let run = topic.tail().fold.run(id).cloned();
         match run {
             Some(run) => Ok(run),
@@ -200,40 +252,41 @@ impl Runs {
     /// returns; one at work says its stages and ends.
     ///
     /// # Errors
-    /// [`RunError`]: no such run, it is over, or its end cannot be saved.
+    /// [`RunError`]: no such run, it was over already, or its end cannot be saved.
     pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
-        let waiting = {
-            let mut lists = self.lists();
-            if let Some(working) = lists.working.get(&id) {
-                working.stop.send_if_modified(|cause| {
-                    let first = cause.is_none();
-                    *cause = cause.or(Some(StopCause::Asked));
-                    first
-                });
-                None
-            } else {
-                lists.waiting.remove(&id)
-            }
-        };
-        if let Some(task) = waiting {
-            let reason = "stopped before it started";
-            let end = Unstarted { status: reasoned(State::Cancelled, &task, reason), outcome: "skipped", reason };
-            if let Err(error) = self.end_waiting(&task, id, end).await {
-                self.note_queued(id, task);
-                return Err(error);
-            }
-        }
-        let run = self.find(id).await?;
-        if run.state.is_ended() && run.state != crate::record::RunState::Cancelled {
-            return Err(RunError::Over(Box::new(run)));
-        }
-        Ok(run)
+        let runs = self.clone();
+        to_the_end(async move { runs.stop_now(id).await }).await
     }
 
-    /// Whether the run is at work or waits in this process: what is not, and not over, nobody will end.
-    pub fn is_known(&self, id: RunId) -> bool {
-        let lists = self.lists();
-        lists.working.contains_key(&id) || lists.waiting.contains_key(&id)
+    async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
+        let (at_work, waited) = {
+            let mut lists = self.lists();
+            (lists.raise(id, StopCause::Asked), lists.waiting.remove(&id))
+        };
+        let done = self.end_unless_at_work(id, at_work).await;
+        if let (Err(error), Some(task)) = (&done, waited)
+            && !matches!(error, RunError::Over(_))
+        {
+            self.note_queued(id, task);
+        }
+        done
+    }
+
+    async fn end_unless_at_work(&self, id: RunId, at_work: bool) -> Result<Run, RunError> {
+        let run = self.find(id).await?;
+        if run.state.is_ended() {
+            return Err(RunError::Over(Box::new(run)));
+        }
+        if at_work {
+            return Ok(run);
+        }
+        // It waits; or it is on its way into the list, or was lost on it: in each case nobody else ends it.
+        let reason = "stopped before it started";
+        let end = Unstarted { status: reasoned(State::Cancelled, &run.task, reason), outcome: "skipped", reason };
+        self.end_waiting(&run.task, id, end).await?;
+        // On its way it may have come to a place meanwhile. Its start is refused, and this ends the rest.
+        self.lists().raise(id, StopCause::Asked);
+        self.find(id).await
     }
 
     async fn end_waiting(&self, task: &TaskId, id: RunId, end: Unstarted) -> Result<(), RunError> {
@@ -257,11 +310,16 @@ impl Runs {
         loop {
             // Registered before the look, so that an end in between is not missed.
             let ended = self.shared.ended.notified();
-            let ids: Vec<RunId> = {
+            // Those of the log too: a run that was saved may still be on its way into the lists.
+            let topic = self.publisher().topic(task);
+            let mut ids: BTreeSet<RunId> = topic
+                .map(|topic| topic.tail().fold.runs().map(|run| run.id).collect())
+                .unwrap_or_default();
+            {
                 let lists = self.lists();
-                let waiting = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
-                waiting.chain(lists.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id)).collect()
-            };
+                ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
+                ids.extend(lists.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id));
+            }
             if ids.is_empty() {
                 return Ok(());
             }
@@ -269,7 +327,8 @@ impl Runs {
             for id in ids {
                 match self.stop(id).await {
                     Ok(run) => working |= !run.state.is_ended(),
-                    Err(RunError::Over(_)) => working = true,
+                    // Saved as over; its place is given back in a moment, if it is not yet.
+                    Err(RunError::Over(run)) => working |= self.lists().working.contains_key(&run.id),
                     Err(error) => return Err(error),
                 }
             }
@@ -289,10 +348,15 @@ impl Runs {
             let lists = self.lists();
             lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id).collect()
         };
+        let (runs, task) = (self.clone(), task.clone());
+        to_the_end(async move { runs.call_off(&task, waiting).await }).await
+    }
+
+    async fn call_off(&self, task: &TaskId, waiting: Vec<RunId>) -> Result<(), RunError> {
         for id in waiting {
             let by_hand = self.find(id).await?.scheduled_for.is_none();
             if !by_hand && self.lists().waiting.remove(&id).is_some() {
-                let end = Unstarted { status: reasoned(State::Cancelled, task, "the task was paused"), outcome: "disabled", reason: "the task was paused" };
+                let end = Unstarted::called_off(task);
                 if let Err(error) = self.end_waiting(task, id, end).await {
                     self.note_queued(id, task.clone());
                     return Err(error);
@@ -311,8 +375,8 @@ impl Runs {
     /// Starts runs as places come free, until the server goes down. Runs of one task follow each other.
     pub async fn dispatch(self) {
         loop {
-            while let Some((id, task)) = self.take_next() {
-                self.start(id, task);
+            while let Some(next) = self.take_next() {
+                self.start(next);
             }
             if self.lists().closed {
                 return;
@@ -323,7 +387,7 @@ impl Runs {
     }
 
     /// The first that may start now. O(waiting + working).
-    fn take_next(&self) -> Option<(RunId, TaskId)> {
+    fn take_next(&self) -> Option<Next> {
         let mut lists = self.lists();
         if lists.closed || lists.working.len() >= self.shared.places {
             return None;
@@ -334,12 +398,16 @@ impl Runs {
         lists.waiting.remove(&id);
         let stop = watch::Sender::new(None);
         lists.working.insert(id, Working { task: task.clone(), stop });
-        Some((id, task))
+        // Taken under the lock that `closed` is set under: whoever waits for the end of all waits for this one.
+        let token = self.shared.tracker.token();
+        Some(Next { id, task, token })
     }
 
-    fn start(&self, id: RunId, task: TaskId) {
+    fn start(&self, next: Next) {
         let runs = self.clone();
-        self.shared.tracker.spawn(async move {
+        let Next { id, task, token } = next;
+        tokio::spawn(async move {
+            let _token = token;
             let _place = Place { runs: runs.clone(), id };
             // The definition is taken now, not when the run was queued.
             let known = runs.shared.registry.get(&task).zip(runs.publisher().topic(&task));
@@ -395,9 +463,13 @@ impl Runs {
         Ok(())
     }
 
-    /// A run that waited waits on; a scheduled one that is older than its catch-up window is missed.
+    /// A run that waited waits on; a scheduled one that is older than its catch-up window is missed, and one of a
+    /// paused task is called off.
     async fn requeue(&self, open: &Open) -> Result<(), RunError> {
         let task = self.shared.registry.get(&open.task);
+        if open.slot.is_some() && task.as_deref().is_some_and(|task| task.paused) {
+            return self.end_waiting(&open.task, open.id, Unstarted::called_off(&open.task)).await;
+        }
         let slot = open.slot.and_then(|slot| Timestamp::from_microsecond(slot).ok());
         let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
             task.timing.as_ref().is_some_and(|timing| {
@@ -422,14 +494,30 @@ impl Runs {
         if tokio::time::timeout(grace, self.shared.tracker.wait()).await.is_ok() {
             return;
         }
-        for working in self.lists().working.values() {
-            working.stop.send_if_modified(|cause| {
-                let first = cause.is_none();
-                *cause = cause.or(Some(StopCause::Shutdown));
-                first
-            });
+        {
+            let lists = self.lists();
+            for id in lists.working.keys() {
+                lists.raise(*id, StopCause::Shutdown);
+            }
         }
-        self.shared.tracker.wait().await;
+        // An end that cannot be saved is not waited for: the next start finds the run and says it.
+        let stages = self.shared.workshop.stages.kill + UNSAVED;
+        tokio::select! {
+            () = self.shared.tracker.wait() => {}
+            () = self.unwritable_for(stages) => warn!("the store cannot be written: runs are left to the next start"),
+        }
+    }
+
+    /// Ready once the store could not be written for so long without a break.
+    async fn unwritable_for(&self, long: Duration) {
+        let mut writable = self.publisher().writable();
+        loop {
+            let _ = writable.wait_for(|writable| *writable != Writable::Yes).await;
+            let again = writable.wait_for(|writable| *writable == Writable::Yes);
+            if tokio::time::timeout(long, again).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// The tasks these runs are of.
@@ -451,6 +539,14 @@ struct Unstarted {
     status: Status,
     outcome: &'static str,
     reason: &'static str,
+}
+
+impl Unstarted {
+    /// Of a scheduled run whose task was paused while it waited.
+    fn called_off(task: &TaskId) -> Self {
+        let reason = CALLED_OFF;
+        Self { status: reasoned(State::Cancelled, task, reason), outcome: "disabled", reason }
+    }
 }
 
 /// A place among those at work: given back however the run ends.
@@ -502,6 +598,14 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
     connection
         .prepare_cached("SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued'")?
         .query_row([task.0], |row| row.get(0))
+}
+
+/// Whether the task may run at all; none when it is not there.
+fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<bool>> {
+    connection
+        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1")?
+        .query_row([task.0], |row| row.get(0))
+        .optional()
 }
 
 /// Whether a run of the task is not over.
@@ -568,7 +672,7 @@ fn lost_result(call: &str, event: &str) -> Body {
     }
 }
 
-fn reasoned(state: State, task: &TaskId, reason: &str) -> Status {
+pub(super) fn reasoned(state: State, task: &TaskId, reason: &str) -> Status {
     let word = if state == State::Cancelled { "cancelled" } else { "interrupted" };
     let mut status = Status::new(state, format!("Task {task} {word}: {reason}"));
     status.reason = Some(reason.to_owned());

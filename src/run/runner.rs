@@ -15,15 +15,16 @@ use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
+use super::queue::{CALLED_OFF, reasoned};
 use super::secrets::{self, Redactor};
 use crate::agent::{self, Assignment, Emitter, Outcome};
-use crate::event::{Attention, Body, RunId, State, Status, TaskId};
+use crate::event::{Attention, Body, RunId, Seq, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::Task;
+use crate::task::registry::{Task, is_on};
 use crate::task::slots;
 
 /// How long an agent may go on talking once all its commands are gone.
@@ -64,10 +65,20 @@ impl Workshop {
         let span = info_span!("run", task = %task.id, run = %run.id);
         let ended = self.work(task, &topic, &run, stop).instrument(span.clone()).await;
         failpoint::hit("terminal-not-committed");
-        let (state, duration_ms) = (ended.state, ended.duration_ms);
-        let saved = self.publisher.publish(&topic, Some(run.id), &Body::Status(ended)).await;
+        let (status, saved) = match ended {
+            Ended::Worked(status) => {
+                let saved = self.publisher.publish(&topic, Some(run.id), &Body::Status(status.clone())).await;
+                (status, saved.map(drop).map_err(anyhow::Error::from))
+            }
+            Ended::Unstarted(status) => {
+                let saved = self.save_unstarted(&topic, run.id, &status).await;
+                (status, saved.map_err(anyhow::Error::from))
+            }
+            Ended::Before => return span.in_scope(|| info!("the run was over before it started")),
+        };
+        let (state, duration_ms) = (status.state, status.duration_ms);
         span.in_scope(|| match saved {
-            Ok(_) => info!(?state, duration_ms, "run ended"),
+            Ok(()) => info!(?state, duration_ms, "run ended"),
             Err(error) => warn!(?state, duration_ms, %error, "run ended; its end could not be saved"),
         });
     }
@@ -79,12 +90,30 @@ impl Workshop {
         topic: &Arc<Topic>,
         run: &Run,
         mut stop: watch::Receiver<Option<StopCause>>,
-    ) -> Status {
-        let begin = Instant::now();
+    ) -> Ended {
         failpoint::hit("claimed-not-started");
-        if let Err(error) = self.say_started(topic, &task, run).await {
-            return failed(&task.id, format!("its start could not be saved: {error:#}"), None);
+        let started = tokio::select! {
+            biased;
+            cause = raised(&mut stop) => return Ended::Unstarted(stopped(&task.id, cause, Vec::new())),
+            started = self.say_started(topic, &task, run) => started,
+        };
+        match started {
+            Ok(true) => Ended::Worked(self.work_on(task, topic, run, stop).await),
+            Ok(false) => Ended::Before,
+            Err(error) => Ended::Unstarted(failed(&task.id, format!("its start could not be saved: {error:#}"), None)),
         }
+    }
+
+    /// From the saved start to the terminal status.
+    async fn work_on(
+        &self,
+        task: Arc<Task>,
+        topic: &Arc<Topic>,
+        run: &Run,
+        mut stop: watch::Receiver<Option<StopCause>>,
+    ) -> Status {
+        // What it waited for the store does not count.
+        let begin = Instant::now();
         let (values, redactor) = match take_secrets(&task) {
             Ok(taken) => taken,
             Err(reason) => return failed(&task.id, reason, None).lasting(begin),
@@ -121,7 +150,8 @@ impl Workshop {
         status
     }
 
-    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<()> {
+    /// Says that the run starts. False when it is over already, or called off in this moment.
+    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<bool> {
         if !self.publisher.connections().has_watchers(&task.id) {
             info!("No WebSocket connection for user=any, task will run without real-time updates");
         }
@@ -129,37 +159,62 @@ impl Workshop {
         let mut started = Status::new(State::Started, format!("Task {}: Starting execution...", task.id));
         started.other.insert("definition".to_owned(), task.definition.hash().into());
         // Saved before the work begins, with the outcome of its slot: after a crash nobody starts it a second time.
-        self.save_start(topic, task, run, started).await?;
+        if !self.save_start(topic, task, run, started).await? {
+            return Ok(false);
+        }
         let head: String = task.definition.title.chars().take(80).collect();
         let progress = Status::new(State::Progress, format!("Executing task: {head}..."));
         self.publisher.offer(topic, Some(run.id), &Body::Status(progress)).await?;
+        Ok(true)
+    }
+
+    /// Saves the start. Waits while the store cannot be written: a start that is not saved is none. Whether the
+    /// task is on is asked in the same transaction; a scheduled run of one that is not is called off.
+    async fn save_start(&self, topic: &Arc<Topic>, task: &Task, run: &Run, started: Status) -> Result<bool, StoreError> {
+        let body = Body::Status(started);
+        let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
+        let (on, numbers) = self
+            .save(|| {
+                let now = self.publisher.clock().now();
+                let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
+                let (start_offer, off) = (Offer::new(Some(run.id), now, &body), Offer::new(Some(run.id), now, &off));
+                let (id, no, topic) = (run.id, task.no, topic.clone());
+                move |connection: &Connection| -> Result<_, StoreError> {
+                    let Some(start) = start else { return Ok((true, vec![(topic, start_offer)])) };
+                    if is_on(connection, no)? != Some(true) {
+                        slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
+                        return Ok((false, vec![(topic, off)]));
+                    }
+                    slots::note_start(connection, id, &start)?;
+                    Ok((true, vec![(topic, start_offer)]))
+                }
+            })
+            .await?;
+        // Without a number the start was refused: someone ended the run while it waited.
+        Ok(on && !numbers.is_empty())
+    }
+
+    /// Saves the end of a run that never started, with the outcome of its slot.
+    async fn save_unstarted(&self, topic: &Arc<Topic>, id: RunId, status: &Status) -> Result<(), StoreError> {
+        let body = Body::Status(status.clone());
+        self.save(|| {
+            let offer = Offer::new(Some(id), self.publisher.clock().now(), &body);
+            let (topic, reason) = (topic.clone(), status.reason.clone().unwrap_or_default());
+            move |connection: &Connection| -> Result<_, StoreError> {
+                slots::note_end_unstarted(connection, id, "skipped", &reason)?;
+                Ok(((), vec![(topic, offer)]))
+            }
+        })
+        .await?;
         Ok(())
     }
 
-    /// Saves the start. Waits while the store cannot be written: a start that is not saved is none.
-    async fn save_start(&self, topic: &Arc<Topic>, task: &Task, run: &Run, started: Status) -> Result<(), StoreError> {
-        let body = Body::Status(started);
-        loop {
-            let now = self.publisher.clock().now();
-            let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
-            let offer = Offer::new(Some(run.id), now, &body);
-            let (id, topic) = (run.id, topic.clone());
-            let mut writable = self.publisher.writable();
-            let act = move |connection: &Connection| -> Result<_, StoreError> {
-                if let Some(start) = start {
-                    slots::note_start(connection, id, &start)?;
-                }
-                Ok(((), vec![(topic, offer)]))
-            };
-            match self.publisher.transact(act).await {
-                Err(StoreError::NotWritable(_)) => {
-                    // The writer says when it can write again; asked again every second all the same, as nothing
-                    // else may be there to be written.
-                    let _ = tokio::time::timeout(Duration::from_secs(1), writable.changed()).await;
-                }
-                done => return done.map(drop),
-            }
-        }
+    async fn save<T, F>(&self, act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
+    {
+        save(&self.publisher, act).await
     }
 
     fn processes(&self, run: &Run) -> Processes {
@@ -293,6 +348,35 @@ fn redacted(body: Body, redactor: &Redactor) -> Body {
     }
 }
 
+/// How a run ended.
+enum Ended {
+    /// With this status, after its start.
+    Worked(Status),
+    /// With this status, before its start.
+    Unstarted(Status),
+    /// By someone else, who has said so.
+    Before,
+}
+
+/// Saves what `act` makes. While the store cannot be written it waits and tries again.
+async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
+{
+    loop {
+        let mut writable = publisher.writable();
+        match publisher.transact(act()).await {
+            Err(StoreError::NotWritable(_)) => {
+                // The writer says when it can write again; asked again every second all the same, as nothing else
+                // may be there to be written.
+                let _ = tokio::time::timeout(Duration::from_secs(1), writable.changed()).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 fn record_process(
     publisher: Publisher,
     run: RunId,
@@ -300,14 +384,17 @@ fn record_process(
 ) -> BoxFuture<'static, anyhow::Result<()>> {
     Box::pin(async move {
         failpoint::hit("spawned-not-recorded");
-        let Spawned { call, pid, start_ticks } = spawned;
-        let act = move |connection: &Connection| -> Result<_, StoreError> {
-            connection
-                .prepare_cached("INSERT INTO processes (run, call, pid, start_ticks) VALUES (?1, ?2, ?3, ?4)")?
-                .execute(params![run.to_string(), call, pid, start_ticks.cast_signed()])?;
-            Ok(((), Vec::new()))
+        let act = || {
+            let Spawned { call, pid, start_ticks } = spawned.clone();
+            move |connection: &Connection| -> Result<_, StoreError> {
+                connection
+                    .prepare_cached("INSERT INTO processes (run, call, pid, start_ticks) VALUES (?1, ?2, ?3, ?4)")?
+                    .execute(params![run.to_string(), call, pid, start_ticks.cast_signed()])?;
+                Ok(((), Vec::new()))
+            }
         };
-        publisher.transact(act).await?;
+        // A full disk holds a run up; it does not make it fail.
+        save(&publisher, act).await?;
         Ok(())
     })
 }

@@ -113,6 +113,8 @@ struct Shared {
     /// The policy of a task that says nothing.
     defaults: Policy,
     zone: TimeZone,
+    /// Held over one change of a definition, in the store and here.
+    edits: tokio::sync::Mutex<()>,
 }
 
 impl Registry {
@@ -138,6 +140,7 @@ impl Registry {
                 broken: RwLock::default(),
                 defaults,
                 zone,
+                edits: tokio::sync::Mutex::default(),
             }),
         };
         for row in rows {
@@ -286,6 +289,20 @@ impl Registry {
         definition: Definition,
         path: Option<PathBuf>,
     ) -> Result<Arc<Task>, TaskError> {
+        // To its end also when the one who asked hangs up: what is in force is what the store has.
+        let (registry, id) = (self.clone(), id.clone());
+        let done = tokio::spawn(async move { registry.redefine_now(&id, definition, path).await });
+        done.await.map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    async fn redefine_now(
+        &self,
+        id: &TaskId,
+        definition: Definition,
+        path: Option<PathBuf>,
+    ) -> Result<Arc<Task>, TaskError> {
+        // One after the other: the last one saved is the one in force.
+        let _edit = self.shared.edits.lock().await;
         let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
         let now = self.shared.publisher.clock().now();
         let rescheduled = task.definition.schedule != definition.schedule;
@@ -297,19 +314,26 @@ impl Registry {
         let next = timing.as_ref().and_then(|timing| timing.next_after(anchor, planned));
         let (no, json) = (task.no, definition.to_json().to_string());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
-            connection.execute(
-                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = ?4, next = ?5 WHERE no = ?1",
-                params![
-                    no.0,
-                    json,
-                    anchor.as_microsecond(),
-                    planned.as_microsecond(),
-                    next.map(Timestamp::as_microsecond)
-                ],
-            )?;
-            Ok(((), Vec::new()))
+            // A slot that was planned meanwhile has its row and is not planned again.
+            let sql = "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5
+                 WHERE no = ?1 RETURNING planned";
+            let planned: Option<i64> = connection
+                .prepare_cached(sql)?
+                .query_row(
+                    params![
+                        no.0,
+                        json,
+                        anchor.as_microsecond(),
+                        planned.as_microsecond(),
+                        next.map(Timestamp::as_microsecond)
+                    ],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            Ok((planned.and_then(|micros| Timestamp::from_microsecond(micros).ok()), Vec::new()))
         };
-        self.shared.publisher.transact(act).await?;
+        let (stored, _) = self.shared.publisher.transact(act).await?;
+        let planned = stored.ok_or_else(|| TaskError::NotFound(id.clone()))?;
         self.change(id, |task| {
             task.definition = Arc::new(definition);
             task.timing = timing;
@@ -403,10 +427,14 @@ impl Registry {
         }
     }
 
-    /// Notes in memory how far a task is planned, once the store has it.
-    pub fn note_planned(&self, id: &TaskId, planned: Timestamp, next: Option<Timestamp>) {
-        // A task that was removed meanwhile needs no note.
-        let _ = self.change(id, |task| (task.planned, task.next) = (planned, next));
+    /// Notes in memory how far a task, as it was read, is planned, once the store has it.
+    pub fn note_planned(&self, read: &Task, planned: Timestamp, next: Option<Timestamp>) {
+        // A task that was removed meanwhile needs no note, and one whose schedule was edited has its own.
+        let _ = self.change(&read.id, |task| {
+            if (task.no, task.anchor, task.planned) == (read.no, read.anchor, read.planned) {
+                (task.planned, task.next) = (planned, next);
+            }
+        });
     }
 
     fn set(&self, task: Task) -> Arc<Task> {
@@ -520,6 +548,18 @@ pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<boo
     connection
         .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1")?
         .query_row([no.0], |row| row.get(0))
+        .optional()
+}
+
+/// From when a task's schedule counts and how far it is planned, as the store has it.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
+    let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
+    connection
+        .prepare_cached("SELECT anchor, planned FROM tasks WHERE no = ?1")?
+        .query_row([no.0], |row| Ok((time(row.get(0)?), time(row.get(1)?))))
         .optional()
 }
 

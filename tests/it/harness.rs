@@ -84,6 +84,14 @@ impl Home {
 
     /// Starts the program as a process of its own, and waits until it is ready.
     pub async fn spawn(&self, environment: &[(&str, &str)]) -> Process {
+        match self.try_spawn(environment) {
+            Ok(process) => process,
+            Err(status) => panic!("the server did not start ({status}): {}", self.log()),
+        }
+    }
+
+    /// The same where it may end before it is ready; gives how it ended then.
+    pub fn try_spawn(&self, environment: &[(&str, &str)]) -> Result<Process, std::process::ExitStatus> {
         let mut child = Command::new(REJOIN)
             .args(["serve", "--config"])
             .arg(self.path().join("config.toml"))
@@ -95,13 +103,10 @@ impl Home {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line
-            .split("http://")
-            .nth(1)
-            .and_then(|rest| rest.split([';', '\n']).next())
-            .unwrap_or_else(|| panic!("the server did not start: {}", self.log()));
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split([';', '\n']).next());
+        let Some(address) = address else { return Err(child.wait().unwrap()) };
         let client = Client::new(address.trim().parse().unwrap(), &self.token());
-        Process { child, client }
+        Ok(Process { child, client })
     }
 
     /// What the spawned servers have logged.
@@ -214,7 +219,8 @@ impl Drop for Process {
 pub struct Client {
     /// Where the server listens.
     pub address: SocketAddr,
-    token: String,
+    /// The token it shows.
+    pub token: String,
     http: reqwest::Client,
 }
 
@@ -224,6 +230,11 @@ impl Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { address, token: token.to_owned(), http }
+    }
+
+    /// The token it shows.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// A request to `/api/v1` + `path` with the token, to be filled further.
