@@ -96,7 +96,7 @@ rust-tests: page ## All tests in Rust but the models
 
 .PHONY: models
 models: ## Every interleaving of the orders that must hold
-	$(CARGO) test --locked --release --features loom --test loom
+	$(CARGO) test --locked --features loom --test loom
 
 .PHONY: docs
 docs: ## The reference builds without a warning

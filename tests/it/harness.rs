@@ -1,4 +1,5 @@
 //! A server with fresh data, and clients that speak with it over real sockets.
+#![allow(dead_code, reason = "not every build of the tests needs all of it")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

@@ -15,6 +15,7 @@ mod harness;
 mod house;
 #[cfg(feature = "failpoints")]
 mod kills;
+#[cfg(feature = "failpoints")]
 mod kills_recorder;
 mod process;
 mod proxy;
