@@ -82,12 +82,18 @@ async fn mute_until_cut(watcher: Watcher) -> Instant {
 /// Takes a byte a second until the server resets the connection; gives when.
 async fn drip_until_cut(mut watcher: Watcher) -> Instant {
     let mut byte = [0];
+    let mut next = Instant::now();
     loop {
-        match watcher.socket.get_mut().read(&mut byte).await {
-            Ok(1) => {}
-            _ => return Instant::now(),
+        // What the system still holds can be read behind a reset too: ask for the error itself.
+        let socket = socket2::SockRef::from(watcher.socket.get_ref());
+        if socket.take_error().unwrap().is_some() {
+            return Instant::now();
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        if Instant::now() >= next {
+            next += Duration::from_secs(1);
+            watcher.socket.get_mut().read_exact(&mut byte).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
