@@ -144,7 +144,8 @@ impl Live {
     async fn welcome(&self, wire: &mut Wire, opening: Opening, knock: Knock) -> Result<Session, End> {
         let hello = tokio::time::timeout(self.limits.hello, wire.hello())
             .await
-            .map_err(|_| End::Close(Closing::BAD_CREDENTIAL))??;
+            // Not 4500: a machine that fell asleep in between has shown no bad credential, and comes back.
+            .map_err(|_| End::Close(Closing::NO_LIFE))??;
         if hello.protocol != frame::PROTOCOL {
             return Err(Closing::PROTOCOL.into());
         }

@@ -58,7 +58,13 @@ pub async fn sign_in(
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail));
     }
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown browser");
+    let before = api.door.authority.devices();
     let (cookie, life) = api.door.authority.sign_in(agent).await?;
+    // Where there were too many, the one seen longest ago is signed out: its sockets too.
+    let after = api.door.authority.devices();
+    for gone in before.iter().filter(|device| after.iter().all(|other| other.id != device.id)) {
+        api.live.hub.close_credential(&gone.id, &Closing::EXPIRED);
+    }
     tracing::info!(from = ?came.from, "a browser signed in");
     let jar = CookieJar::new().add(api.door.cookie(&headers, &came, cookie, life));
     Ok((StatusCode::NO_CONTENT, jar).into_response())

@@ -20,6 +20,8 @@ use crate::task::definition::Schedule;
 use crate::task::parse;
 use crate::task::registry::{Source, Task, TaskError};
 
+/// Calls with a key are made one after the other, so that the same key at the same moment finds what the first made.
+static KEYED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// The most moments of a preview.
 const MAX_NEXT: usize = 500;
 
@@ -81,6 +83,10 @@ pub async fn add(
     let now = api.publisher.clock().now();
     let posted = parse::from_json(&body, api.viewer.registry.defaults())?;
     let runs_now = posted.run && posted.definition.schedule.is_none();
+    let _turn = match &once {
+        Some(_) => Some(KEYED.lock().await),
+        None => None,
+    };
     let before = match &once {
         Some(once) => once.done(&api.store, now).await?,
         None => None,

@@ -32,6 +32,8 @@ impl Back {
         self.page.cut();
         let subscribed = self.page.connect().await;
         assert_eq!((&subscribed["outcome"], &subscribed["missed"]), (&json!("resumed"), &json!(0)));
+        // By now its socket sleeps: only who looks it up can wake it.
+        assert_eq!(self.server.client.get("/status").await.0, 200);
         self
     }
 
