@@ -94,7 +94,7 @@ async function showsEverythingOnce(page, task, run) {
 }
 
 describe('signing in', () => {
-  test('a link signs in, and its code is gone from the address at once', async () => {
+  test('T-23: a link signs in, and its code is gone from the address at once', async () => {
     const { page } = await open();
     const addresses = [];
     page.on('framenavigated', (frame) => addresses.push(frame.url()));
@@ -157,7 +157,7 @@ describe('the overview', () => {
 });
 
 describe('a run under way', () => {
-  test('it is shown live', async () => {
+  test('SPK-27: it is shown live', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
@@ -169,7 +169,7 @@ describe('a run under way', () => {
     await showsEverythingOnce(page, 'counting', run);
   });
 
-  test('a refresh in the middle goes on and shows every event once', async () => {
+  test('SPK-01: a refresh in the middle goes on and shows every event once', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
@@ -180,7 +180,7 @@ describe('a run under way', () => {
     await showsEverythingOnce(page, 'counting', run);
   });
 
-  test('three refreshes within ten seconds lose and double nothing', async () => {
+  test('SPK-15: three refreshes within ten seconds lose and double nothing', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
@@ -209,7 +209,7 @@ describe('a run under way', () => {
     assert.deepEqual(next.complaints, []);
   });
 
-  test('two tabs both get everything', async () => {
+  test('SPK-35: two tabs both get everything', async () => {
     const run = await server.startRun('counting');
     const first = await open();
     const second = await open();
@@ -238,7 +238,7 @@ describe('a run under way', () => {
 
 describe('a connection that is lost', () => {
   for (const how of ['fin', 'rst']) {
-    test(`cut by ${how}: it counts down, comes back and says how much it caught up on`, async () => {
+    test(`SPK-37, PER-06, SWE-13: cut by ${how}: it counts down, comes back and says how much it caught up on`, async () => {
       const run = await server.startRun('counting');
       const { page } = await open();
       await page.addInitScript(() => {
@@ -264,7 +264,7 @@ describe('a connection that is lost', () => {
     });
   }
 
-  test('a connection that silently died is found out when the page wakes up', async () => {
+  test('NAM-40, T-05: a connection that silently died is found out when the page wakes up', async () => {
     const { page } = await open();
     await signIn(page, server, wire.base);
     wire.cut('blackhole');
@@ -276,7 +276,7 @@ describe('a connection that is lost', () => {
     await state(page, 'connected', 40_000);
   });
 
-  test('after ten tries it says so, and Retry brings it back', async () => {
+  test('SWE-12: after ten tries it says so, and Retry brings it back', async () => {
     const { page } = await open();
     await page.addInitScript(() => {
       Math.random = () => 0.001;
@@ -318,7 +318,7 @@ describe('a connection that is lost', () => {
     await ended(run);
   });
 
-  test('Stop works after a reconnect', async () => {
+  test('PER-10: Stop works after a reconnect', async () => {
     const run = await server.startRun('long');
     const { page } = await open();
     await signIn(page, server, wire.base, '/tasks/long');
@@ -336,7 +336,7 @@ describe('a connection that is lost', () => {
     );
   });
 
-  test('a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
+  test('T-09: a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
     const { page } = await open();
     const run = await server.startRun('short');
     await ended(run);
