@@ -1,5 +1,6 @@
 // A real server with fresh data, a real browser, and a network between them that can be cut.
 
+import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
@@ -438,5 +439,20 @@ export function shownSeqs(page) {
   });
 }
 
-/** The text of axe-core, to be run in the page: a script tag would be refused by the policy, as it should. */
-export const axeSource = () => readFile(require.resolve('axe-core/axe.min.js'), 'utf8');
+/** Colours, names, roles and width, in the dark and in the light, as the page stands at this moment. */
+export async function isFitToBeSeen(page) {
+  // Run, not loaded: a script tag would be refused by the policy, as it should.
+  await page.evaluate(await readFile(require.resolve('axe-core/axe.min.js'), 'utf8'));
+  const faults = [];
+  for (const colorScheme of ['dark', 'light']) {
+    await page.emulateMedia({ colorScheme });
+    const { violations } = await page.evaluate(() => window.axe.run());
+    for (const { id, impact, nodes } of violations) {
+      if (impact !== 'serious' && impact !== 'critical') continue;
+      faults.push(`${colorScheme}: ${id}: ${nodes.map((node) => node.target.join(' ')).join(', ')}`);
+    }
+  }
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (width > page.viewportSize().width) faults.push(`the page is ${width} px wide`);
+  assert.deepEqual(faults, []);
+}

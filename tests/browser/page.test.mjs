@@ -8,8 +8,8 @@ import {
   Server,
   Wire,
   applied,
-  axeSource,
   countingTask,
+  isFitToBeSeen,
   openBrowser,
   openPage,
   settled,
@@ -163,6 +163,7 @@ describe('a run under way', () => {
     await signIn(page, server, server.base, '/tasks/counting');
     await settled(page);
     await page.getByText('line 5', { exact: false }).first().waitFor();
+    await isFitToBeSeen(page);
     const before = await applied(page);
     await until('more events', async () => (await applied(page)) > before + 3);
     await ended(run);
@@ -251,7 +252,8 @@ describe('a connection that is lost', () => {
       await state(page, 'reconnecting');
       await page.getByText(/Next try in \d+ s/).waitFor();
       await page.getByRole('button', { name: 'Retry now' }).waitFor();
-      await sleep(2_000);
+      await isFitToBeSeen(page);
+      await sleep(1_000);
       wire.mend();
       await page
         .getByRole('button', { name: 'Retry now' })
@@ -286,6 +288,7 @@ describe('a connection that is lost', () => {
     await state(page, 'failed');
     await page.getByText('Connection failed').first().waitFor();
     await page.getByText(/Next look in \d+ s/).waitFor();
+    await isFitToBeSeen(page);
     wire.mend();
     await page.getByRole('button', { name: 'Retry' }).click();
     await state(page, 'connected');
@@ -375,17 +378,12 @@ describe('looks and manners', () => {
     await sleep(400);
   }
 
-  for (const colorScheme of ['dark', 'light']) {
-    for (const [name, where] of places) {
-      test(`${name} has no serious accessibility fault in the ${colorScheme}`, async () => {
-        const { page } = await open({ colorScheme, viewport: colorScheme === 'dark' ? PHONE : DESKTOP });
+  for (const [name, where] of places) {
+    for (const [kind, viewport] of Object.entries({ phone: PHONE, desktop: DESKTOP })) {
+      test(`${name} has no serious accessibility fault on a ${kind}, dark and light`, async () => {
+        const { page } = await open({ viewport });
         await visit(page, where);
-        await page.evaluate(await axeSource());
-        const { violations } = await page.evaluate(() => window.axe.run());
-        const bad = violations
-          .filter((one) => one.impact === 'serious' || one.impact === 'critical')
-          .map((one) => `${one.id}: ${one.nodes.map((node) => node.target.join(' ')).join(', ')}`);
-        assert.deepEqual(bad, []);
+        await isFitToBeSeen(page);
       });
     }
   }
@@ -410,6 +408,16 @@ describe('looks and manners', () => {
       assert.deepEqual(found.small, []);
     });
   }
+
+  test('the first load is small: less than 120 kB in all', async () => {
+    const { page } = await open();
+    const sizes = [];
+    page.on('response', (answer) => sizes.push(answer.request().sizes()));
+    await page.goto(server.base);
+    await page.getByRole('heading', { name: 'Sign in' }).waitFor();
+    const all = (await Promise.all(sizes)).reduce((sum, one) => sum + one.responseBodySize, 0);
+    assert.ok(all > 10_000 && all < 120_000, `${all} bytes`);
+  });
 
   test('dark and light are what the system asks for', async () => {
     const colours = {};

@@ -11,8 +11,8 @@ import {
   Server,
   Wire,
   applied,
-  axeSource,
   countingTask,
+  isFitToBeSeen,
   openBrowser,
   openPage,
   settled,
@@ -70,17 +70,6 @@ const ended = (server, run) =>
     60_000,
   );
 
-async function lookedAt(page) {
-  await page.evaluate(await axeSource());
-  const { violations } = await page.evaluate(() => window.axe.run());
-  const bad = violations
-    .filter((one) => one.impact === 'serious' || one.impact === 'critical')
-    .map((one) => `${one.id}: ${one.nodes.map((node) => node.target.join(' ')).join(', ')}`);
-  assert.deepEqual(bad, []);
-  const width = await page.evaluate(() => document.documentElement.scrollWidth);
-  assert.ok(width <= page.viewportSize().width, `the page is ${width} px wide`);
-}
-
 async function back(page, wire) {
   wire.mend();
   await page
@@ -118,7 +107,7 @@ describe('a gap is said aloud', () => {
     await page.locator('[data-reset="too_far"]').waitFor();
     await page.getByText('Too much was missed to replay.').waitFor();
     await page.getByText('The rest has been loaded from history.').waitFor();
-    await lookedAt(page);
+    await isFitToBeSeen(page);
     await page.getByRole('button', { name: 'Understood' }).click();
     const log = await server.written('many');
     assert.ok(log.head > 150);
@@ -166,7 +155,7 @@ describe('a gap is said aloud', () => {
     await page.locator('[data-reset="replaced"]').waitFor();
     await page.locator('.out', { hasText: 'afterwards' }).waitFor();
     assert.equal(await page.locator('.out', { hasText: 'before' }).count(), 0);
-    await lookedAt(page);
+    await isFitToBeSeen(page);
   });
 
   test('what is no longer kept is said to be gone', async () => {
@@ -200,7 +189,7 @@ describe('a server in trouble', () => {
     await page.getByText('line 5', { exact: false }).first().waitFor();
     await server.fillDisk();
     await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 30_000 });
-    await lookedAt(page);
+    await isFitToBeSeen(page);
     const stands = await server.written('counting');
     await sleep(2_000);
     assert.deepEqual((await server.written('counting')).head, stands.head, 'nothing can be saved');
@@ -320,7 +309,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
     await page.getByRole('button', { name: 'Run now' }).click();
     assert.equal(await page.getByLabel('name').inputValue(), 'world');
     await page.getByText('Who is greeted').first().waitFor();
-    await lookedAt(page);
+    await isFitToBeSeen(page);
     await page.getByLabel('name').fill('$(id); "Ada"');
     await page.getByLabel('times').fill('3');
     await page.getByRole('button', { name: 'Run with these' }).click();
@@ -401,7 +390,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
     ]);
     await page.locator('[data-task="certificate"]').getByText('It ends in six days').waitFor();
     await page.locator('[data-task="typo"]').getByText('typo.toml:5').waitFor();
-    await lookedAt(page);
+    await isFitToBeSeen(page);
     const good = bad.replace('overlp', 'overlap') + '\n[[steps]]\nname = "a"\nrun = "true"\n';
     await writeFile(path.join(server.folder, 'tasks', 'typo.toml'), good, { mode: 0o600 });
     const line = page.locator('[data-task="typo"]');
