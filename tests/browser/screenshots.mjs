@@ -9,7 +9,6 @@ import {
   PHONE,
   Server,
   Wire,
-  countingTask,
   openBrowser,
   settled,
   signIn,
