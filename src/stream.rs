@@ -19,6 +19,7 @@ pub mod log;
 pub mod publish;
 
 pub mod changes;
+mod intake;
 mod numbering;
 pub mod writer;
 

@@ -1,84 +1,27 @@
 //! How events and changes of state get to the writer: offered behind bounded queues, told when they are saved.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::changes::Changes;
 use super::forwarder::Connections;
 use super::log;
-use super::ring;
-use super::topic::{Offer, QueueLimits, Refused, Start, Topic};
-use super::writer::{Acted, Ending, Inbox, Job, Writer};
+use super::topic::{Offer, Refused, Start, Topic};
+use super::intake::{Acted, Intake, Job, weight};
+use super::writer::{Ending, Writer};
+
+pub use super::intake::{Limits, Writable};
 use crate::clock::Clock;
 use crate::event::{Body, RunId, Seq, TaskId};
 use crate::store::{StoreError, TaskNo};
 
-/// How much the stream keeps in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// One task's ring.
-    pub ring: ring::Limits,
-    /// All rings together, in bytes of allocation.
-    pub rings_bytes: usize,
-    /// How long a ring is kept after the last event.
-    pub ring_idle: Duration,
-    /// One task's queue in front of the writer.
-    pub queue: QueueLimits,
-    /// All queues together, in bytes.
-    pub queues_bytes: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        const MIB: usize = 1024 * 1024;
-        Self {
-            ring: ring::Limits { events: 1024, bytes: MIB, unread_bytes: 16 * MIB },
-            rings_bytes: 256 * MIB,
-            ring_idle: Duration::from_secs(300),
-            queue: QueueLimits { events: 1024, bytes: 4 * MIB },
-            queues_bytes: 64 * MIB,
-        }
-    }
-}
-
-/// Whether the store can be written.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Writable {
-    /// It can.
-    Yes,
-    /// It cannot, since then and for that reason.
-    No {
-        /// Since when.
-        since: Timestamp,
-        /// What the store said.
-        why: String,
-    },
-}
-
 /// Offers events to the writer and asks it for changes of state. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) inbox: Mutex<Inbox>,
-    pub(super) bell: Condvar,
-    pub(super) topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
-    pub(super) connections: Connections,
-    pub(super) writable: watch::Sender<Writable>,
-    pub(super) changes: Changes,
-    /// Held by the writer for each group; whoever must have it quiet for a moment takes it.
-    pub(super) gate: Mutex<()>,
-    pub(super) queues_bytes: Arc<Semaphore>,
-    pub(super) limits: Limits,
-    pub(super) clock: Clock,
+    shared: Arc<Intake>,
 }
 
 impl Publisher {
@@ -87,7 +30,7 @@ impl Publisher {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(connection: Connection, limits: Limits, clock: Clock) -> anyhow::Result<(Self, Writer)> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Intake {
             inbox: Mutex::default(),
             bell: Condvar::new(),
             topics: RwLock::default(),
@@ -319,8 +262,3 @@ impl Publisher {
     }
 }
 
-/// What an offer takes of the byte budgets: never more than there is of them, or it would wait for ever.
-pub(super) fn weight(offer: &Offer, limits: &Limits) -> u32 {
-    let most = limits.queue.bytes.min(limits.queues_bytes);
-    u32::try_from(offer.bytes().min(most)).unwrap_or(u32::MAX)
-}

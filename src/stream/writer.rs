@@ -3,7 +3,6 @@
 //!
 //! Commit → ring and head → look up → wake. A watcher never sees what is not saved.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use rusqlite::Connection;
 use tracing::{error, info, warn};
 
 use super::numbering::{Numbering, Numberings};
-use super::publish::{Shared, Writable, weight};
+use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, weight};
 use super::topic::{Offer, Queue, Refused, Topic};
 use crate::event::Seq;
 use crate::failpoint;
@@ -30,51 +29,10 @@ const FLOOD_SHARE: usize = 4;
 /// How long to wait before a failed group is tried again; doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-#[derive(Debug, Default)]
-pub(super) struct Inbox {
-    pub(super) jobs: VecDeque<Job>,
-    /// Topics with something in their queue.
-    pub(super) ready: VecDeque<Arc<Topic>>,
-    pub(super) stop: bool,
-}
-
-/// What a job does with the group's transaction, or with the reason why there is none.
-pub(super) type Act = dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send;
-
-/// A change of state: looks and writes in the group's transaction and says which events go with it. A job that
-/// cannot be tried is given the reason instead, so that the one who asked hears it.
-pub(super) struct Job {
-    pub(super) act: Box<Act>,
-}
-
-impl Job {
-    /// Tells the one who asked why it is not tried.
-    fn refuse(self, error: &StoreError) {
-        let Acted { answer, .. } = (self.act)(Err(error.clone()));
-        answer(Err(error.clone()));
-    }
-}
-
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job")
-    }
-}
-
-/// What a job did within its savepoint.
-pub(super) struct Acted {
-    /// The events that go with it; none if it failed.
-    pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
-    /// Tells the one who asked.
-    pub(super) answer: Answer,
-}
-
-pub(super) type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
-
 /// The writer's thread. Stops when told to, after what was offered is written.
 #[derive(Debug)]
 pub struct Writer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Intake>,
     pub(super) thread: Option<JoinHandle<()>>,
 }
 
@@ -102,7 +60,7 @@ impl Drop for Writer {
 }
 
 /// Ends the queue with the writer, also when that ends by a panic: nobody waits for ever.
-pub(super) struct Ending(pub(super) Arc<Shared>);
+pub(super) struct Ending(pub(super) Arc<Intake>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
@@ -118,7 +76,7 @@ struct Group {
     stop: bool,
 }
 
-impl Shared {
+impl Intake {
     pub(super) fn write_until_stopped(&self, connection: &Connection) {
         let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
         let mut pause = RETRY.0;

@@ -59,7 +59,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
 const SQL: &[&str] = &[
     "store",
     "stream::log",
-    "stream::publish",
+    "stream::writer",
+    "stream::checkpoint",
     "task::registry",
     "task::slots",
     "run::queue",

@@ -1,0 +1,123 @@
+//! The intake: what stands between those who publish and the writer. Queues with bounds, the bell, and what both
+//! look at.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use tokio::sync::{Semaphore, watch};
+
+use super::changes::Changes;
+use super::forwarder::Connections;
+use super::ring;
+use super::topic::{Offer, QueueLimits, Topic};
+use crate::clock::Clock;
+use crate::event::{Seq, TaskId};
+use crate::store::StoreError;
+
+/// How much the stream keeps in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// One task's ring.
+    pub ring: ring::Limits,
+    /// All rings together, in bytes of allocation.
+    pub rings_bytes: usize,
+    /// How long a ring is kept after the last event.
+    pub ring_idle: Duration,
+    /// One task's queue in front of the writer.
+    pub queue: QueueLimits,
+    /// All queues together, in bytes.
+    pub queues_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        const MIB: usize = 1024 * 1024;
+        Self {
+            ring: ring::Limits { events: 1024, bytes: MIB, unread_bytes: 16 * MIB },
+            rings_bytes: 256 * MIB,
+            ring_idle: Duration::from_secs(300),
+            queue: QueueLimits { events: 1024, bytes: 4 * MIB },
+            queues_bytes: 64 * MIB,
+        }
+    }
+}
+
+/// Whether the store can be written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Writable {
+    /// It can.
+    Yes,
+    /// It cannot, since then and for that reason.
+    No {
+        /// Since when.
+        since: Timestamp,
+        /// What the store said.
+        why: String,
+    },
+}
+
+/// What the publisher and the writer both look at.
+#[derive(Debug)]
+pub(super) struct Intake {
+    pub(super) inbox: Mutex<Inbox>,
+    pub(super) bell: Condvar,
+    pub(super) topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
+    pub(super) connections: Connections,
+    pub(super) writable: watch::Sender<Writable>,
+    pub(super) changes: Changes,
+    /// Held by the writer for each group; whoever must have it quiet for a moment takes it.
+    pub(super) gate: Mutex<()>,
+    pub(super) queues_bytes: Arc<Semaphore>,
+    pub(super) limits: Limits,
+    pub(super) clock: Clock,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pub(super) jobs: VecDeque<Job>,
+    /// Topics with something in their queue.
+    pub(super) ready: VecDeque<Arc<Topic>>,
+    pub(super) stop: bool,
+}
+
+/// What a job does with the group's transaction, or with the reason why there is none.
+pub(super) type Act = dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send;
+
+/// A change of state: looks and writes in the group's transaction and says which events go with it. A job that
+/// cannot be tried is given the reason instead, so that the one who asked hears it.
+pub(super) struct Job {
+    pub(super) act: Box<Act>,
+}
+
+impl Job {
+    /// Tells the one who asked why it is not tried.
+    pub(super) fn refuse(self, error: &StoreError) {
+        let Acted { answer, .. } = (self.act)(Err(error.clone()));
+        answer(Err(error.clone()));
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+/// What a job did within its savepoint.
+pub(super) struct Acted {
+    /// The events that go with it; none if it failed.
+    pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
+    /// Tells the one who asked.
+    pub(super) answer: Answer,
+}
+
+pub(super) type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
+
+/// What an offer takes of the byte budgets: never more than there is of them, or it would wait for ever.
+pub(super) fn weight(offer: &Offer, limits: &Limits) -> u32 {
+    let most = limits.queue.bytes.min(limits.queues_bytes);
+    u32::try_from(offer.bytes().min(most)).unwrap_or(u32::MAX)
+}
