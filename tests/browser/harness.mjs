@@ -15,7 +15,9 @@ const execute = promisify(execFile);
 const require = createRequire(new URL('../../web/package.json', import.meta.url));
 const { chromium } = require('playwright-core');
 
-const BINARY = process.env.REJOIN_BIN ?? fileURLToPath(new URL('../../target/debug/rejoin', import.meta.url));
+const BINARY = path.resolve(
+  process.env.REJOIN_BIN ?? fileURLToPath(new URL('../../target/debug/rejoin', import.meta.url)),
+);
 const BROWSER = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
 
 export const PHONE = { width: 390, height: 844 };

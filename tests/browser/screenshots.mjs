@@ -9,7 +9,6 @@ import {
   PHONE,
   Server,
   Wire,
-  countingTask,
   openBrowser,
   settled,
   signIn,
@@ -253,7 +252,41 @@ async function diskFull() {
   }
 }
 
-const ALL = { overviewAndTasks, empty, reset, diskFull };
+/** The two pictures of the README: what ships, with one run under way. */
+async function readme() {
+  const server = await Server.start({
+    tasks: { ...(await shipped()), certificates: NEEDS_ATTENTION, backup: FAILS },
+  });
+  const browse = async (colorScheme, where) => {
+    const context = await browser.newContext({ viewport: DESKTOP, colorScheme, reducedMotion: 'reduce' });
+    const page = await watched(context);
+    pages.push(page);
+    await signIn(page, server, server.base, where);
+    return page;
+  };
+  try {
+    await Promise.all(['certificates', 'backup', 'backup-freshness'].map((task) => finish(server, task)));
+    const { id } = await server.startRun('long-task', { seconds: 8 });
+    const task = await browse('dark', '/tasks/long-task');
+    await settled(task);
+    await sleep(11_000);
+    await shoot(task, 'readme', 'task');
+    const overview = await browse('light', '/');
+    await overview.locator('[data-task="long-task"]').getByText('Running').waitFor();
+    await shoot(overview, 'readme', 'overview');
+    await overview.setViewportSize(PHONE);
+    await overview.getByRole('button', { name: 'Signed-in browsers' }).click();
+    await overview.locator('[data-device]').first().waitFor();
+    await overview.evaluate(() => window.scrollTo(0, document.documentElement.scrollHeight));
+    await shoot(overview, 'devices', 'phone-light');
+    await server.call('POST', `/runs/${id}/stop`);
+    await until('the run to end', async () => (await server.runOf(id)).ended_at, 60_000);
+  } finally {
+    await server.stop();
+  }
+}
+
+const ALL = { overviewAndTasks, empty, reset, diskFull, readme };
 const wanted = process.argv.slice(3);
 let bad = false;
 for (const [name, action] of Object.entries(ALL)) {

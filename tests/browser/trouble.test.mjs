@@ -360,6 +360,21 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
     assert.equal(head, now.last_seq, 'nothing follows the end');
   });
 
+  test('a browser that is out of reach is signed out from another', async () => {
+    const { server } = await start();
+    const lost = await open(server, null);
+    const { page } = await open(server, null, server.base, { viewport: PHONE });
+    await page.getByRole('button', { name: 'Signed-in browsers' }).click();
+    const lines = page.locator('[data-device]');
+    await until('both', async () => (await lines.count()) === 2);
+    await lines.filter({ hasText: 'this one' }).waitFor();
+    await isFitToBeSeen(page);
+    await lines.getByRole('button', { name: 'Sign out' }).click();
+    await lost.page.getByRole('heading', { name: 'Your sign-in has ended' }).waitFor({ timeout: 2_000 });
+    await until('only this one', async () => (await lines.count()) === 1);
+    await state(page, 'connected');
+  });
+
   test('the overview puts what needs somebody first, then what failed, and names the line of a bad file', async () => {
     const bad = 'title = "Has a typo"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n';
     const { server } = await start({

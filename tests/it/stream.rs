@@ -15,7 +15,8 @@ use rejoin::record::RunState;
 use rejoin::store::{Durability, Store, StoreError, TaskNo, sql};
 use rejoin::stream::forwarder::{Peer, Watcher};
 use rejoin::stream::log::{self, Bounds};
-use rejoin::stream::publish::{Limits, Publisher, Writable, Writer};
+use rejoin::stream::publish::{Limits, Publisher, Writable};
+use rejoin::stream::writer::Writer;
 use rejoin::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Verdict, Why};
 use rejoin::stream::ring;
 use rejoin::stream::topic::{Offer, QueueLimits, Refused, Start, Topic};
@@ -1386,14 +1387,14 @@ fn a_large_write_ahead_log_holds_pages_back_until_it_is_truncated() {
         let stream = Stream::open(dir.path(), Limits::default());
         let wal = dir.path().join("rejoin.db-wal");
         let size = || std::fs::metadata(&wal).unwrap().len();
-        let checkpointer = rejoin::stream::publish::Checkpointer::new(&stream.store).unwrap();
+        let checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
         // A reader that does not come to its end keeps the log from being truncated.
         let reading = Connection::open(stream.store.path()).unwrap();
         reading.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
         for key in ["a", "b", "c", "d", "e"] {
             stream.note(key, 16 << 20).await.unwrap();
         }
-        assert!(size() > rejoin::stream::publish::Checkpointer::HIGH);
+        assert!(size() > rejoin::stream::checkpoint::Checkpointer::HIGH);
         let all = stream.store.permits().available_permits();
         checkpointer.tick(&stream.store, &stream.publisher);
         assert_eq!(stream.store.permits().available_permits(), 0, "held back from one look to the next");
