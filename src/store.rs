@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 mod opens;
 mod schema;
@@ -118,11 +119,19 @@ impl Store {
         Ok(Opened { store, writer, logs_replaced })
     }
 
-    /// Notes that the server stopped in order.
+    /// Notes that the server stopped in order, once nothing is written any more. The file is whole by itself then:
+    /// a copy of it is a backup, and an older copy put in its place meets no log of a newer one.
     ///
     /// # Errors
     /// When the note cannot be written.
     pub fn note_clean_stop(&self) -> Result<()> {
+        let whole = open_checkpointer(&self.path).and_then(|connection| {
+            connection.busy_timeout(Duration::from_secs(5))?;
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))
+        });
+        if !matches!(whole, Ok(false)) {
+            warn!(?whole, "the write-ahead log could not be moved into the file; the next start does it");
+        }
         opens::note_clean_stop(&self.path.with_file_name("opens"))
     }
 
