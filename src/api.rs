@@ -110,6 +110,7 @@ pub fn router(api: Api) -> Router {
         .route("/readyz", get(status::readyz))
         .fallback(get(web::page))
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(error::as_problem))
         .layer(CompressionLayer::new().compress_when(small))
         .layer(CatchPanicLayer::custom(|_| ApiError::internal(&"a handler panicked").into_response()))
         .layer(axum::middleware::from_fn_with_state(door, door::guard))

@@ -222,6 +222,16 @@ pub struct Session {
     pub server: Where,
 }
 
+impl Session {
+    /// A run, as the server gives it.
+    ///
+    /// # Errors
+    /// An id that is none, and whatever the server answers.
+    pub async fn run(&self, id: &str) -> Result<serde_json::Value> {
+        self.client.get(&["runs", &runs::run_id(id)?], &[]).await
+    }
+}
+
 /// Reads the command line, does what it says, and says what went wrong.
 pub fn main() -> ExitCode {
     // Without a provider of its own, the first use of TLS would end the process.

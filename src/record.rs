@@ -272,6 +272,8 @@ impl Fold {
                 self.runs.insert(id, run.clone());
                 return Some(run);
             }
+            // The end of a run whose beginning retention took opens no call that nobody would close.
+            _ if !self.runs.contains_key(&id) => return None,
             Mark::Opens(call) => {
                 self.calls.push(OpenCall { seq, run: id, call: call.clone(), event: event.into() });
             }

@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::api::auth::{self, Authority};
@@ -37,11 +37,14 @@ use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
 use crate::store::Store;
-use crate::stream::publish::{Checkpointer, Limits, Publisher, Writable, Writer};
+use crate::stream::checkpoint::Checkpointer;
+use crate::stream::publish::{Limits, Publisher, Writable};
 use crate::stream::reader::ReplayLimits;
 use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
+use crate::stream::writer::Writer;
 use crate::task::folder::{self, Change};
+use crate::task::parse::Problem;
 use crate::task::registry::{Registry, Source};
 
 /// How often the write-ahead log is looked at.
@@ -66,6 +69,8 @@ pub struct Server {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     bell: Bell,
+    /// Stops what no task of the runtime holds, should the server be dropped without a stop.
+    _dropped: DropGuard,
 }
 
 /// Runs the server until the process is told to stop.
@@ -153,7 +158,8 @@ impl Server {
 
         let bell = Bell::start(Arc::clone(&api.planner)).await?;
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
-        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell };
+        let _dropped = stop.clone().drop_guard();
+        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell, _dropped };
         server.read_task_files().await;
         server.spawn_parts()?;
         server.spawn_doors(tcp, unix);
@@ -238,11 +244,10 @@ impl Server {
         self.tasks.spawn(retention.run(self.no_more.clone(), every));
         let checkpointer = Checkpointer::new(&store)?;
         let stop = self.stop.clone();
-        let handle = tokio::runtime::Handle::current();
         std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let mut tidied = Instant::now();
             while !stop.is_cancelled() {
-                let _ = handle.block_on(async { tokio::time::timeout(CHECKPOINT_EVERY, stop.cancelled()).await });
+                std::thread::sleep(CHECKPOINT_EVERY);
                 checkpointer.tick(&store, &publisher);
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();
@@ -416,6 +421,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
                         continue;
                     }
+                    Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
                     Some(_) => registry.redefine(&id, definition, Some(path)).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
@@ -423,9 +429,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                     Ok(task) => info!(task = %task.id, "task file in force"),
                     Err(error) => {
                         error!(task = %id, %error, "the task file could not be put in force");
-                        let message = error.to_string();
-                        let problem = crate::task::parse::Problem { file: None, line: None, column: None, key: "schedule".to_owned(), message };
-                        registry.set_problem(&id, problem);
+                        registry.set_problem(&id, problem("schedule", error.to_string()));
                     }
                 }
             }
@@ -446,11 +450,16 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
     }
 }
 
+fn problem(key: &str, message: String) -> Problem {
+    Problem { file: None, line: None, column: None, key: key.to_owned(), message }
+}
+
 async fn disable(registry: &Registry, id: &crate::event::TaskId) {
     warn!(task = %id, "the task file is gone: the task is off and keeps its history");
     if let Err(error) = registry.set_enabled(id, false).await {
         error!(task = %id, %error, "the task could not be switched off");
     }
+    registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.

@@ -64,9 +64,9 @@ pub enum StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+        use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
         match error.sqlite_error_code() {
-            Some(DiskFull | SystemIoFailure | ReadOnly | CannotOpen) => Self::NotWritable(error.to_string()),
+            Some(DiskFull | SystemIoFailure | ReadOnly | CannotOpen | DatabaseBusy) => Self::NotWritable(error.to_string()),
             _ => Self::Broken(error.to_string()),
         }
     }

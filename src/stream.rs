@@ -18,6 +18,12 @@ pub mod log;
 
 pub mod publish;
 
+pub mod changes;
+mod numbering;
+pub mod writer;
+
+pub mod checkpoint;
+
 pub mod reader;
 
 mod sync;

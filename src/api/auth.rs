@@ -206,14 +206,19 @@ impl Authority {
         self.code_life
     }
 
-    /// Uses a code up. False when it is none, or was used, or is too old.
-    pub fn use_code(&self, code: &str) -> bool {
+    /// Uses a code up, and says until when it would have been good. None when it is none, or was used, or is too old.
+    pub fn use_code(&self, code: &str) -> Option<Instant> {
         let key = hash(code);
         let mut codes = self.codes.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         codes.retain(|(_, until)| *until > now);
         let found = codes.iter().position(|(other, _)| bool::from(other.ct_eq(&key)));
-        found.map(|index| codes.remove(index)).is_some()
+        found.map(|index| codes.remove(index).1)
+    }
+
+    /// A code that was used for nothing, because the store could not be written, is good again for what is left.
+    pub fn give_code_back(&self, code: &str, until: Instant) {
+        self.codes.lock().unwrap_or_else(PoisonError::into_inner).push((hash(code), until));
     }
 
     /// Signs a browser in; gives its cookie and how long that is good.

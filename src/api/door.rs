@@ -119,8 +119,9 @@ impl Door {
 
 /// The name in a `Host` header, without the port.
 fn host_name(host: &str) -> &str {
-    if let Some(end) = host.find(']') {
-        return &host[..=end];
+    if let Some((address, port)) = host.split_once(']') {
+        let is_whole = port.is_empty() || port.starts_with(':');
+        return if is_whole { &host[..=address.len()] } else { host };
     }
     host.rsplit_once(':').map_or(host, |(name, _)| name)
 }

@@ -2,7 +2,9 @@
 //! inside: an internal error is logged with a number, and only the number is told.
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use tracing::error;
@@ -94,6 +96,37 @@ impl IntoResponse for ApiError {
         }
         response
     }
+}
+
+/// What the framework refuses by itself, before a handler is asked, is said as everything else: as a problem.
+pub async fn as_problem(request: Request, next: Next) -> Response {
+    const KIND: &str = "application/problem+json";
+    let is_api = request.uri().path().starts_with("/api");
+    let response = next.run(request).await;
+    let status = response.status();
+    let is_said = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == KIND);
+    if !is_api || is_said || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let text = axum::body::to_bytes(body, 4096).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let problem = match status {
+        StatusCode::METHOD_NOT_ALLOWED => ApiError::new(status, "method_not_allowed", "there is no such call at this path"),
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(status, "too_large", "the body is too large: 1 MiB at most"),
+        status if status.is_client_error() => {
+            let field = text.split('`').nth(1).unwrap_or_default().to_owned();
+            ApiError::new(status, "invalid", text).with("field", field)
+        }
+        _ => ApiError::internal(&text),
+    };
+    // Which calls there are, which ranges: what stands in headers stays.
+    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH] {
+        parts.headers.remove(name);
+    }
+    let mut response = problem.into_response();
+    response.headers_mut().extend(parts.headers);
+    response
 }
 
 impl From<StoreError> for ApiError {

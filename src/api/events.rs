@@ -210,7 +210,8 @@ fn collect(
                     break;
                 }
             }
-            Ok(Items { text: found.join(","), next, more: next < last })
+            // With nothing left of it (retention took all), there is no more, wherever the position is.
+            Ok(Items { text: found.join(","), next, more: next < last && first <= last })
         }
         Position::Before(given) => {
             let mut next = given;
@@ -235,7 +236,7 @@ fn collect(
                 }
             }
             found.reverse();
-            Ok(Items { text: found.join(","), next, more: next > first })
+            Ok(Items { text: found.join(","), next, more: next > first && first <= last })
         }
     }
 }

@@ -96,6 +96,8 @@ pub struct Opening {
 enum End {
     /// The client is gone.
     Gone,
+    /// The client said that it goes: its close is answered with ours.
+    Left,
     /// The server closes it.
     Close(Closing),
 }
@@ -133,6 +135,7 @@ impl Live {
         };
         match end {
             End::Gone => {}
+            End::Left => wire.answer_close().await,
             End::Close(closing) => wire.goodbye(&closing).await,
         }
     }
@@ -141,14 +144,12 @@ impl Live {
     async fn welcome(&self, wire: &mut Wire, opening: Opening, knock: Knock) -> Result<Session, End> {
         let hello = tokio::time::timeout(self.limits.hello, wire.hello())
             .await
-            .map_err(|_| End::Close(Closing::BAD_CREDENTIAL))??;
+            // Not 4500: a machine that fell asleep in between has shown no bad credential, and comes back.
+            .map_err(|_| End::Close(Closing::NO_LIFE))??;
         if hello.protocol != frame::PROTOCOL {
             return Err(Closing::PROTOCOL.into());
         }
-        let from_token = match &hello.token {
-            Some(token) => Some(self.authority.by_token(token).ok_or(())),
-            None => None,
-        };
+        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(()));
         let credential = opening.header.or(from_token).or(opening.cookie);
         let credential = match credential {
             Some(Ok(credential)) => credential,
@@ -176,6 +177,8 @@ impl Live {
             subs: Vec::new(),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
+            greeting: hello.subscribe.into_iter().map(ClientFrame::Subscribe).collect(),
+            look: false,
             list: None,
             notices_seen: 0,
             bad_frames: 0,
@@ -183,11 +186,8 @@ impl Live {
             heartbeat_due: false,
         };
         session.tell_notices();
-        for subscribe in hello.subscribe {
-            session.subscribe(subscribe).await?;
-        }
         if hello.tasks {
-            session.show_list().await?;
+            session.greeting.push_back(ClientFrame::Tasks {});
         }
         Ok(session)
     }
@@ -209,8 +209,13 @@ struct Session {
     subs: Vec<Sub>,
     /// Whose turn it is: subs take turns frame by frame.
     turn: usize,
-    /// Frames that are about to be written. Bounded: client frames are handled only while it is empty.
+    /// Frames that are about to be written. Bounded: whatever makes frames does so only while it is empty, so
+    /// that a watcher that takes nothing is owed nothing either.
     outbox: VecDeque<Utf8Bytes>,
+    /// What the hello asked for and is not answered yet. Before it is, no event goes out.
+    greeting: VecDeque<ClientFrame>,
+    /// It was woken: positions may be lost, the list or the notices may have changed.
+    look: bool,
     /// The revision of the list of tasks it has seen, if it shows the list.
     list: Option<u64>,
     notices_seen: u64,
@@ -246,6 +251,7 @@ impl Session {
             }
             self.fill(wire).await?;
             while self.outbox.is_empty()
+                && self.greeting.is_empty()
                 && let Some(next) = inbox.pop_front()
             {
                 self.handle(next).await?;
@@ -257,9 +263,10 @@ impl Session {
             let reads = inbox.len() < WAITING_FRAMES;
             let (stalled, silent) = (wire.stalled(limits.slow_window), wire.heard + limits.life);
             tokio::select! {
-                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.woken().await?,
+                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
                 step = wire.step(reads) => match step? {
-                    Step::Flushed | Step::Heard => {}
+                    Step::Flushed => {}
+                    Step::Heard => self.count_frame()?,
                     Step::Frame(next) => inbox.extend(self.accept(next)?),
                 },
                 () = stalled => return Err(Closing::SLOW.into()),
@@ -283,13 +290,20 @@ impl Session {
     }
 
     async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
-        if let Some(next) = self.outbox.pop_front() {
-            return Ok(Some(next));
+        loop {
+            if let Some(next) = self.outbox.pop_front() {
+                return Ok(Some(next));
+            }
+            if let Some(asked) = self.greeting.pop_front() {
+                self.handle(asked).await?;
+            } else if std::mem::take(&mut self.look) {
+                self.look_around().await?;
+            } else if std::mem::take(&mut self.heartbeat_due) {
+                return Ok(Some(self.heartbeat().into()));
+            } else {
+                return self.next_events(max_bytes).await;
+            }
         }
-        if std::mem::take(&mut self.heartbeat_due) {
-            return Ok(Some(self.heartbeat().into()));
-        }
-        self.next_events(max_bytes).await
     }
 
     /// The next events of whichever sub's turn it is.
@@ -328,7 +342,7 @@ impl Session {
     }
 
     fn has_due(&self) -> bool {
-        self.heartbeat_due || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+        self.heartbeat_due || self.look || !self.greeting.is_empty() || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
     }
 
     /// One line for each event that went out; held back by the default filter.
@@ -344,28 +358,25 @@ impl Session {
         }
     }
 
-    /// The flag was raised: positions may be lost, the list or the notices may have changed.
-    async fn woken(&mut self) -> Result<(), End> {
+    /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a
+    /// snapshot is large, and there may be many.
+    async fn look_around(&mut self) -> Result<(), End> {
         self.tell_notices();
-        // An event shows itself by the head; what is not an event must be looked for.
-        let mut index = 0;
-        while index < self.subs.len() {
-            match self.subs[index].reader.lost() {
-                Some(lost) if !self.lose(index, lost).await? => {}
-                _ => index += 1,
-            }
+        let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
+        if let Some((index, lost)) = lost {
+            self.look = true;
+            self.lose(index, lost).await?;
+            return Ok(());
         }
-        if let Some(rev) = self.list {
-            match self.live.board.due(rev) {
-                Due::Nothing => {}
-                Due::Frame(rev, text) => {
-                    self.list = Some(rev);
-                    self.outbox.push_back(Utf8Bytes::from(&*text));
-                    // There may be more.
-                    self.member.handle.peer.wake.raise();
-                }
-                Due::All => self.send_list().await?,
+        let Some(rev) = self.list else { return Ok(()) };
+        match self.live.board.due(rev) {
+            Due::Nothing => {}
+            Due::Frame(rev, text) => {
+                self.list = Some(rev);
+                self.outbox.push_back(Utf8Bytes::from(&*text));
+                self.look = true;
             }
+            Due::All => self.send_list().await?,
         }
         Ok(())
     }
@@ -402,10 +413,7 @@ impl Session {
 
     /// Reads a frame; what cannot be understood is answered, and the fifth ends the socket.
     fn accept(&mut self, text: Incoming) -> Result<Option<ClientFrame>, End> {
-        self.frames += 1;
-        if self.frames > FRAMES_PER_HEARTBEAT {
-            return Err(Closing::TOO_MANY.into());
-        }
+        self.count_frame()?;
         let (code, message) = match text {
             Incoming::Text(text) if text.len() <= frame::MAX_CLIENT_FRAME => match serde_json::from_str(&text) {
                 Ok(frame) => return Ok(Some(frame)),
@@ -418,6 +426,12 @@ impl Session {
         };
         self.complain(None, code, &message)?;
         Ok(None)
+    }
+
+    /// Whatever comes costs time, also what needs no answer.
+    fn count_frame(&mut self) -> Result<(), End> {
+        self.frames += 1;
+        if self.frames > FRAMES_PER_HEARTBEAT { Err(Closing::TOO_MANY.into()) } else { Ok(()) }
     }
 
     fn complain(&mut self, about: Option<(&str, Value)>, code: &str, message: &str) -> Result<(), End> {
@@ -468,6 +482,11 @@ impl Session {
         }
         let watcher = Arc::new(Watcher::new(Arc::clone(&self.member.handle.peer), number, topic.head().next()));
         let reader = Reader::enter(&self.live.viewer.publisher, topic, watcher);
+        // Deleted since it was found: whoever told the watchers may not have found this one yet.
+        if reader.topic().is_closed() {
+            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+            return Ok(());
+        }
         let mut sub = Sub { number, reader, catch_up: None };
         let (generation, after) = frame::position(&subscribe);
         let (verdict, log) =
@@ -523,22 +542,22 @@ impl Session {
         Ok(self.outbox.pop_front())
     }
 
-    /// A position that is no longer one: the sub ends, or starts again. True when it is still there.
-    async fn lose(&mut self, index: usize, lost: Lost) -> Result<bool, End> {
+    /// A position that is no longer one: the sub ends, or starts again.
+    async fn lose(&mut self, index: usize, lost: Lost) -> Result<(), End> {
         let mut sub = self.subs.remove(index);
         let have = sub.reader.next().prev();
         let (why, again) = match lost {
             Lost::Deleted => {
                 let text = frame::not_found(sub.number, sub.reader.topic().id.as_str());
                 self.outbox.push_back(text.into());
-                return Ok(false);
+                return Ok(());
             }
             Lost::Replaced => (Why::Generation, true),
             Lost::Retention => (Why::Retention, false),
         };
         self.reset(&mut sub, why, have, again).await?;
         self.subs.insert(index, sub);
-        Ok(true)
+        Ok(())
     }
 }
 
@@ -654,7 +673,7 @@ impl Wire {
         match message {
             Message::Text(text) => Ok(Step::Frame(Incoming::Text(text))),
             Message::Binary(_) => Ok(Step::Frame(Incoming::Binary)),
-            Message::Close(_) => Err(End::Gone),
+            Message::Close(_) => Err(End::Left),
             // Answered by the library; a sign of life all the same.
             Message::Ping(_) | Message::Pong(_) => Ok(Step::Heard),
         }
@@ -683,6 +702,13 @@ impl Wire {
                 None => std::future::pending().await,
             }
         }
+    }
+
+    /// Answers the client's close; the library has the answer ready. Without it the client sees a broken
+    /// connection where there was none.
+    async fn answer_close(mut self) {
+        let flush = std::future::poll_fn(|context| Pin::new(&mut self.socket).poll_flush(context));
+        let _ = tokio::time::timeout(GOODBYE, flush).await;
     }
 
     /// Says why, as far as that can still be heard, then lets go.

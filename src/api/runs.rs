@@ -12,9 +12,8 @@ use tower_http::services::ServeFile;
 use super::error::{ApiError, run_id, task_id};
 use super::once::Once;
 use super::socket::Came;
-use super::tasks::address;
 use super::{Api, One, json_body, limit};
-use crate::event::TaskId;
+use crate::event::{RunId, TaskId};
 use crate::record::{Run, RunState};
 use crate::run::queue::{self, RunError};
 
@@ -125,6 +124,15 @@ fn params(body: &Value) -> Result<Map<String, Value>, ApiError> {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(params)) => Ok(params.clone()),
         Some(_) => Err(ApiError::invalid("params", "params is an object")),
+    }
+}
+
+/// The page's address of a task or one of its runs.
+pub fn address(api: &Api, headers: &HeaderMap, came: &Came, task: &TaskId, run: Option<RunId>) -> String {
+    let base = api.door.address_for(headers, came);
+    match run {
+        Some(run) => format!("{base}/tasks/{task}/runs/{run}"),
+        None => format!("{base}/tasks/{task}"),
     }
 }
 

@@ -48,9 +48,12 @@ pub async fn sign_in(
 ) -> Result<Response, ApiError> {
     api.door.check_origin(&headers, &came, false)?;
     let body = json_body(&headers, &body)?;
-    let good = match (body.get("code"), body.get("token")) {
-        (Some(Value::String(code)), None) => api.door.authority.use_code(code.trim()),
-        (None, Some(Value::String(token))) => api.door.authority.by_token(token.trim()).is_some(),
+    let (good, code) = match (body.get("code"), body.get("token")) {
+        (Some(Value::String(code)), None) => {
+            let used = api.door.authority.use_code(code.trim());
+            (used.is_some(), used.map(|until| (code.trim(), until)))
+        }
+        (None, Some(Value::String(token))) => (api.door.authority.by_token(token.trim()).is_some(), None),
         _ => return Err(ApiError::invalid("code", "give a code or a token")),
     };
     if !good {
@@ -58,7 +61,17 @@ pub async fn sign_in(
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail));
     }
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown browser");
-    let (cookie, life) = api.door.authority.sign_in(agent).await?;
+    let before = api.door.authority.devices();
+    let signed_in = api.door.authority.sign_in(agent).await;
+    if let (Err(_), Some((code, until))) = (&signed_in, code) {
+        api.door.authority.give_code_back(code, until);
+    }
+    let (cookie, life) = signed_in?;
+    // Where there were too many, the one seen longest ago is signed out: its sockets too.
+    let after = api.door.authority.devices();
+    for gone in before.iter().filter(|device| after.iter().all(|other| other.id != device.id)) {
+        api.live.hub.close_credential(&gone.id, &Closing::EXPIRED);
+    }
     tracing::info!(from = ?came.from, "a browser signed in");
     let jar = CookieJar::new().add(api.door.cookie(&headers, &came, cookie, life));
     Ok((StatusCode::NO_CONTENT, jar).into_response())

@@ -14,12 +14,14 @@ use super::socket::Came;
 use super::wire::TaskView;
 use super::{Api, One, json_body, limit};
 use crate::config::units;
-use crate::event::{RunId, TaskId};
+use crate::event::TaskId;
 use crate::schedule::timing;
 use crate::task::definition::Schedule;
 use crate::task::parse;
 use crate::task::registry::{Source, Task, TaskError};
 
+/// Calls with a key are made one after the other, so that the same key at the same moment finds what the first made.
+static KEYED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// The most moments of a preview.
 const MAX_NEXT: usize = 500;
 
@@ -81,6 +83,10 @@ pub async fn add(
     let now = api.publisher.clock().now();
     let posted = parse::from_json(&body, api.viewer.registry.defaults())?;
     let runs_now = posted.run && posted.definition.schedule.is_none();
+    let _turn = match &once {
+        Some(_) => Some(KEYED.lock().await),
+        None => None,
+    };
     let before = match &once {
         Some(once) => once.done(&api.store, now).await?,
         None => None,
@@ -101,17 +107,8 @@ pub async fn add(
         true => Some(super::runs::start_once(&api, &id, Map::new(), once.map(|once| once.then("run"))).await?),
         false => None,
     };
-    let address = address(&api, &headers, &came, &id, run.as_ref().map(|run| run.id));
+    let address = super::runs::address(&api, &headers, &came, &id, run.as_ref().map(|run| run.id));
     Ok((StatusCode::CREATED, Json(json!({ "task": view(&api, &id).await?, "run": run, "url": address }))))
-}
-
-/// The page's address of a task or one of its runs.
-pub fn address(api: &Api, headers: &HeaderMap, came: &Came, task: &TaskId, run: Option<RunId>) -> String {
-    let base = api.door.address_for(headers, came);
-    match run {
-        Some(run) => format!("{base}/tasks/{task}/runs/{run}"),
-        None => format!("{base}/tasks/{task}"),
-    }
 }
 
 /// Changes a task: the members that are given replace those it has.

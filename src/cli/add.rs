@@ -11,7 +11,7 @@ use super::failure::{Failure, Result};
 use super::tasks::{all, get, read, resolve, slot_lines};
 use super::watch::{self, Show};
 use super::wire::{Made, Task};
-use super::{matching, runs, table, times};
+use super::{matching, table, times};
 
 /// What `tasks add` takes.
 #[derive(Debug, Default, clap::Args)]
@@ -407,7 +407,7 @@ async fn report(session: Session, mut answer: Value, until: Until) -> Result<()>
     let show = if until.watch { Show::Everything } else { Show::End };
     let how = watch::until_over(&session, &run, show).await;
     if screen.json && until.wait && matches!(how, Ok(()) | Err(Failure::RunFailed)) {
-        answer["run"] = runs::get(&session, &run.id).await?;
+        answer["run"] = session.run(&run.id).await?;
         screen.document(&answer)?;
     }
     how

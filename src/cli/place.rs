@@ -1,5 +1,7 @@
 //! Which server is meant: an address, or the socket of a data folder.
 
+#![expect(rustdoc::bare_urls, reason = "help texts show addresses as people type them")]
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Session;
 use super::failure::{Failure, Result};
@@ -16,16 +16,11 @@ use crate::event::RunId;
 const PAGE: &str = "500";
 
 /// An id of a run, checked before it is sent.
-fn run_id(text: &str) -> Result<String> {
+pub(super) fn run_id(text: &str) -> Result<String> {
     let id = text
         .parse::<RunId>()
-        .map_err(|_| Failure::Usage(format!("{text:?} is not the id of a run; `rejoin runs list` shows the ids")))?;
+        .map_err(|_| Failure::NotFound(format!("there is no run {text:?}: `rejoin runs list` shows the ids")))?;
     Ok(id.to_string())
-}
-
-/// A run.
-pub async fn get(session: &Session, id: &str) -> Result<Value> {
-    session.client.get(&["runs", &run_id(id)?], &[]).await
 }
 
 /// Lists runs, the newest first.
@@ -65,7 +60,7 @@ pub async fn list(session: &Session, task: Option<String>, state: Option<String>
 
 /// Shows a run.
 pub async fn show(session: &Session, id: &str) -> Result<()> {
-    let answer = get(session, id).await?;
+    let answer = session.run(id).await?;
     if session.screen.json {
         return session.screen.document(&answer);
     }
@@ -102,7 +97,7 @@ pub async fn stop(session: &Session, id: &str) -> Result<()> {
 
 /// Prints what a run did, and with `follow` goes on until it is over.
 pub async fn logs(session: Session, id: &str, follow: bool, tail: Option<usize>) -> Result<()> {
-    let run: Run = read(get(&session, id).await?)?;
+    let run: Run = read(session.run(id).await?)?;
     let mut viewer = Viewer::new(session.screen, false);
     if tail.is_none() && follow {
         // The live stream begins where it is told to: history and what is new are one.
@@ -123,7 +118,7 @@ pub async fn logs(session: Session, id: &str, follow: bool, tail: Option<usize>)
     if !follow {
         return Ok(());
     }
-    let run: Run = read(get(&session, id).await?)?;
+    let run: Run = read(session.run(id).await?)?;
     let over = run.is_over() && (last >= run.last_seq || run.last_seq.is_none());
     if over { Ok(()) } else { watch::logs(session, run, last, viewer).await }
 }

@@ -14,7 +14,7 @@ use super::render::Renderer;
 use super::screen::Screen;
 use super::tasks::{read, resolve};
 use super::wire::{Event, Run, Task};
-use super::{runs, tasks};
+use super::tasks;
 use crate::event::{RunId, State};
 
 /// What to do until a run is over.
@@ -146,7 +146,7 @@ fn live(client: &Client) -> Live<&Client> {
 pub async fn watch(session: Session, target: Option<String>) -> Result<()> {
     let Some(target) = target else { return everything(&session).await };
     if target.parse::<RunId>().is_ok() {
-        let run: Run = read(runs::get(&session, &target).await?)?;
+        let run: Run = read(session.run(&target).await?)?;
         return until_over(&session, &run, Show::Everything).await;
     }
     let id = resolve(&session, &target).await?;
@@ -211,7 +211,7 @@ async fn follow(session: &Session, run: &Run, after: Option<u64>, show: Show, mu
 
 /// The state of a run that is over although its last event will not come: it is before what the log still has.
 async fn ended_unseen(session: &Session, run: &Run, position: u64, viewer: &Viewer) -> Result<Option<String>> {
-    let now: Run = match runs::get(session, &run.id).await {
+    let now: Run = match session.run(&run.id).await {
         Ok(answer) => read(answer)?,
         Err(failure @ Failure::NotFound(_)) => return Err(failure),
         // The stream notices a server that went away.

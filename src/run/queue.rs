@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
-use super::runner::{StopCause, Workshop, check_params};
+use super::runner::{CALLED_OFF, StopCause, Workshop, check_params, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
@@ -25,8 +25,6 @@ use crate::task::slots;
 
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
-/// Why a scheduled run that waits is called off.
-pub const CALLED_OFF: &str = "the task was paused";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
 const UNSAVED: Duration = Duration::from_secs(1);
 
@@ -626,7 +624,10 @@ struct Open {
     slot: Option<i64>,
 }
 
-fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<(i32, u64)>)> {
+/// A supervisor that was written down: its process id and its start time, in clock ticks since boot.
+type Recorded = (i32, u64);
+
+fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Recorded>)> {
     let mut statement = connection.prepare(
         "SELECT runs.id, tasks.id, runs.state, runs.slot FROM runs JOIN tasks ON tasks.no = runs.task
          WHERE runs.state IN ('queued', 'running', 'waiting') ORDER BY runs.id",
@@ -667,13 +668,6 @@ fn lost_result(call: &str, event: &str) -> Body {
         exit: None,
         duration_ms: 0,
     }
-}
-
-pub(super) fn reasoned(state: State, task: &TaskId, reason: &str) -> Status {
-    let word = if state == State::Cancelled { "cancelled" } else { "interrupted" };
-    let mut status = Status::new(state, format!("Task {task} {word}: {reason}"));
-    status.reason = Some(reason.to_owned());
-    status
 }
 
 /// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 
 use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
-use super::queue::{CALLED_OFF, reasoned};
 use super::secrets::{self, Redactor};
 use crate::agent::{self, Assignment, Emitter, Outcome};
 use crate::event::{Attention, Body, RunId, Seq, State, Status, TaskId};
@@ -29,6 +28,9 @@ use crate::task::slots;
 
 /// How long an agent may go on talking once all its commands are gone.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Why a scheduled run that waits is called off.
+pub const CALLED_OFF: &str = "the task was paused";
 
 /// Why a run is being stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -413,6 +415,14 @@ async fn raised(stop: &mut watch::Receiver<Option<StopCause>>) -> StopCause {
         Ok(Some(cause)) => cause,
         _ => std::future::pending().await,
     }
+}
+
+/// The end of a run that somebody or something ended, and why.
+pub(super) fn reasoned(state: State, task: &TaskId, reason: &str) -> Status {
+    let word = if state == State::Cancelled { "cancelled" } else { "interrupted" };
+    let mut status = Status::new(state, format!("Task {task} {word}: {reason}"));
+    status.reason = Some(reason.to_owned());
+    status
 }
 
 fn stage_status(stage: Stage) -> Status {

@@ -29,6 +29,12 @@ struct Beside {
     boot: String,
     /// Whether the server stopped in order after it.
     clean: bool,
+    /// Whether every commit after it was synced.
+    #[serde(default)]
+    synced: bool,
+    /// Whether the logs get new gens with it. Owed until the store has `next`: a kill in between forgets nothing.
+    #[serde(default)]
+    renews: bool,
 }
 
 /// Notes an open in the store and beside it. True when the logs may not be what watchers have seen.
@@ -49,20 +55,27 @@ pub(super) fn note_open(store: &Connection, path: &Path, durability: Durability)
     let replaced = match (&inside, &beside) {
         (None, None) => false,
         (inside, Some(beside)) => {
-            let known = *inside == beside.last || inside.as_ref() == Some(&beside.next);
-            let lost_power = !beside.clean && beside.boot != boot && durability == Durability::Normal;
-            !known || lost_power
+            let done = inside.as_ref() == Some(&beside.next);
+            let known = done || *inside == beside.last;
+            let lost_power = !beside.clean && beside.boot != boot && !beside.synced;
+            !known || lost_power || (beside.renews && !done)
         }
         (Some(_), None) => true,
     };
     let next = Open { counter: inside.as_ref().map_or(0, |open| open.counter) + 1, id: rand::random() };
     let inside_text = serde_json::to_string(&next)?;
-    write(path, &Beside { last: inside, next, boot, clean: false })?;
-    store.execute(
+    let synced = durability == Durability::Full;
+    write(path, &Beside { last: inside, next, boot, clean: false, synced, renews: replaced })?;
+    let transaction = store.unchecked_transaction()?;
+    if replaced {
+        transaction.execute("UPDATE tasks SET gen = random()", [])?;
+    }
+    transaction.execute(
         "INSERT INTO meta (key, value) VALUES ('open', ?1)
          ON CONFLICT (key) DO UPDATE SET value = excluded.value",
         [inside_text],
     )?;
+    transaction.commit()?;
     Ok(replaced)
 }
 
@@ -135,6 +148,32 @@ mod tests {
     }
 
     #[test]
+    fn t_09_a_kill_while_an_older_copy_is_opened_does_not_make_it_pass_for_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("opens");
+        let store = store();
+        store
+            .execute("INSERT INTO tasks (id, gen, source, definition, anchor, planned, created) VALUES ('a', 7, 'store', '', 0, 0, 0)", [])
+            .unwrap();
+        let generation = || store.query_row("SELECT gen FROM tasks", [], |row| row.get::<_, i64>(0)).unwrap();
+        note_open(&store, &path, Durability::Normal).unwrap();
+        let old = inside(&store);
+        note_open(&store, &path, Durability::Normal).unwrap();
+        note_open(&store, &path, Durability::Normal).unwrap();
+        let put_back = || store.execute("UPDATE meta SET value = ?1 WHERE key = 'open'", [&old]).unwrap();
+        put_back();
+        assert!(note_open(&store, &path, Durability::Normal).unwrap());
+        // Killed after the note beside, before the one in the store.
+        put_back();
+        store.execute("UPDATE tasks SET gen = 7", []).unwrap();
+        assert!(note_open(&store, &path, Durability::Normal).unwrap(), "still owed");
+        assert_ne!(generation(), 7, "the gens go with the note, in one transaction");
+        let renewed = generation();
+        assert!(!note_open(&store, &path, Durability::Normal).unwrap());
+        assert_eq!(generation(), renewed);
+    }
+
+    #[test]
     fn a_power_cut_replaces_the_logs_unless_every_commit_was_synced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("opens");
@@ -144,11 +183,12 @@ mod tests {
             beside.boot = "another".to_owned();
             write(&path, &beside).unwrap();
         };
+        note_open(&store, &path, Durability::Full).unwrap();
+        other_boot();
+        assert!(!note_open(&store, &path, Durability::Normal).unwrap());
+        other_boot();
+        assert!(note_open(&store, &path, Durability::Full).unwrap(), "it counts how it was written, not how it will be");
         note_open(&store, &path, Durability::Normal).unwrap();
-        other_boot();
-        assert!(!note_open(&store, &path, Durability::Full).unwrap());
-        other_boot();
-        assert!(note_open(&store, &path, Durability::Normal).unwrap());
         note_clean_stop(&path).unwrap();
         other_boot();
         assert!(!note_open(&store, &path, Durability::Normal).unwrap());

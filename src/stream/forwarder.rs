@@ -295,6 +295,7 @@ mod map {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unwrap_used, reason = "the text is an id")]
     fn task() -> TaskId {
         "a".parse().unwrap()
     }

@@ -89,15 +89,15 @@ pub fn append(
         .map(drop)
 }
 
-/// Moves the head, in the transaction of the segments.
+/// Moves the head, in the transaction of the segments. False when there is no such task any more.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn set_head(transaction: &Connection, task: TaskNo, head: Seq, bytes: u64) -> rusqlite::Result<()> {
+pub fn set_head(transaction: &Connection, task: TaskNo, head: Seq, bytes: u64) -> rusqlite::Result<bool> {
     transaction
         .prepare_cached("UPDATE tasks SET head = ?2, bytes = ?3 WHERE no = ?1")?
         .execute(params![task.0, sql(head.0), sql(bytes)])
-        .map(drop)
+        .map(|rows| rows > 0)
 }
 
 /// Gives the log another id: positions in the old one are no longer positions in it.
@@ -328,6 +328,14 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
         .query_row(params![task.0, sql(at.0)], |row| row.get(0))?;
     let Some(from) = from else { return Ok(fold) };
     let mut next = Seq(from_sql(from));
+    if let Some(bounds) = bounds(connection, task)?
+        && next < bounds.oldest
+    {
+        // Retention took the beginning of a run that is still open: what is left is applied to its row, which
+        // has what the lost events said.
+        next = bounds.oldest;
+        fold = Fold::of_runs(begun_before(connection, task, bounds.oldest)?);
+    }
     while next <= at {
         let page = page(connection, task, next)?;
         let Some(end) = page.last().map(|segment| segment.last()) else { break };
@@ -342,6 +350,15 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
         next = end.next();
     }
     Ok(fold)
+}
+
+/// The runs not ended whose first event is no longer there.
+fn begun_before(connection: &Connection, task: TaskNo, oldest: Seq) -> rusqlite::Result<Vec<Run>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT run FROM runs WHERE task = ?1 AND first < ?2 AND state IN ('queued', 'running', 'waiting')",
+    )?;
+    let rows = statement.query_map(params![task.0, sql(oldest.0)], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|json| serde_json::from_str(&json).ok()).transpose()).collect()
 }
 
 /// The newest ended runs whose last event is at or below `at`, ascending, and of those after them only the

@@ -14,17 +14,26 @@ const AROUND: usize = 512;
 const MAX_KIND: usize = 64;
 /// A string is never cut below this: the rest goes with the next longest.
 const SHORTEST_CUT: usize = 256;
+/// So often at most: each cut looks at all of the data again.
+const MOST_CUTS: usize = 64;
+/// So many short members stay beside the head of data that could not be cut: 8 KiB at most.
+const MOST_MEMBERS: usize = 32;
 
 impl Offer {
     /// The event that says `body`.
     pub fn new(run: Option<RunId>, at: Timestamp, body: &Body) -> Self {
-        let mark = Mark::of(body);
-        let data = body.data().map_or_else(|_| "{}".into(), |raw| Box::<str>::from(raw.get()));
+        let mut mark = Mark::of(body);
+        let data = body.data().map_or_else(|_| "{}".into(), |raw| one_line(raw.get()));
         let kind: Box<str> = body.kind().chars().take(MAX_KIND).collect::<String>().into();
         let (data, whole) = match fitted(&data) {
             Some(cut) => (cut, Some(data)),
             None => (data, None),
         };
+        // What is remembered of a status is what its event says, so that a start from the log gives the same.
+        // Not so for a new run: it works with the parameters as they were given.
+        if whole.is_some() && mark.state().is_some_and(|state| state != State::Queued) {
+            mark = Mark::of_stored(&kind, &data);
+        }
         Self { run, at, kind, data, whole, mark, ack: None }
     }
 
@@ -39,6 +48,11 @@ impl Offer {
     }
 }
 
+/// JSON as it came, but in one line: between its tokens a line break is as good as a blank.
+fn one_line(json: &str) -> Box<str> {
+    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
+}
+
 /// The data cut so that the event fits, or `None` when it fits as it is.
 fn fitted(data: &str) -> Option<Box<str>> {
     let room = MAX_EVENT_BYTES - AROUND;
@@ -46,22 +60,22 @@ fn fitted(data: &str) -> Option<Box<str>> {
         return None;
     }
     let mut value = serde_json::from_str(data).unwrap_or(Value::Null);
+    if !value.is_object() {
+        return Some(head_only(data));
+    }
     let mut cuts = Map::new();
-    loop {
+    for _ in 0..MOST_CUTS {
         let text = value.to_string();
         let with_cuts = text.len() + Value::Object(cuts.clone()).to_string().len() + 8;
-        if with_cuts <= room && value.is_object() {
+        if with_cuts <= room {
             value["cut"] = Value::Object(cuts);
             return Some(value.to_string().into());
         }
         let mut longest = Longest::default();
         longest.look(&value, &mut String::new());
-        let Some(string) = value.pointer_mut(&longest.pointer) else {
-            return Some(without_strings(data, text.len()));
-        };
-        let Value::String(string) = string else { return Some(without_strings(data, text.len())) };
+        let Some(Value::String(string)) = value.pointer_mut(&longest.pointer) else { break };
         if string.len() <= SHORTEST_CUT {
-            return Some(without_strings(data, text.len()));
+            break;
         }
         // Escaping makes a string up to six times as long: cut by what is too much, at least to a half.
         let keep = string.len().saturating_sub(with_cuts - room + 64).max(string.len() / 2).max(SHORTEST_CUT / 2);
@@ -71,12 +85,28 @@ fn fitted(data: &str) -> Option<Box<str>> {
         let before = cuts.get(&field).and_then(Value::as_u64).unwrap_or(0);
         cuts.insert(field, (before + gone as u64).into());
     }
+    Some(head_only(data))
 }
 
-/// Data that is long without a long string (a list of a million numbers): only its head is shown.
-fn without_strings(data: &str, bytes: usize) -> Box<str> {
-    let (head, _) = data.split_at(data.floor_char_boundary(8 * 1024));
-    serde_json::json!({ "text": head, "cut": { "": bytes - head.len() } }).to_string().into()
+/// Data that is long without a long string (a list of a million numbers): only its head is shown, beside the
+/// short members, which say what it is (the state of a status, the call of a tool).
+fn head_only(data: &str) -> Box<str> {
+    let (head, rest) = data.split_at(data.floor_char_boundary(8 * 1024));
+    let mut members = match serde_json::from_str(data) {
+        Ok(Value::Object(members)) => members,
+        _ => Map::new(),
+    };
+    members.retain(|name, value| match value {
+        Value::String(text) => name.len() + text.len() <= SHORTEST_CUT,
+        Value::Array(_) | Value::Object(_) => false,
+        _ => name.len() <= SHORTEST_CUT,
+    });
+    if members.len() > MOST_MEMBERS {
+        members.clear();
+    }
+    members.entry("text").or_insert_with(|| head.into());
+    members.insert("cut".to_owned(), serde_json::json!({ "": rest.len() }));
+    Value::Object(members).to_string().into()
 }
 
 /// Keeps about `keep` bytes, half from each end; gives the text and how many bytes are gone.
@@ -146,6 +176,47 @@ mod tests {
         assert_eq!(gone + command.len() - '…'.len_utf8(), 100_000);
         assert_eq!(cut["input"]["short"], "s");
         assert_eq!(fitted(&json!({ "text": "short" }).to_string()), None);
+    }
+
+    #[test]
+    fn t_30_data_that_is_no_object_or_too_deep_is_cut_too_and_its_bytes_are_said() {
+        let string = json!("a".repeat(100_000)).to_string();
+        let deep = "[".repeat(40_000) + &"]".repeat(40_000);
+        for data in [string, deep] {
+            let cut: Value = serde_json::from_str(&fitted(&data).unwrap()).unwrap();
+            assert_eq!(cut["cut"][""].as_u64().unwrap() as usize + cut["text"].as_str().unwrap().len(), data.len());
+        }
+    }
+
+    #[test]
+    fn t_30_ten_thousand_middling_strings_are_cut_in_few_steps() {
+        let strings: Vec<_> = (0..10_000).map(|_| "x".repeat(300)).collect();
+        let data = json!({ "call": "c1", "strings": strings }).to_string();
+        // Each step looks at three megabytes: ten thousand of them would not end within this test's patience.
+        let cut: Value = serde_json::from_str(&fitted(&data).unwrap()).unwrap();
+        assert_eq!(cut["call"], "c1");
+    }
+
+    #[test]
+    fn a_status_that_was_cut_keeps_its_state_and_is_remembered_as_its_event_says_it() {
+        let mut status = crate::event::Status::new(State::Failed, "x".repeat(100_000));
+        let offer = Offer::new(None, Timestamp::UNIX_EPOCH, &Body::Status(status.clone()));
+        let Mark::Status(marked) = &offer.mark else { panic!("no status: {:?}", offer.mark) };
+        let said: Value = serde_json::from_str(&offer.data).unwrap();
+        assert_eq!(said["text"], *marked.text);
+        status.text = "short".to_owned();
+        status.other.insert("numbers".to_owned(), json!(vec![1; 100_000]));
+        let offer = Offer::new(None, Timestamp::UNIX_EPOCH, &Body::Status(status));
+        assert_eq!(offer.mark.state(), Some(State::Failed));
+        assert_eq!(Mark::of_stored(&offer.kind, &offer.data).state(), Some(State::Failed), "in the log too");
+    }
+
+    #[test]
+    fn json_that_comes_in_lines_goes_out_in_one() {
+        let raw = serde_json::value::RawValue::from_string("{\n \"a\":\r\n 1}".to_owned()).unwrap();
+        let offer = Offer::new(None, Timestamp::UNIX_EPOCH, &Body::Other { kind: "k".to_owned(), raw });
+        assert!(!offer.data.contains(['\n', '\r']));
+        assert_eq!(serde_json::from_str::<Value>(&offer.data).unwrap(), json!({ "a": 1 }));
     }
 
     #[test]

@@ -1,40 +1,22 @@
-//! The single writer. Every event of every task passes here, and every change of state beside it: numbered,
-//! committed, put into the ring; then the look-up of who is live *now*, then the wake-up. One thread gives the
-//! order.
-//!
-//! Commit → ring and head → look up → wake. A watcher never sees what is not saved.
+//! How events and changes of state get to the writer: offered behind bounded queues, told when they are saved.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
-use tracing::{error, info, warn};
+use tokio::sync::{Semaphore, oneshot, watch};
 
+use super::changes::Changes;
 use super::forwarder::Connections;
 use super::log;
 use super::ring;
-use super::segment::{Builder, Segment};
-use super::topic::{Offer, Queue, QueueLimits, Refused, Start, Topic};
+use super::topic::{Offer, QueueLimits, Refused, Start, Topic};
+use super::writer::{Acted, Ending, Inbox, Job, Writer};
 use crate::clock::Clock;
-use crate::event::{Body, RunId, Seq, State, TaskId};
-use crate::failpoint;
-use crate::record::{Mark, Run};
-use crate::store::{Store, StoreError, TaskNo};
-
-/// The most events of one group (`docs/protocol.md`, invariant 1).
-const GROUP_EVENTS: usize = 4096;
-/// The most bytes of one group.
-const GROUP_BYTES: usize = 4 * 1024 * 1024;
-/// The most changes of state that go into one group.
-const GROUP_JOBS: usize = 1024;
-/// While others wait, one task gets at most this part of a group.
-const FLOOD_SHARE: usize = 4;
-/// How long to wait before a failed group is tried again; doubled up to the second.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+use crate::event::{Body, RunId, Seq, TaskId};
+use crate::store::{StoreError, TaskNo};
 
 /// How much the stream keeps in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,79 +67,18 @@ pub struct Publisher {
 }
 
 #[derive(Debug)]
-struct Shared {
-    inbox: Mutex<Inbox>,
-    bell: Condvar,
-    topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
-    connections: Connections,
-    writable: watch::Sender<Writable>,
-    changes: Changes,
+pub(super) struct Shared {
+    pub(super) inbox: Mutex<Inbox>,
+    pub(super) bell: Condvar,
+    pub(super) topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
+    pub(super) connections: Connections,
+    pub(super) writable: watch::Sender<Writable>,
+    pub(super) changes: Changes,
     /// Held by the writer for each group; whoever must have it quiet for a moment takes it.
-    gate: Mutex<()>,
-    queues_bytes: Arc<Semaphore>,
-    limits: Limits,
-    clock: Clock,
-}
-
-#[derive(Debug, Default)]
-struct Inbox {
-    jobs: VecDeque<Job>,
-    /// Topics with something in their queue.
-    ready: VecDeque<Arc<Topic>>,
-    stop: bool,
-}
-
-/// A change of state: looks and writes in the group's transaction and says which events go with it.
-struct Job {
-    act: Box<dyn FnOnce(&Connection) -> Acted + Send>,
-}
-
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job")
-    }
-}
-
-/// What a job did within its savepoint.
-struct Acted {
-    /// The events that go with it; none if it failed.
-    offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
-    /// Tells the one who asked.
-    answer: Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>,
-}
-
-/// The tasks whose state changed, for those who show lists of tasks. Bounded by the number of tasks.
-#[derive(Debug, Default)]
-pub struct Changes {
-    tasks: Mutex<BTreeSet<TaskId>>,
-    bell: Notify,
-}
-
-impl Changes {
-    /// Notes that a task changed.
-    pub fn note(&self, task: &TaskId) {
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone());
-        self.bell.notify_one();
-    }
-
-    /// Waits for changes and takes them. For one who waits.
-    pub async fn take(&self) -> BTreeSet<TaskId> {
-        loop {
-            let changed = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-            if !changed.is_empty() {
-                return changed;
-            }
-            // A change noted since then has left a permit behind.
-            self.bell.notified().await;
-        }
-    }
-}
-
-/// The writer's thread. Stops when told to, after what was offered is written.
-#[derive(Debug)]
-pub struct Writer {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    pub(super) gate: Mutex<()>,
+    pub(super) queues_bytes: Arc<Semaphore>,
+    pub(super) limits: Limits,
+    pub(super) clock: Clock,
 }
 
 impl Publisher {
@@ -180,7 +101,10 @@ impl Publisher {
         });
         let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.write_until_stopped(&connection)
+            move || {
+                let ending = Ending(shared);
+                ending.0.write_until_stopped(&connection);
+            }
         })?;
         let publisher = Self { shared: Arc::clone(&shared) };
         Ok((publisher, Writer { shared, thread: Some(thread) }))
@@ -254,26 +178,32 @@ impl Publisher {
 
     async fn enqueue(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
         let bytes = weight(&offer, &self.shared.limits);
-        let stopping = |_| Refused::Stopping;
-        topic.slots.acquire().await.map_err(stopping)?.forget();
-        topic.bytes.acquire_many(bytes).await.map_err(stopping)?.forget();
-        self.shared.queues_bytes.acquire_many(bytes).await.map_err(stopping)?.forget();
-        self.push(topic, offer)
+        // The semaphores are closed with the log, or with the writer.
+        let closed = |_| if topic.is_closed() { Refused::LogGone } else { Refused::Stopping };
+        // Guards until the offer is in the queue: whoever gives up waiting leaves no place taken behind.
+        let place = topic.slots.acquire().await.map_err(closed)?;
+        let of_task = topic.bytes.acquire_many(bytes).await.map_err(closed)?;
+        let of_all = self.shared.queues_bytes.acquire_many(bytes).await.map_err(closed)?;
+        self.push(topic, offer)?;
+        // From here on they are the offer's; the writer gives them back.
+        place.forget();
+        of_task.forget();
+        of_all.forget();
+        Ok(())
     }
 
     fn push(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
         if topic.is_closed() {
             return Err(Refused::LogGone);
         }
+        // Inbox, then queue, as the writer does: what is taken before the stop is written before the end.
+        let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        if inbox.stop {
+            return Err(Refused::Stopping);
+        }
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.offers.push_back(offer);
-        let listed = std::mem::replace(&mut queue.listed, true);
-        drop(queue);
-        if !listed {
-            let mut inbox = self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            if inbox.stop {
-                return Err(Refused::Stopping);
-            }
+        if !std::mem::replace(&mut queue.listed, true) {
             inbox.ready.push_back(Arc::clone(topic));
             self.shared.bell.notify_one();
         }
@@ -294,7 +224,7 @@ impl Publisher {
     {
         let (sender, answer) = oneshot::channel::<Result<(T, Vec<Seq>), E>>();
         let job = Job {
-            act: Box::new(move |connection| match act(connection) {
+            act: Box::new(move |connection| match connection.map_err(E::from).and_then(act) {
                 Ok((value, offers)) => Acted {
                     offers: Ok(offers),
                     answer: Box::new(move |saved| {
@@ -390,477 +320,7 @@ impl Publisher {
 }
 
 /// What an offer takes of the byte budgets: never more than there is of them, or it would wait for ever.
-fn weight(offer: &Offer, limits: &Limits) -> u32 {
+pub(super) fn weight(offer: &Offer, limits: &Limits) -> u32 {
     let most = limits.queue.bytes.min(limits.queues_bytes);
     u32::try_from(offer.bytes().min(most)).unwrap_or(u32::MAX)
 }
-
-impl Writer {
-    /// Writes what was offered, then ends the thread. Blocks.
-    pub fn stop(mut self) {
-        self.end();
-    }
-
-    fn end(&mut self) {
-        self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.shared.bell.notify_one();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("the writer ended by a panic");
-        }
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
-/// What goes into one commit.
-#[derive(Default)]
-struct Group {
-    jobs: Vec<Job>,
-    batches: Vec<(Arc<Topic>, Vec<Offer>)>,
-    stop: bool,
-}
-
-/// The events of one task in one group, numbered.
-struct Numbering {
-    topic: Arc<Topic>,
-    head: Seq,
-    bytes: u64,
-    builder: Builder,
-    at: Timestamp,
-    segments: Vec<Arc<Segment>>,
-    /// The runs whose state this group changes: as they are now, or over.
-    staged: HashMap<RunId, Option<Run>>,
-    numbered: Vec<Numbered>,
-}
-
-/// What of a numbered event is needed after the commit.
-struct Numbered {
-    run: Option<RunId>,
-    seq: Seq,
-    at: Timestamp,
-    kind: Box<str>,
-    mark: Mark,
-    /// The event's text where the fold keeps it.
-    text: Option<String>,
-}
-
-impl Shared {
-    fn write_until_stopped(&self, connection: &Connection) {
-        let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
-        let mut pause = RETRY.0;
-        loop {
-            let waiting = (!kept.is_empty()).then_some(pause);
-            let group = self.collect(std::mem::take(&mut kept), waiting);
-            let stop = group.stop;
-            let unsaved = self.write(connection, group);
-            if unsaved.is_empty() {
-                pause = RETRY.0;
-                if stop {
-                    break;
-                }
-            } else if stop {
-                warn!(events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
-                    "stopping while the store cannot be written: these events are lost, nobody has seen them");
-                break;
-            } else {
-                pause = (pause * 2).min(RETRY.1);
-                kept = unsaved;
-            }
-        }
-        // Whoever still waits is told by the drop of what they wait for.
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        inbox.stop = true;
-        inbox.jobs.clear();
-        inbox.ready.clear();
-    }
-
-    /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
-    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Offer>)>, retry: Option<Duration>) -> Group {
-        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || retry.is_some());
-            if !idle || inbox.stop {
-                break;
-            }
-            match retry {
-                Some(pause) => {
-                    inbox = self.bell.wait_timeout(inbox, pause).unwrap_or_else(PoisonError::into_inner).0;
-                    break;
-                }
-                None => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-        let jobs = inbox.jobs.len().min(GROUP_JOBS);
-        let mut group = Group { jobs: inbox.jobs.drain(..jobs).collect(), batches: kept, stop: false };
-        // While a failed group waits, queues are left full: emitters wait in front of them.
-        if group.batches.is_empty() {
-            take_batches(&mut inbox, &mut group);
-        }
-        group.stop = inbox.stop && inbox.jobs.is_empty() && inbox.ready.is_empty();
-        group
-    }
-
-    /// Commits a group, then tells everyone. Gives back the batches of a group that could not be saved.
-    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Offer>)> {
-        let Group { jobs, batches, .. } = group;
-        if jobs.is_empty() && batches.is_empty() {
-            return batches;
-        }
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut numberings = Numberings::default();
-        let mut answers = Vec::new();
-        let mut acks = Vec::new();
-        let written = (|| -> Result<(), StoreError> {
-            connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            for job in jobs {
-                answers.push(run_job(connection, &mut numberings, job)?);
-            }
-            for (topic, offers) in &batches {
-                let numbering = numberings.of(topic);
-                for offer in offers {
-                    acks.push(numbering.number(connection, offer)?);
-                }
-            }
-            for numbering in &mut numberings.all {
-                numbering.finish(connection)?;
-            }
-            failpoint::hit("in-commit");
-            connection.prepare_cached("COMMIT")?.execute([])?;
-            Ok(())
-        })();
-        if let Err(error) = written {
-            // A failed COMMIT may leave the transaction open or may have ended it: both are fine.
-            let _ = connection.execute_batch("ROLLBACK");
-            drop(gate);
-            for (answer, _) in answers {
-                answer(Err(error.clone()));
-            }
-            self.note_unwritable(&error);
-            return batches;
-        }
-        drop(gate);
-        failpoint::hit("committed-not-woken");
-        self.note_writable();
-        for numbering in numberings.all {
-            self.show(numbering);
-        }
-        for (answer, numbers) in answers {
-            answer(Ok(numbers));
-        }
-        self.acknowledge(batches, acks);
-        Vec::new()
-    }
-
-    /// Ring and head → look up → wake.
-    fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, numbered, staged, .. } = numbering;
-        let id = &topic.id;
-        let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
-        topic.extend(
-            segments,
-            || self.connections.slowest(id),
-            |fold| {
-                for event in &numbered {
-                    let text = event.text.as_deref().unwrap_or_default();
-                    fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
-                }
-            },
-        );
-        let mut forwarder = topic.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, event) in numbered.iter().enumerate() {
-            // Before each event: who is live now? One wake serves all events that the same watchers are due.
-            if self.connections.get_or_refresh_forwarder(id, &mut forwarder) || index == 0 {
-                forwarder.forward(id, &event.kind);
-            }
-        }
-        drop(forwarder);
-        if changes_task {
-            self.changes.note(id);
-        }
-    }
-
-    /// Gives the places in the queue back and tells those who wait for their numbers.
-    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Offer>)>, results: Vec<Result<Seq, Refused>>) {
-        let mut results = results.into_iter();
-        for (topic, offers) in batches {
-            let (mut places, mut bytes) = (0, 0);
-            for offer in offers {
-                let result = results.next().unwrap_or(Err(Refused::Stopping));
-                if !offer.is_from_reserve() {
-                    places += 1;
-                    bytes += weight(&offer, &self.limits) as usize;
-                }
-                if let Some(ack) = offer.ack {
-                    let _ = ack.send(result);
-                }
-            }
-            topic.slots.add_permits(places);
-            topic.bytes.add_permits(bytes);
-            self.queues_bytes.add_permits(bytes);
-        }
-    }
-
-    fn note_unwritable(&self, error: &StoreError) {
-        let why = error.to_string();
-        let since = self.clock.now();
-        self.writable.send_if_modified(|writable| {
-            if *writable == Writable::Yes {
-                error!(%why, "the store cannot be written; what is offered waits and is tried again");
-                *writable = Writable::No { since, why };
-                true
-            } else {
-                false
-            }
-        });
-    }
-
-    fn note_writable(&self) {
-        self.writable.send_if_modified(|writable| {
-            let changed = *writable != Writable::Yes;
-            if changed {
-                info!("the store can be written again");
-                *writable = Writable::Yes;
-            }
-            changed
-        });
-    }
-}
-
-/// Fills the group from the queues, in turn; one that floods gets a share while others wait.
-fn take_batches(inbox: &mut Inbox, group: &mut Group) {
-    let (mut events, mut bytes) = (0, 0);
-    for _ in 0..inbox.ready.len() {
-        if events >= GROUP_EVENTS || bytes >= GROUP_BYTES {
-            break;
-        }
-        let Some(topic) = inbox.ready.pop_front() else { break };
-        let share = if inbox.ready.is_empty() && group.batches.is_empty() { 1 } else { FLOOD_SHARE };
-        let most_events = (GROUP_EVENTS / share).min(GROUP_EVENTS - events);
-        let most_bytes = (GROUP_BYTES / share).min(GROUP_BYTES - bytes);
-        let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = take(&mut queue, most_events, most_bytes);
-        events += taken.len();
-        bytes += taken.iter().map(Offer::bytes).sum::<usize>();
-        queue.listed = !queue.offers.is_empty();
-        let again = queue.listed;
-        drop(queue);
-        if again {
-            inbox.ready.push_back(Arc::clone(&topic));
-        }
-        if !taken.is_empty() {
-            group.batches.push((topic, taken));
-        }
-    }
-}
-
-fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Offer> {
-    let mut bytes = 0;
-    let count = queue
-        .offers
-        .iter()
-        .take(most_events)
-        .take_while(|offer| {
-            bytes += offer.bytes();
-            bytes <= most_bytes
-        })
-        .count()
-        .max(1)
-        .min(queue.offers.len());
-    queue.offers.drain(..count).collect()
-}
-
-type Answer = (Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>, Vec<Seq>);
-
-/// Runs one job in a savepoint: what it fails at is undone, the group goes on.
-fn run_job(connection: &Connection, numberings: &mut Numberings, job: Job) -> Result<Answer, StoreError> {
-    connection.prepare_cached("SAVEPOINT job")?.execute([])?;
-    let Acted { offers, answer } = (job.act)(connection);
-    let Ok(offers) = offers else {
-        connection.execute_batch("ROLLBACK TO job; RELEASE job")?;
-        return Ok((answer, Vec::new()));
-    };
-    let mut numbers = Vec::with_capacity(offers.len());
-    for (topic, offer) in &offers {
-        if let Ok(seq) = numberings.of(topic).number(connection, offer)? {
-            numbers.push(seq);
-        }
-    }
-    connection.prepare_cached("RELEASE job")?.execute([])?;
-    Ok((answer, numbers))
-}
-
-/// The tasks that a group touches, in the order in which it came to them.
-#[derive(Default)]
-struct Numberings {
-    all: Vec<Numbering>,
-    index: HashMap<TaskNo, usize>,
-}
-
-impl Numberings {
-    fn of(&mut self, topic: &Arc<Topic>) -> &mut Numbering {
-        let index = *self.index.entry(topic.no).or_insert_with(|| {
-            self.all.push(Numbering::new(Arc::clone(topic)));
-            self.all.len() - 1
-        });
-        &mut self.all[index]
-    }
-}
-
-impl Numbering {
-    fn new(topic: Arc<Topic>) -> Self {
-        let tail = topic.tail();
-        let (head, bytes) = (tail.head, tail.bytes);
-        drop(tail);
-        Self {
-            topic,
-            head,
-            bytes,
-            builder: Builder::new(head.next()),
-            at: Timestamp::UNIX_EPOCH,
-            segments: Vec::new(),
-            staged: HashMap::new(),
-            numbered: Vec::new(),
-        }
-    }
-
-    /// Gives an event its number and puts it into the segment under way.
-    fn number(&mut self, connection: &Connection, offer: &Offer) -> Result<Result<Seq, Refused>, StoreError> {
-        if self.topic.is_closed() {
-            return Ok(Err(Refused::LogGone));
-        }
-        let begins = offer.mark.state() == Some(State::Queued);
-        if let Some(run) = offer.run
-            && !begins
-            && !self.is_open(run)
-        {
-            return Ok(Err(Refused::RunOver));
-        }
-        let seq = self.head.next();
-        let mut text = String::with_capacity(offer.data.len() + 192);
-        log::write_event(&mut text, &self.topic.id, offer, &offer.data, seq);
-        if let Some(whole) = &offer.whole {
-            let mut event = String::with_capacity(whole.len() + 192);
-            log::write_event(&mut event, &self.topic.id, offer, whole, seq);
-            log::keep_whole(connection, self.topic.no, seq, &event)?;
-        }
-        if !self.builder.takes(text.len()) {
-            self.cut_segment(connection)?;
-        }
-        self.builder.push(|items| items.push_str(&text));
-        self.head = seq;
-        self.bytes += text.len() as u64;
-        self.at = self.at.max(offer.at);
-        let kept = matches!(offer.mark, Mark::Opens(_)).then_some(text);
-        let event = Numbered {
-            run: offer.run,
-            seq,
-            at: offer.at,
-            kind: offer.kind.clone(),
-            mark: offer.mark.clone(),
-            text: kept,
-        };
-        self.stage(connection, &event)?;
-        self.numbered.push(event);
-        Ok(Ok(seq))
-    }
-
-    fn is_open(&self, run: RunId) -> bool {
-        match self.staged.get(&run) {
-            Some(staged) => staged.is_some(),
-            None => self.topic.tail().fold.run(run).is_some(),
-        }
-    }
-
-    /// Writes the run whose state an event changes, as the fold will have it after the commit.
-    fn stage(&mut self, connection: &Connection, event: &Numbered) -> Result<(), StoreError> {
-        let (Some(id), Some(_)) = (event.run, event.mark.state()) else { return Ok(()) };
-        let before = match self.staged.remove(&id) {
-            Some(staged) => staged,
-            None => self.topic.tail().fold.run(id).cloned(),
-        };
-        let mut fold = crate::record::Fold::of_runs(before);
-        if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
-            log::project_run(connection, self.topic.no, &run)?;
-            self.staged.insert(id, (!run.state.is_ended()).then_some(run));
-        }
-        Ok(())
-    }
-
-    fn cut_segment(&mut self, connection: &Connection) -> Result<(), StoreError> {
-        if let Some(segment) = self.builder.finish() {
-            log::append(connection, self.topic.no, &segment, self.at, self.bytes)?;
-            self.segments.push(Arc::new(segment));
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self, connection: &Connection) -> Result<(), StoreError> {
-        self.cut_segment(connection)?;
-        if !self.numbered.is_empty() {
-            log::set_head(connection, self.topic.no, self.head, self.bytes)?;
-        }
-        Ok(())
-    }
-}
-
-/// Moves the log into the file beside a steady writer. Runs on its own thread with its own connection, so that
-/// the writer does not pay for it.
-///
-/// A passive checkpoint beside a steady writer never reaches the end: the last part is done while the writer
-/// pauses. Above [`Checkpointer::HIGH`] pages are held back too, until a truncating one succeeded.
-#[derive(Debug)]
-pub struct Checkpointer {
-    connection: Connection,
-    wal: std::path::PathBuf,
-}
-
-impl Checkpointer {
-    /// Below this nothing is done: 4 MiB.
-    pub const LOW: u64 = 4 * 1024 * 1024;
-    /// Above this readers are kept away: 64 MiB.
-    pub const HIGH: u64 = 64 * 1024 * 1024;
-
-    /// A checkpointer for the store's file.
-    ///
-    /// # Errors
-    /// When the file cannot be opened.
-    pub fn new(store: &Store) -> rusqlite::Result<Self> {
-        let mut wal = store.path().as_os_str().to_owned();
-        wal.push("-wal");
-        Ok(Self { connection: crate::store::open_checkpointer(store.path())?, wal: wal.into() })
-    }
-
-    /// Looks at the size of the log beside the file and does what is due.
-    pub fn tick(&self, store: &Store, publisher: &Publisher) {
-        let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
-        if size < Self::LOW {
-            return;
-        }
-        let passive = self.checkpoint("PASSIVE");
-        if size < Self::HIGH {
-            if passive.is_some_and(|(log, done)| log > done) {
-                publisher.while_quiet(|| self.checkpoint("RESTART"));
-            }
-            return;
-        }
-        let permits = store.permits();
-        let held = permits.available_permits();
-        if let Ok(_all) = permits.try_acquire_many(u32::try_from(held).unwrap_or(u32::MAX)) {
-            publisher.while_quiet(|| self.checkpoint("TRUNCATE"));
-        }
-    }
-
-    /// Gives the frames in the log and the frames moved.
-    fn checkpoint(&self, mode: &str) -> Option<(i64, i64)> {
-        let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let result = self.connection.query_row(&sql, [], |row| Ok((row.get(1)?, row.get(2)?)));
-        result.inspect_err(|error| warn!(%error, mode, "the checkpoint failed; it is tried again")).ok()
-    }
-}
-

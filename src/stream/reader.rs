@@ -270,7 +270,8 @@ impl Reader {
     pub fn lost(&self) -> Option<Lost> {
         let tail = self.topic.tail();
         if self.topic.is_closed() {
-            Some(Lost::Deleted)
+            // What was said before the end is still told, as far as it is in memory.
+            tail.ring.holding(self.next).is_none().then_some(Lost::Deleted)
         } else if tail.generation != self.generation {
             Some(Lost::Replaced)
         } else if self.next < tail.oldest && self.next <= tail.head {

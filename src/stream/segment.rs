@@ -155,6 +155,22 @@ impl Builder {
         Self { first, items: String::new(), ends: Vec::new() }
     }
 
+    /// Starts with what a segment holds, as it was before that was cut.
+    pub fn again(segment: &Segment) -> Self {
+        Self { first: segment.first, items: segment.items.to_string(), ends: segment.ends.to_vec() }
+    }
+
+    /// How many events were added.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Takes back all but the first `events`.
+    pub fn truncate(&mut self, events: usize) {
+        self.ends.truncate(events);
+        self.items.truncate(self.ends.last().map_or(0, |end| *end as usize));
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()

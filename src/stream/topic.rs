@@ -8,7 +8,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::forwarder::Forwarder;
+use super::forwarder::{Connections, Forwarder};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
@@ -135,6 +135,24 @@ impl Topic {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What follows a commit, in the order that loses nothing: ring and head → look up → wake.
+    pub fn show<'a>(
+        &self,
+        connections: &Connections,
+        segments: impl IntoIterator<Item = Arc<Segment>>,
+        fold: impl FnOnce(&mut Fold),
+        kinds: impl IntoIterator<Item = &'a str>,
+    ) {
+        self.extend(segments, || connections.slowest(&self.id), fold);
+        let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
+        for (index, kind) in kinds.into_iter().enumerate() {
+            // Before each event: who is live now? One wake serves all events that the same watchers are due.
+            if connections.get_or_refresh_forwarder(&self.id, &mut forwarder) || index == 0 {
+                forwarder.forward(&self.id, kind);
+            }
+        }
+    }
+
     /// Puts committed segments into the ring and moves the head: the step between commit and look-up.
     pub fn extend(
         &self,
@@ -158,9 +176,16 @@ impl Topic {
         self.closed.load(Ordering::Acquire)
     }
 
-    /// Refuses every further event of this log.
+    /// Refuses every further event of this log, also of those who wait for a place in its queue.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.close_queue();
+    }
+
+    /// Sends away whoever waits for a place in the queue.
+    pub(super) fn close_queue(&self) {
+        self.slots.close();
+        self.bytes.close();
     }
 }
 

@@ -34,7 +34,17 @@ impl Wake {
             return Poll::Ready(());
         }
         // Register, then look again: a flag raised between the two is seen here or wakes us.
-        self.waker.register(context.waker());
+        register(&self.waker, context);
         if self.raised.swap(false, Ordering::AcqRel) { Poll::Ready(()) } else { Poll::Pending }
     }
+}
+
+#[cfg(not(feature = "loom"))]
+fn register(waker: &AtomicWaker, context: &Context<'_>) {
+    waker.register(context.waker());
+}
+
+#[cfg(feature = "loom")]
+fn register(waker: &AtomicWaker, context: &Context<'_>) {
+    waker.register_by_ref(context.waker());
 }

@@ -344,6 +344,14 @@ impl Registry {
         })
     }
 
+    /// Notes where the file of a task is that says what is in force already.
+    ///
+    /// # Errors
+    /// [`TaskError::NotFound`].
+    pub fn adopt(&self, id: &TaskId, path: PathBuf) -> Result<Arc<Task>, TaskError> {
+        self.change(id, |task| (task.path, task.problem) = (Some(path), None))
+    }
+
     /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up.
     ///
     /// # Errors
@@ -390,7 +398,6 @@ impl Registry {
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
-        topic.close();
         let no = task.no;
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             log::delete(connection, no)?;

@@ -1,17 +1,23 @@
 // A real server with fresh data, a real browser, and a network between them that can be cut.
 
-import { spawn } from 'node:child_process';
-import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import assert from 'node:assert/strict';
+import { execFile, spawn } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 
+const execute = promisify(execFile);
 const require = createRequire(new URL('../../web/package.json', import.meta.url));
 const { chromium } = require('playwright-core');
 
-const BINARY = process.env.REJOIN_BIN ?? fileURLToPath(new URL('../../target/debug/rejoin', import.meta.url));
+const BINARY = path.resolve(
+  process.env.REJOIN_BIN ?? fileURLToPath(new URL('../../target/debug/rejoin', import.meta.url)),
+);
 const BROWSER = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
 
 export const PHONE = { width: 390, height: 844 };
@@ -55,6 +61,113 @@ name = "last"
 thought = "Was that all?"
 run = "echo the end"
 `;
+}
+
+/** Segments are event objects joined by commas, with their ends beside them; the task's number is the key's upper part. */
+const READ_LOG = `
+import hashlib, json, sqlite3, struct, sys
+database = sqlite3.connect('file:' + sys.argv[1] + '?mode=ro', uri=True, timeout=10)
+database.text_factory = bytes
+database.execute('BEGIN')
+number, gen, oldest, head = database.execute('SELECT no, gen, oldest, head FROM tasks WHERE id = ?', [sys.argv[2]]).fetchone()
+events = []
+for first, ends, items in database.execute(
+    'SELECT first, ends, items FROM segments WHERE key >> 40 = ? ORDER BY key', [number]):
+    begin = 0
+    for end, in struct.iter_unpack('<I', ends):
+        text = items[begin:end]
+        seq = json.loads(text)['seq']
+        assert not events or seq == events[-1][0] + 1, (events[-1], seq)
+        events.append([seq, hashlib.sha256(text).hexdigest()])
+        assert items[end:end + 1] in (b',', b''), items[end:end + 20]
+        begin = end + 1
+assert not events or events[-1][0] == head, (events[-1], head)
+print(json.dumps({'gen': format(gen % 2**64, '016x'), 'head': head, 'events': events}))
+`;
+
+const sha256 = (text) => createHash('sha256').update(text).digest('hex');
+
+/** The end of the JSON value that begins at `at`, without reading it: the text is what is to be compared. */
+function endOfValue(text, at) {
+  let depth = 0;
+  for (; at < text.length; at += 1) {
+    const sign = text[at];
+    if (sign === '"') {
+      for (at += 1; text[at] !== '"'; at += 1) if (text[at] === '\\') at += 1;
+    } else if (sign === '{' || sign === '[') depth += 1;
+    else if (sign === '}' || sign === ']') {
+      if (depth === 0) return at;
+      depth -= 1;
+    } else if (sign === ',' && depth === 0) return at;
+  }
+  return at;
+}
+
+/** The members of a flat JSON object, or the items of an array, as the text they are. */
+function partsOf(text) {
+  const parts = [];
+  for (let at = 1; at < text.length - 1;) {
+    const end = endOfValue(text, at);
+    parts.push(text.slice(at, end).trim());
+    at = end + 1;
+  }
+  return parts;
+}
+
+function member(text, name) {
+  const part = partsOf(text).find((one) => one.startsWith(`"${name}":`));
+  return part?.slice(name.length + 3).trim();
+}
+
+/**
+ * Writes down what the sockets of a context receive and send. `events` are the exact texts; `faults` is what no
+ * connection may do: go back, leave out, or send another text under a number that is taken.
+ */
+export class Ear {
+  constructor(context, task) {
+    this.task = task;
+    this.sockets = [];
+    this.hashes = new Map();
+    this.faults = [];
+    const listen = (page) => page.on('websocket', (socket) => this.hear(socket));
+    context.pages().forEach(listen);
+    context.on('page', listen);
+  }
+
+  hear(socket) {
+    const heard = { subscribed: [], next: new Map(), subs: new Map() };
+    this.sockets.push(heard);
+    socket.on('framereceived', ({ payload }) => {
+      const frame = JSON.parse(payload);
+      if (frame.type === 'subscribed') {
+        heard.subs.set(frame.sub, frame.task);
+        if (frame.task !== this.task) return;
+        heard.subscribed.push(frame);
+        if (frame.outcome === 'resumed') heard.next.set(frame.sub, frame.from);
+      } else if (frame.type === 'snapshot') {
+        heard.next.set(frame.sub, frame.seq + 1);
+      } else if (frame.type === 'event' || frame.type === 'events') {
+        if (heard.subs.get(frame.sub) !== this.task) return;
+        const texts = frame.type === 'event' ? [member(payload, 'event')] : partsOf(member(payload, 'items'));
+        for (const text of texts) this.note(heard, frame.sub, text);
+      }
+    });
+  }
+
+  note(heard, sub, text) {
+    const { seq, task } = JSON.parse(text);
+    if (task !== this.task) this.faults.push(`${seq} is of ${task}`);
+    if (heard.next.get(sub) !== seq) this.faults.push(`${seq} where ${heard.next.get(sub)} was due`);
+    heard.next.set(sub, seq + 1);
+    const hash = sha256(text);
+    const before = this.hashes.get(seq);
+    if (before !== undefined && before !== hash) this.faults.push(`${seq} came with another text`);
+    this.hashes.set(seq, hash);
+  }
+
+  get last() {
+    return Math.max(0, ...this.hashes.keys());
+  }
 }
 
 export class Server {
@@ -105,8 +218,9 @@ export class Server {
   /** Ends the process and keeps its data. */
   async halt(signal = 'SIGTERM') {
     if (this.process.exitCode === null && this.process.signalCode === null) this.process.kill(signal);
-    await Promise.race([this.exited, sleep(20_000).then(() => this.process.kill('SIGKILL'))]);
+    const patience = setTimeout(() => this.process.kill('SIGKILL'), 20_000);
     await this.exited;
+    clearTimeout(patience);
   }
 
   async stop() {
@@ -134,6 +248,35 @@ export class Server {
   }
 
   runOf = (id) => this.call('GET', `/runs/${id}`);
+
+  /** A command of the same program, as a person types it in a terminal; gives what it prints. */
+  async type(...args) {
+    const { stdout } = await execute(BINARY, [...args, '--config', path.join(this.folder, 'config.toml')], {
+      cwd: this.folder,
+    });
+    return stdout;
+  }
+
+  /** What stands in the database file, read by a program that shares nothing with the server. */
+  async written(task) {
+    const file = path.resolve(this.folder, this.data, 'rejoin.db');
+    const { stdout } = await execute('python3', ['-c', READ_LOG, file, task], {
+      maxBuffer: 256 * 1024 * 1024,
+    });
+    const { gen, head, events } = JSON.parse(stdout);
+    return { gen, head, hashes: new Map(events) };
+  }
+
+  /** The disk is full: no file of this process may grow beyond what the log of the database has now. */
+  async fillDisk() {
+    const wal = path.resolve(this.folder, this.data, 'rejoin.db-wal');
+    const { size } = await stat(wal);
+    await execute('prlimit', ['--pid', String(this.process.pid), `--fsize=${size + 4096}:unlimited`]);
+  }
+
+  async emptyDisk() {
+    await execute('prlimit', ['--pid', String(this.process.pid), '--fsize=unlimited:unlimited']);
+  }
 
   /** The whole log of a task. */
   async events(task) {
@@ -298,5 +441,20 @@ export function shownSeqs(page) {
   });
 }
 
-/** The text of axe-core, to be run in the page: a script tag would be refused by the policy, as it should. */
-export const axeSource = () => readFile(require.resolve('axe-core/axe.min.js'), 'utf8');
+/** Colours, names, roles and width, in the dark and in the light, as the page stands at this moment. */
+export async function isFitToBeSeen(page) {
+  // Run, not loaded: a script tag would be refused by the policy, as it should.
+  await page.evaluate(await readFile(require.resolve('axe-core/axe.min.js'), 'utf8'));
+  const faults = [];
+  for (const colorScheme of ['dark', 'light']) {
+    await page.emulateMedia({ colorScheme });
+    const { violations } = await page.evaluate(() => window.axe.run());
+    for (const { id, impact, nodes } of violations) {
+      if (impact !== 'serious' && impact !== 'critical') continue;
+      faults.push(`${colorScheme}: ${id}: ${nodes.map((node) => node.target.join(' ')).join(', ')}`);
+    }
+  }
+  const width = await page.evaluate(() => document.documentElement.scrollWidth);
+  if (width > page.viewportSize().width) faults.push(`the page is ${width} px wide`);
+  assert.deepEqual(faults, []);
+}

@@ -8,8 +8,8 @@ import {
   Server,
   Wire,
   applied,
-  axeSource,
   countingTask,
+  isFitToBeSeen,
   openBrowser,
   openPage,
   settled,
@@ -94,7 +94,7 @@ async function showsEverythingOnce(page, task, run) {
 }
 
 describe('signing in', () => {
-  test('a link signs in, and its code is gone from the address at once', async () => {
+  test('T-23: a link signs in, and its code is gone from the address at once', async () => {
     const { page } = await open();
     const addresses = [];
     page.on('framenavigated', (frame) => addresses.push(frame.url()));
@@ -157,19 +157,20 @@ describe('the overview', () => {
 });
 
 describe('a run under way', () => {
-  test('it is shown live', async () => {
+  test('SPK-27: it is shown live', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
     await settled(page);
     await page.getByText('line 5', { exact: false }).first().waitFor();
+    await isFitToBeSeen(page);
     const before = await applied(page);
     await until('more events', async () => (await applied(page)) > before + 3);
     await ended(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
-  test('a refresh in the middle goes on and shows every event once', async () => {
+  test('SPK-01: a refresh in the middle goes on and shows every event once', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
@@ -180,7 +181,7 @@ describe('a run under way', () => {
     await showsEverythingOnce(page, 'counting', run);
   });
 
-  test('three refreshes within ten seconds lose and double nothing', async () => {
+  test('SPK-15: three refreshes within ten seconds lose and double nothing', async () => {
     const run = await server.startRun('counting');
     const { page } = await open();
     await signIn(page, server, server.base, '/tasks/counting');
@@ -209,7 +210,7 @@ describe('a run under way', () => {
     assert.deepEqual(next.complaints, []);
   });
 
-  test('two tabs both get everything', async () => {
+  test('SPK-35: two tabs both get everything', async () => {
     const run = await server.startRun('counting');
     const first = await open();
     const second = await open();
@@ -238,7 +239,7 @@ describe('a run under way', () => {
 
 describe('a connection that is lost', () => {
   for (const how of ['fin', 'rst']) {
-    test(`cut by ${how}: it counts down, comes back and says how much it caught up on`, async () => {
+    test(`SPK-37, PER-06, SWE-13: cut by ${how}: it counts down, comes back and says how much it caught up on`, async () => {
       const run = await server.startRun('counting');
       const { page } = await open();
       await page.addInitScript(() => {
@@ -251,7 +252,8 @@ describe('a connection that is lost', () => {
       await state(page, 'reconnecting');
       await page.getByText(/Next try in \d+ s/).waitFor();
       await page.getByRole('button', { name: 'Retry now' }).waitFor();
-      await sleep(2_000);
+      await isFitToBeSeen(page);
+      await sleep(1_000);
       wire.mend();
       await page
         .getByRole('button', { name: 'Retry now' })
@@ -264,7 +266,7 @@ describe('a connection that is lost', () => {
     });
   }
 
-  test('a connection that silently died is found out when the page wakes up', async () => {
+  test('NAM-40, T-05: a connection that silently died is found out when the page wakes up', async () => {
     const { page } = await open();
     await signIn(page, server, wire.base);
     wire.cut('blackhole');
@@ -276,7 +278,7 @@ describe('a connection that is lost', () => {
     await state(page, 'connected', 40_000);
   });
 
-  test('after ten tries it says so, and Retry brings it back', async () => {
+  test('SWE-12: after ten tries it says so, and Retry brings it back', async () => {
     const { page } = await open();
     await page.addInitScript(() => {
       Math.random = () => 0.001;
@@ -286,6 +288,7 @@ describe('a connection that is lost', () => {
     await state(page, 'failed');
     await page.getByText('Connection failed').first().waitFor();
     await page.getByText(/Next look in \d+ s/).waitFor();
+    await isFitToBeSeen(page);
     wire.mend();
     await page.getByRole('button', { name: 'Retry' }).click();
     await state(page, 'connected');
@@ -318,7 +321,7 @@ describe('a connection that is lost', () => {
     await ended(run);
   });
 
-  test('Stop works after a reconnect', async () => {
+  test('PER-10: Stop works after a reconnect', async () => {
     const run = await server.startRun('long');
     const { page } = await open();
     await signIn(page, server, wire.base, '/tasks/long');
@@ -336,7 +339,7 @@ describe('a connection that is lost', () => {
     );
   });
 
-  test('a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
+  test('T-09: a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
     const { page } = await open();
     const run = await server.startRun('short');
     await ended(run);
@@ -375,17 +378,12 @@ describe('looks and manners', () => {
     await sleep(400);
   }
 
-  for (const colorScheme of ['dark', 'light']) {
-    for (const [name, where] of places) {
-      test(`${name} has no serious accessibility fault in the ${colorScheme}`, async () => {
-        const { page } = await open({ colorScheme, viewport: colorScheme === 'dark' ? PHONE : DESKTOP });
+  for (const [name, where] of places) {
+    for (const [kind, viewport] of Object.entries({ phone: PHONE, desktop: DESKTOP })) {
+      test(`${name} has no serious accessibility fault on a ${kind}, dark and light`, async () => {
+        const { page } = await open({ viewport });
         await visit(page, where);
-        await page.evaluate(await axeSource());
-        const { violations } = await page.evaluate(() => window.axe.run());
-        const bad = violations
-          .filter((one) => one.impact === 'serious' || one.impact === 'critical')
-          .map((one) => `${one.id}: ${one.nodes.map((node) => node.target.join(' ')).join(', ')}`);
-        assert.deepEqual(bad, []);
+        await isFitToBeSeen(page);
       });
     }
   }
@@ -410,6 +408,16 @@ describe('looks and manners', () => {
       assert.deepEqual(found.small, []);
     });
   }
+
+  test('the first load is small: less than 120 kB in all', async () => {
+    const { page } = await open();
+    const sizes = [];
+    page.on('response', (answer) => sizes.push(answer.request().sizes()));
+    await page.goto(server.base);
+    await page.getByRole('heading', { name: 'Sign in' }).waitFor();
+    const all = (await Promise.all(sizes)).reduce((sum, one) => sum + one.responseBodySize, 0);
+    assert.ok(all > 10_000 && all < 120_000, `${all} bytes`);
+  });
 
   test('dark and light are what the system asks for', async () => {
     const colours = {};

@@ -1,17 +1,14 @@
 // Takes pictures of the page against a real server with real runs: phone and desktop, dark and light.
 // `node screenshots.mjs [folder]`; the folder is made.
 
-import { execFile } from 'node:child_process';
-import { mkdir, open, readdir, readFile, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { promisify } from 'node:util';
 import {
   DESKTOP,
   PHONE,
   Server,
   Wire,
-  countingTask,
   openBrowser,
   settled,
   signIn,
@@ -21,7 +18,6 @@ import {
   watched,
 } from './harness.mjs';
 
-const run = promisify(execFile);
 const folder = path.resolve(process.argv[2] ?? 'screenshots');
 await mkdir(folder, { recursive: true });
 
@@ -138,6 +134,8 @@ async function overviewAndTasks() {
     });
     await finish(server, 'certificates');
     const failed = await finish(server, 'backup');
+    await finish(server, 'smart-maintenance');
+    await finish(server, 'certificate-expiry');
     const active = await server.startRun('logs');
     await sleep(6_000);
     await eachLook(async (page, look) => {
@@ -147,6 +145,11 @@ async function overviewAndTasks() {
       await page.goto(`${server.base}/tasks/certificates`);
       await settled(page);
       await shoot(page, 'attention', look);
+      await page.goto(`${server.base}/tasks/smart-maintenance`);
+      await settled(page);
+      await shoot(page, 'task-real', look);
+      await page.getByRole('button', { name: 'Run now' }).click();
+      await shoot(page, 'task-parameters', look);
       await page.goto(`${server.base}/tasks/logs`);
       await settled(page);
       await shoot(page, 'task-running', look);
@@ -223,49 +226,67 @@ async function reset() {
   await server.stop();
 }
 
-/** A small file system of its own under the data, filled to the brim. Needs the right to mount one. */
 async function diskFull() {
-  const small = path.join(folder, '.small-disk');
-  await mkdir(small, { recursive: true, mode: 0o700 });
+  const server = await Server.start({ tasks: { logs: COLOURS } });
+  const looks = [];
   try {
-    await run('mount', ['-t', 'tmpfs', '-o', 'size=24m,mode=0700', 'tmpfs', small]);
-  } catch {
-    console.log('disk-full: left out, no file system may be mounted here');
-    await rm(small, { recursive: true });
-    return;
-  }
-  try {
-    const server = await Server.start({
-      tasks: { counting: countingTask(2_000, 0.05) },
-      data: path.join(small, 'data'),
-    });
-    const file = await open(path.join(small, 'ballast'), 'w');
-    const block = Buffer.alloc(64 * 1024);
-    const active = await server.startRun('counting');
-    await sleep(1_000);
-    for (;;) {
-      try {
-        await file.write(block);
-      } catch {
-        break;
-      }
+    // Signing in is saved too, so everybody is there before the disk is full.
+    for (const [look, viewport, colorScheme] of LOOKS) {
+      const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
+      const page = await watched(context);
+      pages.push(page);
+      looks.push([page, look, context]);
+      await signIn(page, server, server.base, '/tasks/logs');
     }
-    await eachLook(async (page, look) => {
-      await signIn(page, server, server.base, '/tasks/counting');
+    await server.startRun('logs');
+    await sleep(4_000);
+    await server.fillDisk();
+    for (const [page, look] of looks) {
       await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 60_000 });
       await shoot(page, 'disk-full', look);
-    });
-    await file.truncate(0);
-    await file.close();
-    await server.call('POST', `/runs/${active.id}/stop`).catch(() => {});
-    await server.stop();
+    }
+    await server.emptyDisk();
+    for (const [, , context] of looks) await context.close();
   } finally {
-    await run('umount', ['-l', small]).catch(() => {});
-    await rm(small, { recursive: true, force: true });
+    await server.stop();
   }
 }
 
-const ALL = { overviewAndTasks, empty, reset, diskFull };
+/** The two pictures of the README: what ships, with one run under way. */
+async function readme() {
+  const server = await Server.start({
+    tasks: { ...(await shipped()), certificates: NEEDS_ATTENTION, backup: FAILS },
+  });
+  const browse = async (colorScheme, where) => {
+    const context = await browser.newContext({ viewport: DESKTOP, colorScheme, reducedMotion: 'reduce' });
+    const page = await watched(context);
+    pages.push(page);
+    await signIn(page, server, server.base, where);
+    return page;
+  };
+  try {
+    await Promise.all(['certificates', 'backup', 'backup-freshness'].map((task) => finish(server, task)));
+    const { id } = await server.startRun('long-task', { seconds: 8 });
+    const task = await browse('dark', '/tasks/long-task');
+    await settled(task);
+    await sleep(11_000);
+    await shoot(task, 'readme', 'task');
+    const overview = await browse('light', '/');
+    await overview.locator('[data-task="long-task"]').getByText('Running').waitFor();
+    await shoot(overview, 'readme', 'overview');
+    await overview.setViewportSize(PHONE);
+    await overview.getByRole('button', { name: 'Signed-in browsers' }).click();
+    await overview.locator('[data-device]').first().waitFor();
+    await overview.evaluate(() => window.scrollTo(0, document.documentElement.scrollHeight));
+    await shoot(overview, 'devices', 'phone-light');
+    await server.call('POST', `/runs/${id}/stop`);
+    await until('the run to end', async () => (await server.runOf(id)).ended_at, 60_000);
+  } finally {
+    await server.stop();
+  }
+}
+
+const ALL = { overviewAndTasks, empty, reset, diskFull, readme };
 const wanted = process.argv.slice(3);
 let bad = false;
 for (const [name, action] of Object.entries(ALL)) {

@@ -302,7 +302,7 @@ async fn what_went_wrong_can_be_told_by_the_exit_code() {
         (&["tasks", "show", "none"][..], 4, "no such task"),
         (&["tasks", "show", "No such title"], 4, "no task called"),
         (&["runs", "show", OTHER_RUN], 4, "no such run"),
-        (&["runs", "show", "../tasks"], 2, "not the id of a run"),
+        (&["runs", "show", "../tasks"], 4, "there is no run"),
         (&["watch", "none"], 4, "no such task"),
         (&["tasks", "remove", "long"], 6, "long.toml"),
         (&["tasks", "add", "Long tusk"], 2, "\"Long task\""),

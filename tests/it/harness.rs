@@ -1,4 +1,5 @@
 //! A server with fresh data, and clients that speak with it over real sockets.
+#![allow(dead_code, reason = "not every build of the tests needs all of it")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -219,7 +220,8 @@ impl Drop for Process {
 pub struct Client {
     /// Where the server listens.
     pub address: SocketAddr,
-    token: String,
+    /// The token it shows.
+    pub token: String,
     http: reqwest::Client,
 }
 
@@ -229,6 +231,11 @@ impl Client {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         Self { address, token: token.to_owned(), http }
+    }
+
+    /// The token it shows.
+    pub fn token(&self) -> &str {
+        &self.token
     }
 
     /// A request to `/api/v1` + `path` with the token, to be filled further.

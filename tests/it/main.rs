@@ -1,21 +1,35 @@
 //! Rejoin from the outside and between its parts. One binary, so that it links once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
+mod api;
 mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
 mod disk;
+mod doors;
+mod faults;
+mod faults_life;
+mod frames;
 mod harness;
+mod house;
 #[cfg(feature = "failpoints")]
 mod kills;
+#[cfg(feature = "failpoints")]
 mod kills_recorder;
 mod process;
+mod proxy;
 mod resume;
+mod rows;
+mod rows_cli;
+mod rows_events;
+mod rows_stage;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
+mod slow;
 mod steps;
 mod stop;
+mod stream;
 mod task_files;
 mod task_files_folder;

@@ -214,7 +214,7 @@ export class Timeline {
     const id = event.run ?? null;
     const held = id === null ? undefined : this.byRun.get(id);
     if (held !== undefined) return held;
-    const shownFirst = this.groups.find((one) => !one.early)?.first ?? 0;
+    const shownFirst = this.groups.find((one) => !one.early)?.first ?? Number.MAX_SAFE_INTEGER;
     const group: Group = {
       id,
       key: id === null ? `task-${event.seq}` : `run-${id}`,
@@ -224,8 +224,9 @@ export class Timeline {
       rows: [],
       calls: new Map(),
       painters: new Map(),
-      open: this.settled ? shown : null,
-      early: this.settled && event.seq < shownFirst,
+      // What was read back on request is folded; what fills a hole among what is shown is shown like it.
+      open: this.settled ? shown || event.seq > shownFirst : null,
+      early: this.settled && this.groups.length > 0 && event.seq < shownFirst,
     };
     if (id !== null) this.byRun.set(id, group);
     this.groups.push(group);

@@ -230,3 +230,26 @@ export function byUrgency(a: Task, b: Task): number {
   const next = (task: Task) => (task.next_at ? Date.parse(task.next_at) : Number.MAX_SAFE_INTEGER);
   return next(a) - next(b) || a.title.localeCompare(b.title);
 }
+
+/** What a browser calls itself, as far as a person wants to know: every one of them claims to be several others. */
+export function browserWords(agent: string): string {
+  const first = (names: [RegExp, string][]) => names.find(([sign]) => sign.test(agent))?.[1];
+  const browser = first([
+    [/Edg(?:e|A|iOS)?\//, 'Edge'],
+    [/OPR\//, 'Opera'],
+    [/Firefox\/|FxiOS\//, 'Firefox'],
+    [/Chrom(?:e|ium)\/|HeadlessChrome\/|CriOS\//, 'Chrome'],
+    [/Safari\//, 'Safari'],
+  ]);
+  const system = first([
+    [/iPhone/, 'iPhone'],
+    [/iPad/, 'iPad'],
+    [/Android/, 'Android'],
+    [/Windows/, 'Windows'],
+    [/Macintosh|Mac OS/, 'Mac'],
+    [/CrOS/, 'ChromeOS'],
+    [/Linux/, 'Linux'],
+  ]);
+  if (browser === undefined) return agent;
+  return system === undefined ? browser : `${browser} on ${system}`;
+}

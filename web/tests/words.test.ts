@@ -1,7 +1,7 @@
 import type { Task } from '@rejoin/client';
 import { expect, test } from 'vitest';
 import { Painter } from '../src/ansi';
-import { byUrgency, duration, policyWords, relative, scheduleWords } from '../src/words';
+import { browserWords, byUrgency, duration, policyWords, relative, scheduleWords } from '../src/words';
 
 test.each([
   [0, '0 ms'],
@@ -87,3 +87,19 @@ test('a colour goes on from one piece of output to the next', () => {
   painter.paint('\u001b[32mgreen');
   expect(painter.paint('still')).toContain('ansi-green-fg');
 });
+
+test.each([
+  [
+    'Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36',
+    'Chrome on Linux',
+  ],
+  [
+    'Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 Version/18.0 Mobile/15E148 Safari/604.1',
+    'Safari on iPhone',
+  ],
+  [
+    'Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0',
+    'Edge on Windows',
+  ],
+  ['curl/8.5.0', 'curl/8.5.0'],
+])('the browser %s is %s', (agent, words) => expect(browserWords(agent)).toBe(words));

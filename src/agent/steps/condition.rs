@@ -34,9 +34,10 @@ fn compile(text: &str) -> Result<Program, String> {
     Program::compile(text).map_err(|errors| one_line(&errors.to_string()))
 }
 
-/// The library draws the place under the expression over several lines.
+/// The library draws the place under the expression, in lines that begin with `|`; who wrote it has it before them.
 fn one_line(text: &str) -> String {
-    let words: Vec<&str> = text.split_whitespace().collect();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('|'));
+    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
     words.join(" ").chars().take(300).collect()
 }
 

@@ -54,6 +54,16 @@ export interface Session {
   device?: string | null;
 }
 
+/** A browser that is signed in. */
+export interface Device {
+  id: string;
+  /** What it says it is. */
+  name: string;
+  created_at: string;
+  last_seen: string;
+  current?: boolean;
+}
+
 type Query = Record<string, string | number | null | undefined>;
 
 export interface EventQuery {
@@ -76,6 +86,8 @@ export class Api {
   session = () => this.call<Session>('GET', '/session');
   signIn = (proof: { code: string } | { token: string }) =>
     this.call<void>('POST', '/session', { body: proof });
+  devices = () => this.call<PageOf<Device>>('GET', '/session/devices');
+  revoke = (device: string) => this.call<void>('DELETE', `/session/devices/${encodeURIComponent(device)}`);
   signOut = () => this.call<void>('DELETE', '/session');
 
   tasks = (query: { cursor?: string | null } = {}) => this.call<PageOf<Task>>('GET', '/tasks', { query });

@@ -13,7 +13,7 @@ export type { ResetNews, SubscriptionHandler, SubscriptionState } from './subscr
 export { Drafts } from './draft.js';
 
 export { Api, Problem } from './http.js';
-export type { EventQuery, PageOf, Session, Upcoming } from './http.js';
+export type { Device, EventQuery, PageOf, Session, Upcoming } from './http.js';
 
 export * from './frames.js';
 

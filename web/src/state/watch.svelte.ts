@@ -168,11 +168,18 @@ export class TaskWatch implements LogSink {
   }
 
   caughtUp(recovered: number | null): void {
-    this.timeline.settle();
     this.caughtUpOnce = true;
+    // Behind a snapshot at the end of the log nothing would be shown; that end itself is what people come for.
+    if (this.timeline.size > 0 || !this.log.hasEarlier) this.timeline.settle();
+    else void this.loadEarlier().then(() => this.settleLate());
     if (recovered !== null && recovered > 0) {
       live.toast(`Caught up on ${recovered.toLocaleString('en')} ${recovered === 1 ? 'event' : 'events'}`);
     }
+    this.draw();
+  }
+
+  private settleLate(): void {
+    this.timeline.settle();
     this.draw();
   }
 

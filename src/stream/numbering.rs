@@ -1,0 +1,222 @@
+//! Numbering: the events of one group, each given its number and put into a segment, task by task. What is done
+//! here is undone with the transaction it is done in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+
+use super::log;
+use super::segment::{Builder, Segment};
+use super::topic::{Offer, Refused, Topic};
+use crate::event::{RunId, Seq, State};
+use crate::record::{Fold, Mark, Run};
+use crate::store::{StoreError, TaskNo};
+
+/// The events of one task in one group, numbered.
+pub(super) struct Numbering {
+    pub(super) topic: Arc<Topic>,
+    pub(super) head: Seq,
+    pub(super) bytes: u64,
+    pub(super) builder: Builder,
+    pub(super) at: Timestamp,
+    pub(super) segments: Vec<Arc<Segment>>,
+    /// The runs whose state this group changes: as they are now, or over.
+    pub(super) staged: HashMap<RunId, Option<Run>>,
+    pub(super) numbered: Vec<Numbered>,
+}
+
+/// What of a numbered event is needed after the commit.
+pub(super) struct Numbered {
+    pub(super) run: Option<RunId>,
+    pub(super) seq: Seq,
+    pub(super) at: Timestamp,
+    pub(super) kind: Box<str>,
+    pub(super) mark: Mark,
+    /// The event's text where the fold keeps it.
+    pub(super) text: Option<String>,
+}
+
+/// The tasks that a group touches, in the order in which it came to them.
+#[derive(Default)]
+pub(super) struct Numberings {
+    pub(super) all: Vec<Numbering>,
+    pub(super) index: HashMap<TaskNo, usize>,
+}
+
+impl Numberings {
+    pub(super) fn of(&mut self, topic: &Arc<Topic>) -> &mut Numbering {
+        let index = *self.index.entry(topic.no).or_insert_with(|| {
+            self.all.push(Numbering::new(Arc::clone(topic)));
+            self.all.len() - 1
+        });
+        &mut self.all[index]
+    }
+
+    /// Where the tasks of a job stand before it.
+    pub(super) fn marks(&mut self, offers: &[(Arc<Topic>, Offer)]) -> HashMap<TaskNo, Before> {
+        let mut marks = HashMap::new();
+        for (topic, offer) in offers {
+            let numbering = self.of(topic);
+            let before: &mut Before = marks.entry(topic.no).or_insert_with(|| numbering.before());
+            if let Some(run) = offer.run {
+                before.staged.insert(run, numbering.staged.get(&run).cloned());
+            }
+        }
+        marks
+    }
+
+    /// Takes back what a job numbered.
+    pub(super) fn back_to(&mut self, marks: HashMap<TaskNo, Before>) {
+        for (task, before) in marks {
+            if let Some(index) = self.index.get(&task) {
+                self.all[*index].back_to(before);
+            }
+        }
+    }
+}
+
+/// Where a numbering stood before a job.
+pub(super) struct Before {
+    head: Seq,
+    bytes: u64,
+    at: Timestamp,
+    segments: usize,
+    /// How many events of the segment under way were there.
+    building: usize,
+    numbered: usize,
+    /// The runs that the job's events are of, as far as this group had changed them.
+    staged: HashMap<RunId, Option<Option<Run>>>,
+}
+
+impl Numbering {
+    fn new(topic: Arc<Topic>) -> Self {
+        let tail = topic.tail();
+        let (head, bytes) = (tail.head, tail.bytes);
+        drop(tail);
+        Self {
+            topic,
+            head,
+            bytes,
+            builder: Builder::new(head.next()),
+            at: Timestamp::UNIX_EPOCH,
+            segments: Vec::new(),
+            staged: HashMap::new(),
+            numbered: Vec::new(),
+        }
+    }
+
+    fn before(&self) -> Before {
+        Before {
+            head: self.head,
+            bytes: self.bytes,
+            at: self.at,
+            segments: self.segments.len(),
+            building: self.builder.len(),
+            numbered: self.numbered.len(),
+            staged: HashMap::new(),
+        }
+    }
+
+    pub(super) fn back_to(&mut self, before: Before) {
+        let Before { head, bytes, at, segments, building, numbered, staged } = before;
+        (self.head, self.bytes, self.at) = (head, bytes, at);
+        for (run, before) in staged {
+            match before {
+                Some(before) => self.staged.insert(run, before),
+                None => self.staged.remove(&run),
+            };
+        }
+        // What was under way then is the beginning of the first segment that was cut since.
+        if let Some(cut) = self.segments.get(segments) {
+            self.builder = Builder::again(cut);
+        }
+        self.builder.truncate(building);
+        self.segments.truncate(segments);
+        self.numbered.truncate(numbered);
+    }
+
+    /// Gives an event its number and puts it into the segment under way.
+    pub(super) fn number(&mut self, connection: &Connection, offer: &Offer) -> Result<Result<Seq, Refused>, StoreError> {
+        if self.topic.is_closed() {
+            return Ok(Err(Refused::LogGone));
+        }
+        let begins = offer.mark.state() == Some(State::Queued);
+        if let Some(run) = offer.run
+            && !begins
+            && !self.is_open(run)
+        {
+            return Ok(Err(Refused::RunOver));
+        }
+        let seq = self.head.next();
+        let mut text = String::with_capacity(offer.data.len() + 192);
+        log::write_event(&mut text, &self.topic.id, offer, &offer.data, seq);
+        if let Some(whole) = &offer.whole {
+            let mut event = String::with_capacity(whole.len() + 192);
+            log::write_event(&mut event, &self.topic.id, offer, whole, seq);
+            log::keep_whole(connection, self.topic.no, seq, &event)?;
+        }
+        if !self.builder.takes(text.len()) {
+            self.cut_segment(connection)?;
+        }
+        self.builder.push(|items| items.push_str(&text));
+        self.head = seq;
+        self.bytes += text.len() as u64;
+        self.at = self.at.max(offer.at);
+        let kept = matches!(offer.mark, Mark::Opens(_)).then_some(text);
+        let event = Numbered {
+            run: offer.run,
+            seq,
+            at: offer.at,
+            kind: offer.kind.clone(),
+            mark: offer.mark.clone(),
+            text: kept,
+        };
+        self.stage(connection, &event)?;
+        self.numbered.push(event);
+        Ok(Ok(seq))
+    }
+
+    fn is_open(&self, run: RunId) -> bool {
+        match self.staged.get(&run) {
+            Some(staged) => staged.is_some(),
+            None => self.topic.tail().fold.run(run).is_some(),
+        }
+    }
+
+    /// Writes the run whose state an event changes, as the fold will have it after the commit.
+    fn stage(&mut self, connection: &Connection, event: &Numbered) -> Result<(), StoreError> {
+        let (Some(id), Some(_)) = (event.run, event.mark.state()) else { return Ok(()) };
+        let before = match self.staged.remove(&id) {
+            Some(staged) => staged,
+            None => self.topic.tail().fold.run(id).cloned(),
+        };
+        let mut fold = Fold::of_runs(before);
+        if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
+            log::project_run(connection, self.topic.no, &run)?;
+            self.staged.insert(id, (!run.state.is_ended()).then_some(run));
+        }
+        Ok(())
+    }
+
+    fn cut_segment(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        if let Some(segment) = self.builder.finish() {
+            log::append(connection, self.topic.no, &segment, self.at, self.bytes)?;
+            self.segments.push(Arc::new(segment));
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        self.cut_segment(connection)?;
+        if !self.numbered.is_empty() {
+            let is_there = log::set_head(connection, self.topic.no, self.head, self.bytes)?;
+            if !is_there {
+                // The task was deleted by a later job of this group: its events go with it.
+                log::delete(connection, self.topic.no)?;
+            }
+        }
+        Ok(())
+    }
+}

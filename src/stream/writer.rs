@@ -1,0 +1,428 @@
+//! The single writer: one thread that gives the order. It collects what waits into groups, commits each, puts it
+//! into the rings, looks up who is live and wakes them.
+//!
+//! Commit → ring and head → look up → wake. A watcher never sees what is not saved.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tracing::{error, info, warn};
+
+use super::numbering::{Numbering, Numberings};
+use super::publish::{Shared, Writable, weight};
+use super::topic::{Offer, Queue, Refused, Topic};
+use crate::event::Seq;
+use crate::failpoint;
+use crate::record::Fold;
+use crate::store::StoreError;
+
+/// The most events of one group (`docs/protocol.md`, invariant 1).
+const GROUP_EVENTS: usize = 4096;
+/// The most bytes of one group.
+const GROUP_BYTES: usize = 4 * 1024 * 1024;
+/// The most changes of state that go into one group.
+const GROUP_JOBS: usize = 1024;
+/// While others wait, one task gets at most this part of a group.
+const FLOOD_SHARE: usize = 4;
+/// How long to wait before a failed group is tried again; doubled up to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    pub(super) jobs: VecDeque<Job>,
+    /// Topics with something in their queue.
+    pub(super) ready: VecDeque<Arc<Topic>>,
+    pub(super) stop: bool,
+}
+
+/// What a job does with the group's transaction, or with the reason why there is none.
+pub(super) type Act = dyn FnOnce(Result<&Connection, StoreError>) -> Acted + Send;
+
+/// A change of state: looks and writes in the group's transaction and says which events go with it. A job that
+/// cannot be tried is given the reason instead, so that the one who asked hears it.
+pub(super) struct Job {
+    pub(super) act: Box<Act>,
+}
+
+impl Job {
+    /// Tells the one who asked why it is not tried.
+    fn refuse(self, error: &StoreError) {
+        let Acted { answer, .. } = (self.act)(Err(error.clone()));
+        answer(Err(error.clone()));
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job")
+    }
+}
+
+/// What a job did within its savepoint.
+pub(super) struct Acted {
+    /// The events that go with it; none if it failed.
+    pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
+    /// Tells the one who asked.
+    pub(super) answer: Answer,
+}
+
+pub(super) type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
+
+/// The writer's thread. Stops when told to, after what was offered is written.
+#[derive(Debug)]
+pub struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    /// Writes what was offered, then ends the thread. Blocks.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.shared.bell.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("the writer ended by a panic");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Ends the queue with the writer, also when that ends by a panic: nobody waits for ever.
+pub(super) struct Ending(pub(super) Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// What goes into one commit.
+#[derive(Default)]
+struct Group {
+    jobs: Vec<Job>,
+    batches: Vec<(Arc<Topic>, Vec<Offer>)>,
+    stop: bool,
+}
+
+impl Shared {
+    pub(super) fn write_until_stopped(&self, connection: &Connection) {
+        let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
+        let mut pause = RETRY.0;
+        loop {
+            let waiting = match (kept.is_empty(), self.is_writable()) {
+                (false, _) => Some(pause),
+                (true, false) => Some(RETRY.1),
+                (true, true) => None,
+            };
+            let group = self.collect(std::mem::take(&mut kept), waiting);
+            let stop = group.stop;
+            let unsaved = self.write(connection, group);
+            if unsaved.is_empty() {
+                pause = RETRY.0;
+                if stop {
+                    break;
+                }
+            } else if self.is_stopping() {
+                // Tried once more after the stop was asked for; a full disk must not keep the server alive.
+                warn!(events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
+                    "stopping while the store cannot be written: these events are lost, nobody has seen them");
+                break;
+            } else {
+                pause = (pause * 2).min(RETRY.1);
+                kept = unsaved;
+            }
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        *self.writable.borrow() == Writable::Yes
+    }
+
+    /// Finds out whether the store can be written again while nobody has anything to write: those who were told
+    /// that it cannot should be told that it can.
+    fn probe(&self, connection: &Connection) {
+        let written = connection.execute(
+            "INSERT INTO meta (key, value) VALUES ('probe', ?1)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            [crate::clock::rfc3339(self.clock.now())],
+        );
+        if written.is_ok() {
+            self.note_writable();
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop
+    }
+
+    /// Nothing is written any more. Whoever still waits is told: by the drop of what was queued, and by the
+    /// closing of what they wait in front of.
+    fn end(&self) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.stop = true;
+        inbox.jobs.clear();
+        let mut lost = 0;
+        for topic in inbox.ready.drain(..) {
+            let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            lost += queue.offers.len();
+            queue.offers.clear();
+            queue.listed = false;
+        }
+        drop(inbox);
+        if lost > 0 {
+            warn!(events = lost, "the writer ended before these events were written; nobody has seen them");
+        }
+        self.queues_bytes.close();
+        for topic in self.topics.read().unwrap_or_else(PoisonError::into_inner).values() {
+            topic.close_queue();
+        }
+    }
+
+    /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
+    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Offer>)>, retry: Option<Duration>) -> Group {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || !kept.is_empty());
+            if !idle || inbox.stop {
+                break;
+            }
+            match retry {
+                Some(pause) => {
+                    inbox = self.bell.wait_timeout(inbox, pause).unwrap_or_else(PoisonError::into_inner).0;
+                    break;
+                }
+                None => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+        let jobs = inbox.jobs.len().min(GROUP_JOBS);
+        let mut group = Group { jobs: inbox.jobs.drain(..jobs).collect(), batches: kept, stop: false };
+        // While a failed group waits, queues are left full: emitters wait in front of them.
+        if group.batches.is_empty() {
+            take_batches(&mut inbox, &mut group);
+        }
+        group.stop = inbox.stop && inbox.jobs.is_empty() && inbox.ready.is_empty();
+        group
+    }
+
+    /// Commits a group, then tells everyone. Gives back the batches of a group that could not be saved.
+    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Offer>)> {
+        let Group { jobs, batches, .. } = group;
+        if jobs.is_empty() && batches.is_empty() {
+            if !self.is_writable() {
+                self.probe(connection);
+            }
+            return batches;
+        }
+        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut numberings = Numberings::default();
+        let mut jobs = jobs.into_iter();
+        let mut answers = Vec::new();
+        let mut acks = Vec::new();
+        let written = (|| -> Result<(), StoreError> {
+            connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            for job in jobs.by_ref() {
+                run_job(connection, &mut numberings, job, &mut answers)?;
+            }
+            for (topic, offers) in &batches {
+                let numbering = numberings.of(topic);
+                for offer in offers {
+                    acks.push(numbering.number(connection, offer)?);
+                }
+            }
+            for numbering in &mut numberings.all {
+                numbering.finish(connection)?;
+            }
+            failpoint::hit("in-commit");
+            connection.prepare_cached("COMMIT")?.execute([])?;
+            Ok(())
+        })();
+        if let Err(error) = written {
+            // A failed COMMIT may leave the transaction open or may have ended it: both are fine.
+            let _ = connection.execute_batch("ROLLBACK");
+            drop(gate);
+            for (answer, _) in answers {
+                answer(Err(error.clone()));
+            }
+            for untried in jobs {
+                untried.refuse(&error);
+            }
+            self.note_unwritable(&error);
+            return batches;
+        }
+        drop(gate);
+        failpoint::hit("committed-not-woken");
+        self.note_writable();
+        for numbering in numberings.all {
+            self.show(numbering);
+        }
+        for (answer, numbers) in answers {
+            answer(numbers);
+        }
+        self.acknowledge(batches, acks);
+        Vec::new()
+    }
+
+    fn show(&self, numbering: Numbering) {
+        let Numbering { topic, segments, numbered, staged, .. } = numbering;
+        let id = &topic.id;
+        let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
+        let apply = |fold: &mut Fold| {
+            for event in &numbered {
+                let text = event.text.as_deref().unwrap_or_default();
+                fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
+            }
+        };
+        topic.show(&self.connections, segments, apply, numbered.iter().map(|event| &*event.kind));
+        if changes_task {
+            self.changes.note(id);
+        }
+    }
+
+    /// Gives the places in the queue back and tells those who wait for their numbers.
+    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Offer>)>, results: Vec<Result<Seq, Refused>>) {
+        let mut results = results.into_iter();
+        for (topic, offers) in batches {
+            let (mut places, mut bytes) = (0, 0);
+            for offer in offers {
+                let result = results.next().unwrap_or(Err(Refused::Stopping));
+                if !offer.is_from_reserve() {
+                    places += 1;
+                    bytes += weight(&offer, &self.limits) as usize;
+                }
+                if let Some(ack) = offer.ack {
+                    let _ = ack.send(result);
+                }
+            }
+            topic.slots.add_permits(places);
+            topic.bytes.add_permits(bytes);
+            self.queues_bytes.add_permits(bytes);
+        }
+    }
+
+    fn note_unwritable(&self, error: &StoreError) {
+        let why = error.to_string();
+        let since = self.clock.now();
+        self.writable.send_if_modified(|writable| {
+            if *writable == Writable::Yes {
+                error!(%why, "the store cannot be written; what is offered waits and is tried again");
+                *writable = Writable::No { since, why };
+                true
+            } else {
+                false
+            }
+        });
+    }
+
+    fn note_writable(&self) {
+        self.writable.send_if_modified(|writable| {
+            let changed = *writable != Writable::Yes;
+            if changed {
+                info!("the store can be written again");
+                *writable = Writable::Yes;
+            }
+            changed
+        });
+    }
+}
+
+/// Fills the group from the queues, in turn; one that floods gets a share while others wait.
+fn take_batches(inbox: &mut Inbox, group: &mut Group) {
+    let (mut events, mut bytes) = (0, 0);
+    for _ in 0..inbox.ready.len() {
+        if events >= GROUP_EVENTS || bytes >= GROUP_BYTES {
+            break;
+        }
+        let Some(topic) = inbox.ready.pop_front() else { break };
+        let share = if inbox.ready.is_empty() && group.batches.is_empty() { 1 } else { FLOOD_SHARE };
+        let most_events = (GROUP_EVENTS / share).min(GROUP_EVENTS - events);
+        let most_bytes = (GROUP_BYTES / share).min(GROUP_BYTES - bytes);
+        let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = take(&mut queue, most_events, most_bytes);
+        events += taken.len();
+        bytes += taken.iter().map(Offer::bytes).sum::<usize>();
+        queue.listed = !queue.offers.is_empty();
+        let again = queue.listed;
+        drop(queue);
+        if again {
+            inbox.ready.push_back(Arc::clone(&topic));
+        }
+        if !taken.is_empty() {
+            group.batches.push((topic, taken));
+        }
+    }
+}
+
+fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Offer> {
+    let mut bytes = 0;
+    let count = queue
+        .offers
+        .iter()
+        .take(most_events)
+        .take_while(|offer| {
+            bytes += offer.bytes();
+            bytes <= most_bytes
+        })
+        .count()
+        .max(1)
+        .min(queue.offers.len());
+    queue.offers.drain(..count).collect()
+}
+
+/// Runs one job in a savepoint: what it fails at is undone and answered, the group goes on. An error here means
+/// that the store has ended the transaction, as it does when the disk is full.
+fn run_job(
+    connection: &Connection,
+    numberings: &mut Numberings,
+    job: Job,
+    answers: &mut Vec<(Answer, Result<Vec<Seq>, StoreError>)>,
+) -> Result<(), StoreError> {
+    if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
+        let error = StoreError::from(error);
+        job.refuse(&error);
+        return Err(error);
+    }
+    // A panic in a job undoes that job; its asker is told by the drop of the answer.
+    let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
+    let Ok(Acted { offers, answer }) = acted else {
+        error!("a change of state ended by a panic; it is undone");
+        return undo_job(connection);
+    };
+    let Ok(offers) = offers else {
+        answers.push((answer, Ok(Vec::new())));
+        return undo_job(connection);
+    };
+    let before = numberings.marks(&offers);
+    let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
+        numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        Ok::<_, StoreError>(numbers)
+    });
+    if numbered.is_err() {
+        numberings.back_to(before);
+        answers.push((answer, numbered));
+        return undo_job(connection);
+    }
+    answers.push((answer, numbered));
+    connection.prepare_cached("RELEASE job")?.execute([])?;
+    Ok(())
+}
+
+fn undo_job(connection: &Connection) -> Result<(), StoreError> {
+    if connection.is_autocommit() {
+        return Err(StoreError::NotWritable("the transaction was ended by the store".to_owned()));
+    }
+    Ok(connection.execute_batch("ROLLBACK TO job; RELEASE job")?)
+}

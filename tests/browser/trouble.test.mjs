@@ -1,0 +1,416 @@
+// The page when something is wrong, and what a person can do: gaps, a full disk, a restart, a sign-in that ended, a
+// process that will not stop, a file that cannot be read.
+
+import assert from 'node:assert/strict';
+import { writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { after, afterEach, before, describe, test } from 'node:test';
+import {
+  Ear,
+  PHONE,
+  Server,
+  Wire,
+  applied,
+  countingTask,
+  isFitToBeSeen,
+  openBrowser,
+  openPage,
+  settled,
+  shownSeqs,
+  signIn,
+  sleep,
+  state,
+  until,
+} from './harness.mjs';
+
+let browser;
+const closing = [];
+
+before(async () => {
+  browser = await openBrowser();
+});
+after(() => browser?.close());
+
+afterEach(async () => {
+  for (const close of closing.splice(0).reverse()) await close();
+});
+
+async function start(options) {
+  const server = await Server.start(options);
+  closing.push(() => server.stop());
+  const wire = await Wire.to(server.port);
+  closing.push(() => wire.close());
+  return { server, wire };
+}
+
+async function open(server, task, base = server.base, options = {}) {
+  const { page, context } = await openPage(browser, options);
+  closing.push(async () => {
+    assert.deepEqual(page.complaints, [], 'the page complained');
+    await context.close();
+  });
+  const ear = new Ear(context, task);
+  await signIn(page, server, base, task === null ? '/' : `/tasks/${task}`);
+  if (task !== null) await settled(page);
+  return { page, ear };
+}
+
+async function finish(server, task, params) {
+  const run = await server.startRun(task, params);
+  return ended(server, run);
+}
+
+const ended = (server, run) =>
+  until(
+    'the run to end',
+    async () => {
+      const now = await server.runOf(run.id);
+      return now.ended_at ? now : null;
+    },
+    60_000,
+  );
+
+async function back(page, wire) {
+  wire.mend();
+  await page
+    .getByRole('button', { name: 'Retry now' })
+    .click({ timeout: 2_000 })
+    .catch(() => {});
+  await state(page, 'connected');
+}
+
+/** Many events in no time: each step is a thought, a call, its output and its result. */
+function manySteps(steps, title = 'Many steps') {
+  const step = (at) => `
+[[steps]]
+name = "s${at}"
+thought = "Step ${at} of ${steps}"
+run = "echo this is ${at}"
+`;
+  return `title = "${title}"\nagent = "steps"\n${Array.from({ length: steps }, (_, at) => step(at + 1)).join('')}`;
+}
+
+describe('a gap is said aloud', () => {
+  test('T-08: who missed too much is told so, and the rest is loaded from history', async () => {
+    const { server, wire } = await start({
+      tasks: { many: manySteps(40) },
+      config: '[stream]\nreplay_events = 50\n',
+    });
+    await server.call('POST', '/tasks/many/pause');
+    await server.call('POST', '/tasks/many/resume');
+    const { page, ear } = await open(server, 'many', wire.base, { viewport: PHONE });
+    assert.equal(await applied(page), 2);
+    wire.cut('rst');
+    await state(page, 'reconnecting');
+    await finish(server, 'many');
+    await back(page, wire);
+    await page.locator('[data-reset="too_far"]').waitFor();
+    await page.getByText('Too much was missed to replay.').waitFor();
+    await page.getByText('The rest has been loaded from history.').waitFor();
+    await isFitToBeSeen(page);
+    await page.getByRole('button', { name: 'Understood' }).click();
+    const log = await server.written('many');
+    assert.ok(log.head > 150);
+    assert.equal(await applied(page), log.head);
+    assert.ok(ear.hashes.size < 50, 'the socket did not send what was too much');
+    const { seqs, twice } = await shownSeqs(page);
+    assert.deepEqual(twice, []);
+    assert.deepEqual(seqs, [...log.hashes.keys()]);
+  });
+
+  test('a log too long to replay is opened at its last run, and read back from there', async () => {
+    const { server } = await start({
+      tasks: { many: manySteps(30) },
+      config: '[stream]\nreplay_events = 50\n',
+    });
+    await finish(server, 'many');
+    const { page } = await open(server, 'many');
+    await page.getByText('this is 30', { exact: false }).first().waitFor();
+    const log = await server.written('many');
+    const { seqs, twice } = await shownSeqs(page);
+    assert.deepEqual(twice, []);
+    assert.deepEqual(seqs, [...log.hashes.keys()]);
+  });
+
+  test('T-09: a task that was removed and made again shows the new log, and says so', async () => {
+    const { server, wire } = await start();
+    const make = (word) =>
+      server.call('POST', '/tasks', {
+        id: 'remade',
+        title: 'Remade',
+        agent: 'steps',
+        steps: [{ name: 'say', run: `echo ${word}` }],
+        run: false,
+      });
+    await make('before');
+    await finish(server, 'remade');
+    const { page } = await open(server, 'remade', wire.base);
+    await page.locator('.out', { hasText: 'before' }).waitFor();
+    wire.cut('rst');
+    await state(page, 'reconnecting');
+    await server.call('DELETE', '/tasks/remade?stop=true');
+    await make('afterwards');
+    await finish(server, 'remade');
+    await back(page, wire);
+    await page.locator('[data-reset="replaced"]').waitFor();
+    await page.locator('.out', { hasText: 'afterwards' }).waitFor();
+    assert.equal(await page.locator('.out', { hasText: 'before' }).count(), 0);
+    await isFitToBeSeen(page);
+  });
+
+  test('what is no longer kept is said to be gone', async () => {
+    const { server, wire } = await start({
+      tasks: { many: manySteps(20) },
+      config: '[retention]\nevents = 60\nevery = "1s"\n',
+    });
+    await server.call('POST', '/tasks/many/pause');
+    await server.call('POST', '/tasks/many/resume');
+    const { page } = await open(server, 'many', wire.base);
+    wire.cut('rst');
+    await state(page, 'reconnecting');
+    await finish(server, 'many');
+    await finish(server, 'many');
+    await until(
+      'the beginning to be removed',
+      async () => (await server.call('GET', '/tasks/many')).oldest > 4,
+    );
+    await back(page, wire);
+    await page.locator('[data-reset="retention"]').waitFor();
+    await page.getByText('Some of what was missed is no longer kept.').waitFor();
+    await page.getByText('The rest has been loaded from history.').waitFor();
+  });
+});
+
+describe('a server in trouble', () => {
+  test('a full disk: it says so, shows nothing unsaved, and goes on by itself', async () => {
+    const { server } = await start({ tasks: { counting: countingTask(60, 0.2) } });
+    const { page, ear } = await open(server, 'counting', server.base, { viewport: PHONE });
+    const run = await server.startRun('counting');
+    await page.getByText('line 5', { exact: false }).first().waitFor();
+    await server.fillDisk();
+    await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 30_000 });
+    await isFitToBeSeen(page);
+    const stands = await server.written('counting');
+    await sleep(2_000);
+    assert.deepEqual((await server.written('counting')).head, stands.head, 'nothing can be saved');
+    assert.ok((await applied(page)) <= stands.head, 'and nothing unsaved is shown');
+    assert.ok(ear.last <= stands.head);
+    await state(page, 'connected');
+    assert.equal((await server.runOf(run.id)).state, 'running');
+    await server.emptyDisk();
+    await page.locator('[data-notice="store_not_writable"]').waitFor({ state: 'detached', timeout: 30_000 });
+    assert.equal((await ended(server, run)).state, 'succeeded');
+    const log = await server.written('counting');
+    await until('the rest', async () => (await applied(page)) === log.head);
+    assert.deepEqual(ear.faults, []);
+    assert.deepEqual([...ear.hashes], [...log.hashes]);
+    await sleep(300);
+    const { seqs, twice } = await shownSeqs(page);
+    assert.deepEqual(twice, []);
+    assert.deepEqual(seqs, [...log.hashes.keys()]);
+    await page.getByText('line 60').first().waitFor();
+  });
+
+  test('a full disk and nobody signed in: the link says why it does not work, and works afterwards', async () => {
+    const { server } = await start({ tasks: { counting: countingTask(400, 0.2) } });
+    await server.startRun('counting');
+    await sleep(500);
+    await server.fillDisk();
+    await until(
+      'the server to notice',
+      async () => (await server.call('GET', '/status')).notices.length > 0,
+      30_000,
+    );
+    const { page, context } = await openPage(browser);
+    closing.push(() => context.close());
+    const code = await server.code();
+    await page.goto(`${server.base}/#code=${code}`);
+    await page.getByRole('alert').filter({ hasText: 'disk is full' }).waitFor({ timeout: 15_000 });
+    await server.emptyDisk();
+    await page.getByLabel('Or paste its code, or a token').fill(code);
+    await until('the disk to be good again', async () => {
+      await page.getByLabel('Or paste its code, or a token').fill(code);
+      await page.getByRole('button', { name: 'Sign in' }).click();
+      return state(page, 'connected', 2_000).then(
+        () => true,
+        () => false,
+      );
+    });
+  });
+
+  test('a restart: the page says that the server restarts, comes back, and has the same history', async () => {
+    const { server } = await start({
+      tasks: { counting: countingTask(200, 0.2) },
+      config: '[runs]\nshutdown_grace = "1s"\nstop_term = "300ms"\n',
+    });
+    const run = await server.startRun('counting');
+    const { page, ear } = await open(server, 'counting');
+    await page.getByText('line 5', { exact: false }).first().waitFor();
+    const before = await applied(page);
+    const gone = server.halt();
+    await page
+      .getByText(/The server is (about to restart|restarting)/)
+      .first()
+      .waitFor({ timeout: 10_000 });
+    await gone;
+    await server.run();
+    await state(page, 'connected', 40_000);
+    const now = await ended(server, run);
+    assert.ok(['interrupted', 'cancelled'].includes(now.state), now.state);
+    const log = await server.written('counting');
+    await until('the end of the run', async () => (await applied(page)) >= log.head);
+    assert.ok(log.head > before);
+    assert.deepEqual(ear.faults, []);
+    assert.deepEqual([...ear.hashes], [...log.hashes], 'the same history, none twice');
+    assert.equal(await page.locator('[data-reset]').count(), 0, 'nothing was lost, so no gap is claimed');
+    const { seqs, twice } = await shownSeqs(page);
+    assert.deepEqual(twice, []);
+    assert.deepEqual(seqs, [...log.hashes.keys()]);
+  });
+
+  test('a device that is signed out elsewhere is told within a second, and comes back where it was', async () => {
+    const { server } = await start({ tasks: { counting: countingTask(3, 0.05) } });
+    await finish(server, 'counting');
+    const { page } = await open(server, 'counting');
+    const { items } = await server.call('GET', '/session/devices');
+    const since = Date.now();
+    await server.call('DELETE', `/session/devices/${items[0].id}`);
+    await page.getByRole('heading', { name: 'Your sign-in has ended' }).waitFor({ timeout: 1_500 });
+    assert.ok(Date.now() - since < 1_500);
+    await page.getByText('Signed out').waitFor();
+    assert.equal(await page.getByText('the end').count(), 0, 'nothing of the task is left on the page');
+    await page.getByLabel('Or paste its code, or a token').fill(await server.code());
+    await page.getByRole('button', { name: 'Sign in' }).click();
+    await settled(page);
+    await page.locator('.out', { hasText: 'the end' }).waitFor();
+    assert.equal(new URL(page.url()).pathname, '/tasks/counting');
+  });
+});
+
+describe('what a person can do', () => {
+  const GREETS = `title = "Greets"
+agent = "steps"
+
+[schedule]
+every = "1h"
+
+[params]
+name = { default = "world", help = "Who is greeted" }
+times = { default = 2 }
+
+[[steps]]
+name = "greet"
+run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
+`;
+
+  test('parameters are asked for with their defaults, and reach the run', async () => {
+    const { server } = await start({ tasks: { greets: GREETS } });
+    const { page } = await open(server, 'greets', server.base, { viewport: PHONE });
+    await page.getByRole('button', { name: 'Run now' }).click();
+    assert.equal(await page.getByLabel('name').inputValue(), 'world');
+    await page.getByText('Who is greeted').first().waitFor();
+    await isFitToBeSeen(page);
+    await page.getByLabel('name').fill('$(id); "Ada"');
+    await page.getByLabel('times').fill('3');
+    await page.getByRole('button', { name: 'Run with these' }).click();
+    await page.locator('.out', { hasText: 'hello $(id); "Ada" 3' }).waitFor();
+    const { items } = await server.call('GET', '/tasks/greets/runs');
+    assert.equal(items.length, 1);
+    assert.deepEqual(items[0].params, { name: '$(id); "Ada"', times: 3 });
+  });
+
+  test('Pause keeps a schedule from starting anything, over a refresh too, and Resume lets it go on', async () => {
+    const { server } = await start({ tasks: { greets: GREETS } });
+    const { page } = await open(server, 'greets');
+    await page.getByRole('button', { name: 'Pause' }).click();
+    await page.getByRole('button', { name: 'Resume schedule' }).waitFor();
+    await page.getByText('Paused: nothing starts by itself.').waitFor();
+    const paused = await server.call('GET', '/tasks/greets');
+    assert.equal(paused.state, 'paused');
+    assert.equal(paused.next_at, null);
+    await page.reload();
+    await page.getByRole('button', { name: 'Resume schedule' }).click();
+    await page.getByRole('button', { name: 'Pause' }).waitFor();
+    assert.equal((await server.call('GET', '/tasks/greets')).state, 'idle');
+  });
+
+  test('PER-10, T-28: Stop goes on until the process is gone, and says how far it is', async () => {
+    const { server, wire } = await start({
+      tasks: {
+        deaf: `title = "Hears nothing"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "trap '' INT TERM; echo waiting; while true; do sleep 0.2; done"\n`,
+      },
+      config: '[runs]\nstop_term = "1500ms"\nstop_kill = "3s"\nstop_give_up = "6s"\n',
+    });
+    const run = await server.startRun('deaf');
+    const { page } = await open(server, 'deaf', wire.base);
+    await page.locator('.out', { hasText: 'waiting' }).waitFor();
+    wire.cut('rst');
+    await state(page, 'reconnecting');
+    await back(page, wire);
+    await page.getByRole('button', { name: 'Stop', exact: true }).first().click();
+    await page.getByRole('button', { name: 'Stopping …' }).first().waitFor();
+    await page.getByRole('status').filter({ hasText: 'SIGINT' }).first().waitFor();
+    await page.getByRole('status').filter({ hasText: 'SIGTERM' }).first().waitFor();
+    await page.locator('[data-kind="status"]').filter({ hasText: 'SIGKILL' }).first().waitFor();
+    await page.locator('[data-state="cancelled"]').first().waitFor();
+    const now = await ended(server, run);
+    assert.equal(now.state, 'cancelled');
+    assert.ok(now.duration_ms < 10_000);
+    const { head } = await server.written('deaf');
+    assert.equal(head, now.last_seq, 'nothing follows the end');
+  });
+
+  test('a browser that is out of reach is signed out from another', async () => {
+    const { server } = await start();
+    const lost = await open(server, null);
+    const { page } = await open(server, null, server.base, { viewport: PHONE });
+    await page.getByRole('button', { name: 'Signed-in browsers' }).click();
+    const lines = page.locator('[data-device]');
+    await until('both', async () => (await lines.count()) === 2);
+    await lines.filter({ hasText: 'this one' }).waitFor();
+    await isFitToBeSeen(page);
+    await lines.getByRole('button', { name: 'Sign out' }).click();
+    await lost.page.getByRole('heading', { name: 'Your sign-in has ended' }).waitFor({ timeout: 2_000 });
+    await until('only this one', async () => (await lines.count()) === 1);
+    await state(page, 'connected');
+  });
+
+  test('the overview puts what needs somebody first, then what failed, and names the line of a bad file', async () => {
+    const bad = 'title = "Has a typo"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n';
+    const { server } = await start({
+      tasks: {
+        alpha: countingTask(1, 0, 'Alpha is quiet'),
+        fails: 'title = "Beta fails"\nagent = "steps"\n\n[[steps]]\nname = "a"\nrun = "exit 3"\n',
+        typo: bad,
+        certificate: `title = "Zeta wants somebody"\nagent = "steps"\n\n[[steps]]\nname = "look"\nrun = "echo 6 days"\nattention = 'output.contains("6 days")'\nsummary = "It ends in six days"\n`,
+        long: countingTask(200, 0.2, 'Gamma runs'),
+      },
+    });
+    await finish(server, 'alpha');
+    await finish(server, 'fails');
+    await finish(server, 'certificate');
+    const run = await server.startRun('long');
+    const { page } = await open(server, null);
+    const order = () => page.locator('[data-task]').evaluateAll((all) => all.map((one) => one.dataset.task));
+    await until('the order', async () => (await order()).length === 5);
+    const found = await order();
+    assert.equal(found[0], 'certificate');
+    assert.deepEqual(found.slice(1, 3).sort(), ['fails', 'typo']);
+    assert.deepEqual(found.slice(3), ['long', 'alpha']);
+    assert.deepEqual(await page.locator('h2').allInnerTexts(), [
+      'Needs you 1',
+      'Failed 2',
+      'Running 1',
+      'All quiet 1',
+    ]);
+    await page.locator('[data-task="certificate"]').getByText('It ends in six days').waitFor();
+    await page.locator('[data-task="typo"]').getByText('typo.toml:5').waitFor();
+    await isFitToBeSeen(page);
+    const good = bad.replace('overlp', 'overlap') + '\n[[steps]]\nname = "a"\nrun = "true"\n';
+    await writeFile(path.join(server.folder, 'tasks', 'typo.toml'), good, { mode: 0o600 });
+    const line = page.locator('[data-task="typo"]');
+    await line.getByText('Has a typo').waitFor({ timeout: 15_000 });
+    assert.equal(await line.getByText('typo.toml').count(), 0, 'the complaint goes with its cause');
+    await server.call('POST', `/runs/${run.id}/stop`);
+  });
+});

@@ -1,0 +1,514 @@
+//! The frames of the live protocol as a client sees them: what is answered to what, and with which code a socket ends.
+
+use std::time::Duration;
+
+use rejoin::event::State;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use futures_util::SinkExt;
+
+use crate::harness::{Gate, Home, InProcess, Watcher, events_of, is_terminal};
+use crate::rows_stage::{NO_HEARTBEAT, Page, Play, SOON, stage};
+
+async fn open(server: &InProcess) -> Watcher {
+    Watcher::open(server.client.address, Some(server.client.token())).await
+}
+
+/// A socket of a named client; what came first: the welcome, or the close.
+async fn enter(server: &InProcess, client: &str, attempt: u64) -> Result<(Watcher, Value), Option<CloseFrame>> {
+    let mut watcher = open(server).await;
+    watcher.hello(client, attempt, json!([])).await;
+    let first = watcher.next_of_any().await?;
+    assert_eq!(first["type"], "welcome");
+    Ok((watcher, first))
+}
+
+/// Reads to the end of a socket; gives the code and the reason.
+async fn closed(watcher: &mut Watcher) -> (u16, Value) {
+    loop {
+        match watcher.next_of_any().await {
+            Ok(_) => {}
+            Err(Some(close)) => {
+                assert!(close.reason.len() <= 123);
+                let reason = serde_json::from_str(&close.reason).unwrap_or(Value::Null);
+                return (close.code.into(), reason);
+            }
+            Err(None) => panic!("closed without a word"),
+        }
+    }
+}
+
+async fn say(watcher: &mut Watcher, text: impl Into<String>) {
+    watcher.socket.send(Message::text(text.into())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_frames_are_answered_and_the_fifth_ends_the_socket() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let bad = ["no json", "{}", r#"{"type":"unknown"}"#, r#"{"type":"subscribe","sub":"one","task":"x"}"#];
+    for text in bad {
+        say(&mut watcher, text).await;
+        let error = watcher.next().await;
+        assert_eq!((&error["type"], &error["code"], &error["retryable"]), (&json!("error"), &json!("bad_frame"), &json!(false)), "{text}");
+        assert!(error["message"].is_string());
+    }
+    // Good ones in between forgive nothing and are served all the same.
+    watcher.send(json!({ "type": "subscribe", "sub": 1, "task": "none" })).await;
+    assert_eq!(watcher.next().await["outcome"], "not_found");
+    say(&mut watcher, "[]").await;
+    let (code, reason) = closed(&mut watcher).await;
+    assert_eq!((code, &reason["code"]), (4501, &json!("bad_frames")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_bad_frame_is_named() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    for text in [
+        r#"{"type":"subscribe","sub":1}"#,
+        r#"{"type":"subscribe","sub":-1,"task":"x"}"#,
+        r#"{"type":"subscribe","sub":0,"task":"x"}"#,
+        r#"{"type":"subscribe","sub":2147483648,"task":"x"}"#,
+        r#"{"type":"subscribe","sub":1.5,"task":"x"}"#,
+        r#"{"type":"subscribe","sub":1,"task":"x","after":-1}"#,
+        r#"{"type":"unsubscribe"}"#,
+        r#"{"type":"hello","protocol":1,"client":"again"}"#,
+        r#""text""#,
+        "",
+    ] {
+        let mut watcher = server.client.watch(json!([])).await;
+        say(&mut watcher, text).await;
+        assert_eq!(watcher.next().await["code"], "bad_frame", "{text}");
+    }
+    let mut watcher = server.client.watch(json!([])).await;
+    watcher.socket.send(Message::binary(vec![1_u8, 2, 3])).await.unwrap();
+    assert_eq!(watcher.next().await["code"], "bad_frame", "a frame is a text message");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_over_64_kib_is_an_error_and_one_over_256_kib_ends_the_socket() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let sized = |bytes: usize| {
+        let frame = r#"{"type":"pong","at":""}"#;
+        frame.replace("\"\"", &format!("\"{}\"", "x".repeat(bytes - frame.len())))
+    };
+    say(&mut watcher, sized(64 * 1024)).await;
+    watcher.send(json!({ "type": "subscribe", "sub": 1, "task": "none" })).await;
+    assert_eq!(watcher.next().await["outcome"], "not_found", "64 KiB are allowed");
+    for bytes in [64 * 1024 + 1, 256 * 1024] {
+        say(&mut watcher, sized(bytes)).await;
+        assert_eq!(watcher.next().await["code"], "too_large");
+    }
+    say(&mut watcher, sized(256 * 1024 + 1)).await;
+    assert_eq!(closed(&mut watcher).await.0, 1009);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_in_a_frame_is_ignored() {
+    let home = stage("job");
+    let server = home.serve().await;
+    let play = Play::begin(&server, "job").await;
+    let mut watcher = open(&server).await;
+    watcher
+        .send(json!({ "type": "hello", "protocol": 1, "client": "c", "colour": "red",
+                      "subscribe": [{ "sub": 1, "task": "job", "shade": { "of": "grey" } }] }))
+        .await;
+    assert_eq!(watcher.next().await["type"], "welcome");
+    watcher.until(|frame| frame["type"] == "caught_up").await;
+    watcher.send(json!({ "type": "pong", "at": 7, "more": [] })).await;
+    watcher.send(json!({ "type": "unsubscribe", "sub": 99, "more": null })).await;
+    let seq = play.thought("still there").await;
+    assert_eq!(events_of(&watcher.next().await)[0]["seq"], seq);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_frame_is_a_hello_of_this_protocol() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    for (first, code) in [
+        (json!({ "type": "pong" }), 4501),
+        (json!({ "type": "subscribe", "sub": 1, "task": "x" }), 4501),
+        (json!({ "type": "hello", "protocol": 1 }), 4501),
+        (json!({ "type": "hello", "protocol": 2, "client": "c" }), 4502),
+        (json!({ "type": "hello", "protocol": 0, "client": "c" }), 4502),
+    ] {
+        let mut watcher = open(&server).await;
+        watcher.send(first.clone()).await;
+        assert_eq!(closed(&mut watcher).await.0, code, "{first}");
+    }
+    let mut watcher = open(&server).await;
+    watcher.socket.send(Message::binary(vec![0_u8])).await.unwrap();
+    assert_eq!(closed(&mut watcher).await.0, 4501);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_no_hello_is_closed_and_may_come_back() {
+    let home = Home::new("[stream]\nhello_deadline = \"50ms\"\nunauthenticated = 2");
+    let server = home.serve().await;
+    let mut silent = [open(&server).await, open(&server).await];
+    // Both places are taken until the two are closed.
+    let mut third = open(&server).await;
+    let (code, reason) = closed(&mut third).await;
+    assert!(code == 4104 || code == 4012, "{code}");
+    assert!(code == 4012 || reason["retry_ms"].is_u64());
+    for watcher in &mut silent {
+        let (code, reason) = closed(watcher).await;
+        assert_eq!((code, &reason["code"]), (4012, &json!("no_life")));
+    }
+    assert!(enter(&server, "c", 1).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_falls_silent_is_taken_for_dead() {
+    let home = Home::new("[stream]\nheartbeat = \"50ms\"\nlife = \"150ms\"");
+    let server = home.serve().await;
+    let (mut alive, _) = enter(&server, "alive", 1).await.unwrap();
+    let (mut silent, _) = enter(&server, "silent", 1).await.unwrap();
+    let silence = tokio::spawn(async move { closed(&mut silent).await });
+    for _ in 0..4 {
+        let beat = alive.next_of_any().await.unwrap();
+        assert_eq!(beat["type"], "heartbeat");
+        assert_eq!(beat["heads"], json!({}), "{{}} before any");
+        alive.send(json!({ "type": "pong", "at": beat["at"] })).await;
+    }
+    let (code, reason) = silence.await.unwrap();
+    assert_eq!((code, &reason["code"]), (4012, &json!("no_life")));
+    let (_, welcome) = enter(&server, "silent", 2).await.unwrap();
+    assert_eq!(welcome["last_close"], "no_life", "it is told why it was closed last");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_welcome_says_what_holds() {
+    let home = Home::new("[stream]\nheartbeat = \"7s\"\nlife = \"12s\"\nsubscriptions = 5\nreplay_events = 77\nreplay_bytes = \"1 MiB\"");
+    let server = home.serve().await;
+    let (_, welcome) = enter(&server, "c", 1).await.unwrap();
+    assert_eq!((&welcome["protocol"], &welcome["heartbeat_ms"], &welcome["last_close"]), (&json!(1), &json!(7000), &Value::Null));
+    assert_eq!(
+        welcome["limits"],
+        json!({ "frame_bytes": 65536, "subscriptions": 5, "replay_events": 77, "replay_bytes": 1 << 20, "life_ms": 12000 })
+    );
+    let (_, other) = enter(&server, "d", 1).await.unwrap();
+    assert_ne!(welcome["connection"], other["connection"]);
+    assert_eq!(welcome["server"], other["server"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hello_with_an_older_attempt_is_closed_itself_and_an_equal_or_newer_one_takes_over() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let (mut third, _) = enter(&server, "tab", 3).await.unwrap();
+    let late = enter(&server, "tab", 2).await.err().flatten().expect("the late one is closed");
+    assert_eq!((u16::from(late.code), &*late.reason), (4514, r#"{"code":"replaced"}"#));
+    let (mut again, _) = enter(&server, "tab", 3).await.unwrap();
+    assert_eq!(closed(&mut third).await.0, 4514);
+    let (mut fourth, welcome) = enter(&server, "tab", 4).await.unwrap();
+    assert_eq!(closed(&mut again).await.0, 4514);
+    assert_eq!(welcome["last_close"], "replaced");
+    // Another client is another client.
+    let (_other, _) = enter(&server, "other", 1).await.unwrap();
+    fourth.send(json!({ "type": "subscribe", "sub": 1, "task": "none" })).await;
+    assert_eq!(fourth.next().await["outcome"], "not_found");
+    // Once it is gone, a lower attempt is no older one.
+    drop(fourth);
+    server.client.until("/status", |status| status["connections"].as_u64() <= Some(1)).await;
+    assert!(enter(&server, "tab", 1).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_are_at_most_so_many_sockets_in_all_and_of_one_credential() {
+    for limit in ["connections = 2", "connections_per_credential = 2"] {
+        let home = Home::new(&format!("[stream]\n{limit}"));
+        let server = home.serve().await;
+        let (first, _) = enter(&server, "one", 1).await.unwrap();
+        let (_second, _) = enter(&server, "two", 1).await.unwrap();
+        let close = enter(&server, "three", 1).await.err().flatten().expect("one too many");
+        assert_eq!(u16::from(close.code), 4104);
+        assert!(close.reason.contains("retry_ms"));
+        // Who comes back takes its own place.
+        let (_again, _) = enter(&server, "two", 2).await.unwrap();
+        drop(first);
+        server.client.until("/status", |status| status["connections"] == 1).await;
+        assert!(enter(&server, "three", 2).await.is_ok());
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_too_much_is_closed_and_may_come_back_later() {
+    let home = Home::new(NO_HEARTBEAT);
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    for _ in 0..2001 {
+        if watcher.socket.feed(Message::text(r#"{"type":"pong"}"#)).await.is_err() {
+            break;
+        }
+    }
+    let _ = watcher.socket.flush().await;
+    let (code, reason) = closed(&mut watcher).await;
+    assert_eq!((code, &reason["code"]), (4013, &json!("too_many_requests")));
+    assert!(reason["retry_ms"].is_u64());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_in_use_is_refused_and_one_that_ended_is_free() {
+    let home = stage("job").shell_task("other", "true");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([{ "sub": 2147483647, "task": "job" }])).await;
+    watcher.until(|frame| frame["type"] == "caught_up").await;
+    watcher.send(json!({ "type": "subscribe", "sub": 2147483647, "task": "other" })).await;
+    let error = watcher.next().await;
+    assert_eq!((&error["code"], &error["sub"]), (&json!("bad_frame"), &json!(2147483647)));
+    watcher.send(json!({ "type": "unsubscribe", "sub": 2147483647 })).await;
+    watcher.send(json!({ "type": "subscribe", "sub": 2147483647, "task": "other" })).await;
+    assert_eq!(watcher.next().await["task"], "other");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_unsubscribed_says_nothing_more() {
+    let home = stage("job").shell_task("other", "true");
+    let server = home.serve().await;
+    let play = Play::begin(&server, "job").await;
+    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "job" }])).await;
+    watcher.until(|frame| frame["type"] == "caught_up").await;
+    watcher.send(json!({ "type": "unsubscribe", "sub": 1 })).await;
+    watcher.send(json!({ "type": "subscribe", "sub": 2, "task": "other" })).await;
+    watcher.until(|frame| frame["type"] == "caught_up" && frame["sub"] == 2).await;
+    play.thought("nobody hears this").await;
+    Play::begin(&server, "other").await;
+    assert_eq!(watcher.next().await["sub"], 2);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_socket_watches_at_most_so_many_tasks_and_goes_on_with_those() {
+    let mut home = Home::new("");
+    for n in 0..258 {
+        home = home.shell_task(&format!("t{n}"), "true");
+    }
+    let server = home.serve().await;
+    let subscribe: Vec<Value> = (0..258).map(|n| json!({ "sub": n + 1, "task": format!("t{n}") })).collect();
+    let mut watcher = server.client.watch(json!(subscribe)).await;
+    let (mut subscribed, mut errors) = (0, Vec::new());
+    while subscribed + errors.len() < 258 {
+        let frame = watcher.next().await;
+        match frame["type"].as_str().unwrap() {
+            "subscribed" => subscribed += 1,
+            "error" => errors.push(frame),
+            _ => {}
+        }
+    }
+    assert_eq!((subscribed, errors.len()), (256, 2));
+    assert_eq!((&errors[0]["code"], &errors[0]["sub"]), (&json!("limit"), &json!(257)));
+    // One that it has may be asked for again, and a place that is given back can be taken.
+    watcher.send(json!({ "type": "subscribe", "sub": 300, "task": "t0" })).await;
+    watcher.until(|frame| frame["type"] == "subscribed" && frame["sub"] == 300 && frame["outcome"] == "resumed").await;
+    watcher.send(json!({ "type": "unsubscribe", "sub": 300 })).await;
+    watcher.send(json!({ "type": "subscribe", "sub": 301, "task": "t257" })).await;
+    watcher.until(|frame| frame["type"] == "subscribed" && frame["sub"] == 301).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_of_tasks_comes_whole_then_as_changes_and_whole_again_when_asked() {
+    let home = Home::new(NO_HEARTBEAT).shell_task("b", "true").shell_task("a", "true");
+    let server = home.serve().await;
+    let mut watcher = open(&server).await;
+    watcher
+        .send(json!({ "type": "hello", "protocol": 1, "client": "c", "tasks": true, "subscribe": [{ "sub": 1, "task": "a" }] }))
+        .await;
+    assert_eq!(watcher.next().await["type"], "welcome");
+    assert_eq!(watcher.next().await["type"], "subscribed", "the list comes after what is watched");
+    let list = watcher.until(|frame| frame["type"] == "tasks").await.pop().unwrap();
+    assert_eq!(list["full"], true);
+    let ids = |list: &Value| list["items"].as_array().unwrap().iter().map(|task| task["id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&list), ["a", "b"]);
+    let (_, over_http) = server.client.get("/tasks").await;
+    assert_eq!(list["items"], over_http["items"], "the same objects everywhere");
+
+    let mut rev = list["rev"].as_u64().unwrap();
+    let mut change = async |watcher: &mut Watcher, good: &dyn Fn(&Value) -> bool| loop {
+        let frame = watcher.next().await;
+        if frame["type"] == "tasks" {
+            assert_eq!((&frame["full"], &frame["rev"]), (&json!(false), &json!(rev + 1)), "grows by 1");
+            rev += 1;
+            if good(&frame) {
+                return frame;
+            }
+        }
+    };
+    let steps = json!([{ "name": "one", "run": "true" }]);
+    server.client.post("/tasks", json!({ "title": "c", "steps": steps, "run": false })).await;
+    let added = change(&mut watcher, &|frame| ids(frame).contains(&json!("c"))).await;
+    assert_eq!((ids(&added), &added["removed"]), (vec![json!("c")], &json!([])));
+    server.client.run("b").await;
+    change(&mut watcher, &|frame| frame["items"][0]["id"] == "b" && frame["items"][0]["last_run"]["state"] == "succeeded").await;
+    server.client.post("/tasks/b/pause", json!({})).await;
+    change(&mut watcher, &|frame| frame["items"][0]["id"] == "b" && frame["items"][0]["state"] == "paused").await;
+    server.client.delete("/tasks/c").await;
+    let removed = change(&mut watcher, &|frame| frame["removed"] == json!(["c"])).await;
+    assert_eq!(removed["items"], json!([]));
+    watcher.send(json!({ "type": "tasks" })).await;
+    let again = watcher.until(|frame| frame["type"] == "tasks").await.pop().unwrap();
+    assert_eq!((&again["full"], &again["rev"], ids(&again)), (&json!(true), &json!(rev), vec![json!("a"), json!("b")]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_is_shown_from_the_first_time_it_is_asked_for() {
+    let home = Home::new(NO_HEARTBEAT).shell_task("a", "true");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    server.client.post("/tasks/a/pause", json!({})).await;
+    watcher.send(json!({ "type": "tasks" })).await;
+    let list = watcher.next().await;
+    assert_eq!((&list["full"], &list["items"][0]["state"]), (&json!(true), &json!("paused")));
+    server.client.post("/tasks/a/resume", json!({})).await;
+    watcher.until(|frame| frame["type"] == "tasks" && frame["full"] == false && frame["items"][0]["state"] == "idle").await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_notice_is_told_on_change_and_to_newcomers_before_anything_else_while_it_lasts() {
+    let home = stage("job");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let live = &server.server.api().live;
+    live.notices.say("clock_wrong", "the clock is wrong".to_owned(), jiff::Timestamp::UNIX_EPOCH);
+    live.hub.wake_all();
+    let notice = watcher.next().await;
+    assert_eq!(
+        notice,
+        json!({ "type": "notice", "code": "clock_wrong", "text": "the clock is wrong", "since": "1970-01-01T00:00:00.000000Z", "over": false })
+    );
+    let mut newcomer = server.client.watch(json!([{ "sub": 1, "task": "job" }])).await;
+    assert_eq!(newcomer.next().await, notice, "before what is watched");
+    assert_eq!(newcomer.next().await["type"], "subscribed");
+    assert_eq!(server.client.get("/status").await.1["notices"][0]["code"], "clock_wrong");
+    live.notices.lift("clock_wrong", "the clock is right");
+    live.hub.wake_all();
+    let over = watcher.next().await;
+    assert_eq!((&over["code"], &over["over"]), (&json!("clock_wrong"), &json!(true)));
+    let mut later = server.client.watch(json!([{ "sub": 1, "task": "job" }])).await;
+    assert_eq!(later.next().await["type"], "subscribed", "what is over is no news");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_stops_says_so_and_when_to_come_back() {
+    let home = stage("job");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let stop = tokio::spawn(server.stop());
+    let notice = watcher.next_of_any().await;
+    if let Ok(notice) = &notice {
+        assert_eq!((&notice["type"], &notice["code"]), (&json!("notice"), &json!("draining")));
+    }
+    let (code, reason) = closed(&mut watcher).await;
+    assert_eq!((code, &reason["code"]), (4001, &json!("draining")));
+    assert!(reason["retry_ms"].as_u64().unwrap() >= 500);
+    stop.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_subs_of_one_socket_do_not_hold_each_other_up() {
+    let home = stage("loud").shell_task("quiet", "true");
+    let server = home.serve().await;
+    let (loud, quiet) = (Play::begin(&server, "loud").await, Play::begin(&server, "quiet").await);
+    loud.thoughts(4000).await;
+    loud.thought("the last").await;
+    quiet.thought("one").await;
+    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "loud" }, { "sub": 2, "task": "quiet" }])).await;
+    let frames = watcher.until(|frame| frame["type"] == "caught_up" && frame["sub"] == 1).await;
+    let at = |sub: u64| frames.iter().rposition(|frame| frame["sub"] == sub && !events_of(frame).is_empty()).unwrap();
+    assert!(at(2) < at(1), "they take turns");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_over_the_socket_is_answered_with_where_to_send_it() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    for n in 0..8 {
+        watcher.send(json!({ "type": "command", "id": format!("c{n}"), "op": "run", "task": "x" })).await;
+        let error = watcher.next().await;
+        assert_eq!((&error["code"], &error["id"]), (&json!("forbidden"), &json!(format!("c{n}"))), "and is no bad frame");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ping_of_the_transport_is_a_sign_of_life_and_is_answered() {
+    use futures_util::StreamExt;
+    let home = Home::new(NO_HEARTBEAT);
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    watcher.socket.send(Message::Ping(vec![7].into())).await.unwrap();
+    let answer = timeout(SOON, watcher.socket.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(answer, Message::Pong(vec![7].into()));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_31_who_stops_reading_holds_up_nobody_and_is_cut_with_a_reason_and_resumes() {
+    let home = Home::new("[stream]\nheartbeat = \"10m\"\nlife = \"20m\"\nslow_bytes = \"16 KiB\"\nslow_window = \"300ms\"").shell_task("job", "true");
+    let server = home.serve().await;
+    let play = Play::begin(&server, "job").await;
+    let mut good = Page::open(&server.client, "job").await;
+    let mut slow = Page::open(&server.client, "job").await;
+    let text = "x".repeat(30_000);
+    let mut sent = 0;
+    // Until it is cut: the kernel's buffers must be full first.
+    let begin = tokio::time::Instant::now();
+    while server.client.get("/status").await.1["connections"] == 2 {
+        for _ in 0..20 {
+            good.sees(play.thought(&text).await).await;
+            sent += 1;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(30), "never cut");
+    }
+    let last = play.status(State::Succeeded).await;
+    good.sees(last).await;
+    let position = slow.position;
+    slow.cut();
+    let subscribed = slow.dial().await;
+    assert_eq!(subscribed["outcome"], if last - position > 20_000 || sent * 30_000 > 16 << 20 { "reset" } else { "resumed" });
+    assert_eq!(position, 2, "it had read nothing");
+    let (_, welcome) = enter(&server, &slow.name, 9).await.unwrap();
+    assert!(["too_slow", "replaced"].contains(&welcome["last_close"].as_str().unwrap()));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_is_let_go_and_its_run_goes_on() {
+    let home = Home::new("");
+    let gate = Gate::new(home.path(), "gate");
+    let home = home.shell_task("job", &gate.wait());
+    let server = home.serve().await;
+    let run = server.client.run("job").await;
+    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "job" }])).await;
+    watcher.socket.close(None).await.unwrap();
+    assert_eq!(watcher.close_code().await, None);
+    server.client.until("/status", |status| status["connections"] == 0).await;
+    gate.open().await;
+    assert_eq!(server.client.ended(&run).await["state"], "succeeded");
+    assert!(is_terminal(server.client.pages("job").await.last().unwrap()));
+    server.stop().await;
+}
