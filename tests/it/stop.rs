@@ -424,7 +424,8 @@ async fn with_one_queued(home: Home, gate: &Gate) -> (Home, crate::harness::Proc
     );
     let home = home.task("due", &text);
     let server = home.spawn(&[]).await;
-    let waits = |page: &Value| page["items"].as_array().unwrap().iter().any(|run| run["state"] == "queued");
+    let any = |page: &Value, state: &str| page["items"].as_array().unwrap().iter().any(|run| run["state"] == state);
+    let waits = |page: &Value| any(page, "running") && any(page, "queued");
     let page = server.client.until("/tasks/due/runs", waits).await;
     let queued = page["items"].as_array().unwrap().iter().rfind(|run| run["state"] == "queued").unwrap();
     let id = queued["id"].as_str().unwrap().to_owned();
