@@ -94,7 +94,9 @@ fn log_to_stderr(config: &Config) {
         _ => format!("tokio_cron_scheduler=warn,{},rejoin::delivery=off", config.log.filter),
     };
     let filter = EnvFilter::builder().parse_lossy(filter);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that cannot be written (the disk is full) is no reason to fail: the other choice ends the thread that
+    // wanted to say something by a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // A second server in one process (tests) keeps the log of the first.
     let _ = match config.log.format {
         LogFormat::Json => log.json().try_init(),

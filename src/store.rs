@@ -6,12 +6,13 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
+use tracing::warn;
 
 mod opens;
 mod schema;
@@ -19,6 +20,8 @@ mod schema;
 /// The newest version of the schema that this program knows.
 pub use schema::VERSION;
 
+/// How long the lock of a server that is gone may outlive it.
+const LOCK_PASSES: Duration = Duration::from_secs(2);
 /// Idle read connections that are kept; each holds a page cache.
 const KEPT_READERS: usize = 4;
 
@@ -118,11 +121,19 @@ impl Store {
         Ok(Opened { store, writer, logs_replaced })
     }
 
-    /// Notes that the server stopped in order.
+    /// Notes that the server stopped in order, once nothing is written any more. The file is whole by itself then:
+    /// a copy of it is a backup, and an older copy put in its place meets no log of a newer one.
     ///
     /// # Errors
     /// When the note cannot be written.
     pub fn note_clean_stop(&self) -> Result<()> {
+        let whole = open_checkpointer(&self.path).and_then(|connection| {
+            connection.busy_timeout(Duration::from_secs(5))?;
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))
+        });
+        if !matches!(whole, Ok(false)) {
+            warn!(?whole, "the write-ahead log could not be moved into the file; the next start does it");
+        }
         opens::note_clean_stop(&self.path.with_file_name("opens"))
     }
 
@@ -236,21 +247,37 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            lock.set_len(0)?;
-            lock.rewind()?;
-            writeln!(*lock, "{}", std::process::id())?;
-            Ok(lock)
-        }
-        Err((mut file, _)) => {
-            let mut pid = String::new();
-            file.read_to_string(&mut pid)?;
+    let give_up = Instant::now() + LOCK_PASSES;
+    let mut file = file;
+    loop {
+        file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut lock) => {
+                lock.set_len(0)?;
+                lock.rewind()?;
+                writeln!(*lock, "{}", std::process::id())?;
+                return Ok(lock);
+            }
+            Err((file, _)) => file,
+        };
+        let mut pid = String::new();
+        file.rewind()?;
+        file.read_to_string(&mut pid)?;
+        // A server that was killed while it started a command: for a moment the command-to-be still has the lock.
+        if is_there(pid.trim()) || Instant::now() >= give_up {
             bail!(
                 "another server (pid {}) has the data folder {}: stop it first, or give this one another data_dir",
                 pid.trim(),
                 dir.display()
-            )
+            );
         }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether a process is there and is not only waiting to be reaped.
+fn is_there(pid: &str) -> bool {
+    match std::fs::read_link(Path::new("/proc").join(pid).join("exe")) {
+        Ok(_) => true,
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
     }
 }

@@ -30,6 +30,8 @@ struct Frame<'a> {
     outcome: Option<String>,
     #[serde(rename = "gen")]
     generation: Option<String>,
+    code: Option<String>,
+    over: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +48,8 @@ pub struct Seen {
     pub resumed: Vec<(String, String)>,
     /// The gen of each task when it was first heard of.
     pub generations: BTreeMap<String, String>,
+    /// The notices: code, and whether it is over.
+    pub notices: Vec<(String, bool)>,
     /// What must not happen, in words.
     pub wrong: Vec<String>,
     /// When the last event came.
@@ -190,6 +194,11 @@ impl Follower {
 
     fn note(&self, text: &str) {
         let frame: Frame<'_> = serde_json::from_str(text).unwrap();
+        if frame.r#type == "notice" {
+            let notice = (frame.code.unwrap_or_default(), frame.over.unwrap_or_default());
+            self.seen.lock().unwrap().notices.push(notice);
+            return;
+        }
         let Some(task) = frame.sub.and_then(|sub| self.tasks.get(sub as usize - 1)) else { return };
         let mut seen = self.seen.lock().unwrap();
         match frame.r#type.as_str() {
