@@ -54,6 +54,8 @@ const BAD_FRAMES: u32 = 5;
 const WAITING_FRAMES: usize = 64;
 /// Client frames per heartbeat interval that are too many.
 const FRAMES_PER_HEARTBEAT: u32 = 2000;
+/// How much of a flush may wait in front of a socket that takes nothing more: the buffer it waits in never shrinks.
+const MOST_WAITING: u64 = 64 * 1024;
 /// The longest client id.
 const MAX_CLIENT: usize = 64;
 /// How long a close frame may take to go out.
@@ -602,21 +604,31 @@ struct Wire {
     socket: WebSocket,
     pace: Pace,
     fed: usize,
+    /// What had been accepted when the flush began.
+    accepted_before: u64,
     flushing: bool,
     heard: Instant,
 }
 
 impl Wire {
     fn new(socket: WebSocket, pace: Pace) -> Self {
-        Self { socket, pace, fed: 0, flushing: false, heard: Instant::now() }
+        Self { socket, pace, fed: 0, accepted_before: 0, flushing: false, heard: Instant::now() }
     }
 
-    /// Whether another frame may be fed: the last flush is done and this one is not full.
+    /// Whether another frame may be fed: the last flush is done, this one is not full, and what was fed is taken.
     fn takes(&self) -> bool {
-        !self.flushing && self.fed < self.pace.flush_bytes()
+        !self.flushing && self.fed < self.pace.flush_bytes() && self.waiting() < MOST_WAITING
+    }
+
+    /// What was fed and is not accepted yet, in bytes; without the few around each frame.
+    fn waiting(&self) -> u64 {
+        (self.fed as u64).saturating_sub(self.pace.accepted() - self.accepted_before)
     }
 
     fn feed(&mut self, text: Utf8Bytes) -> Result<(), End> {
+        if self.fed == 0 {
+            self.accepted_before = self.pace.accepted();
+        }
         self.fed += text.len();
         let socket = Pin::new(&mut self.socket);
         socket.start_send(Message::Text(text)).map_err(|_| End::Gone)

@@ -69,6 +69,11 @@ impl Pace {
         };
     }
 
+    /// All bytes that were accepted.
+    pub fn accepted(&self) -> u64 {
+        self.meter.written()
+    }
+
     /// What counts the bytes that are accepted.
     pub fn meter(&self) -> Arc<Meter> {
         Arc::clone(&self.meter)

@@ -58,6 +58,11 @@ impl Meter {
         }
     }
 
+    /// All bytes that were accepted.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+
     /// Data begins to wait: progress counts from now, `step` bytes at a time.
     pub fn begin(&self, step: u64) {
         let written = self.written.load(Ordering::Relaxed);

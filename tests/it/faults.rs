@@ -489,7 +489,12 @@ async fn spk_16_spk_17_spk_33_t_05_t_06_t_07_t_11_twenty_watchers_lose_and_doubl
     for number in 0..WATCHERS as u64 {
         watchers.spawn(Follower::new(Arc::clone(&stage), seed.wrapping_add(number)).follow());
     }
-    talk(api.publisher.clone(), topic, run.parse().unwrap(), StdRng::seed_from_u64(seed)).await;
+    let talk = talk(api.publisher.clone(), topic, run.parse().unwrap(), StdRng::seed_from_u64(seed));
+    tokio::select! {
+        () = talk => {}
+        // None ends before the run does, but by failing.
+        failed = watchers.join_next() => panic!("a watcher failed: {}", failed.unwrap().err().unwrap()),
+    }
     gate.open().await;
     server.client.ended(&run).await;
     stage.over.store(true, Ordering::Relaxed);

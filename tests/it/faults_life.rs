@@ -154,51 +154,49 @@ async fn t_22_spk_21_an_idle_connection_survives_a_hundred_heartbeats_and_sees_t
     server.stop().await;
 }
 
+/// The flood is all there before the watcher comes, and the watcher takes its time: at no moment is nothing due.
 #[tokio::test(flavor = "multi_thread")]
 async fn heartbeats_and_other_subscriptions_come_through_a_flood_of_one_task() {
-    let home = Home::new("[stream]\nheartbeat = \"100ms\"\nlife = \"10s\"");
+    let home = Home::new("[stream]\nheartbeat = \"50ms\"\nlife = \"10s\"\nreplay_bytes = \"1 GiB\"");
     let gate = Gate::new(home.path(), "gate");
     let home = home.shell_task("flood", &gate.wait()).shell_task("calm", "echo calm");
     let server = home.serve().await;
-    let run = server.client.run("flood").await;
-    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "flood" }, { "sub": 2, "task": "calm" }])).await;
-
-    let publisher = server.server.api().publisher.clone();
-    let (stream, id) = (topic(&server, "flood"), run.parse().unwrap());
-    let flood = tokio::spawn(async move {
-        let body = Body::Thought { text: "flood ".repeat(150) };
-        while publisher.offer(&stream, Some(id), &body).await.is_ok() {}
-    });
-    watcher.until(|frame| frame["type"] == "events" && frame["sub"] == 1).await;
-    let asked = Instant::now();
+    let flood = server.client.run("flood").await;
+    for _ in 0..1000 {
+        say(&server, "flood", &flood, &"flood ".repeat(5000)).await;
+    }
     let calm = server.client.run("calm").await;
-    // Until the calm run is over and twenty heartbeats have come, all in the middle of the flood.
-    let (mut heartbeats, mut flooded, mut calm_ended, mut bytes) = (0, 0, None, 0);
-    while heartbeats < 20 || calm_ended.is_none() {
+    server.client.ended(&calm).await;
+
+    let subscribe = json!([{ "sub": 1, "task": "flood", "after": 0 }, { "sub": 2, "task": "calm", "after": 0 }]);
+    let mut watcher = server.client.watch(subscribe).await;
+    let (mut heartbeats, mut flooded, mut calm_after) = (0, 0, None);
+    loop {
         let message = timeout(PATIENCE, watcher.socket.next()).await.unwrap().unwrap().unwrap();
         let Message::Text(text) = message else { panic!("closed") };
-        bytes += text.len();
-        if text.contains(r#""sub":1,"#) {
+        if text.starts_with(r#"{"type":"event"#) && text.contains(r#""sub":1,"#) {
             flooded += 1;
+            // A watcher that takes its time.
+            tokio::time::sleep(Duration::from_millis(1)).await;
             continue;
         }
         let frame: Value = serde_json::from_str(&text).unwrap();
-        if frame["type"] == "heartbeat" {
-            heartbeats += 1;
-            watcher.send(json!({ "type": "pong", "at": frame["at"] })).await;
-        }
-        if events_of(&frame).iter().any(|event| is_terminal(event) && event["run"] == calm) {
-            calm_ended = Some(asked.elapsed());
+        match frame["type"].as_str().unwrap() {
+            "heartbeat" => {
+                heartbeats += 1;
+                watcher.send(json!({ "type": "pong", "at": frame["at"] })).await;
+            }
+            "caught_up" if frame["sub"] == 2 => calm_after = Some(flooded),
+            "caught_up" => break,
+            _ => {}
         }
     }
-    println!("{flooded} frames of the flood, {bytes} bytes in {:?}; the calm run ended after {calm_ended:?}", asked.elapsed());
-    assert!(flooded > 50, "there was a flood: {flooded}");
-    assert!(asked.elapsed() < Duration::from_secs(10), "twenty heartbeats of 100 ms: {:?}", asked.elapsed());
-    drop(watcher);
+    println!("{heartbeats} heartbeats between {flooded} frames; the calm task was there after {calm_after:?}");
+    assert!(flooded >= 1000);
+    assert!(heartbeats >= 10, "{heartbeats}");
+    assert!(calm_after.is_some_and(|frames| frames <= 20), "subs take turns: {calm_after:?}");
     gate.open().await;
-    server.client.ended(&run).await;
-    // The end of its run ends the flood's being taken; the task itself ends here.
-    flood.abort();
+    server.client.ended(&flood).await;
     server.stop().await;
 }
 
@@ -419,14 +417,17 @@ async fn a_flood_of_pings_is_too_many_requests() {
     let watcher = server.client.watch(json!([])).await;
     let (mut sink, mut stream) = watcher.socket.split();
     let ping = tokio::spawn(async move { while sink.send(Message::Ping(Vec::new().into())).await.is_ok() {} });
-    let code = loop {
-        match timeout(PATIENCE, stream.next()).await.expect("it ends") {
-            Some(Ok(Message::Close(close))) => break close.map(|close| u16::from(close.code)),
-            Some(Ok(_)) => {}
-            // What it still sent may have met the closed socket first.
-            Some(Err(_)) | None => break None,
+    let code = async {
+        loop {
+            match stream.next().await {
+                Some(Ok(Message::Close(close))) => return close.map(|close| u16::from(close.code)),
+                Some(Ok(_)) => {}
+                // What it still sent may have met the closed socket first.
+                Some(Err(_)) | None => return None,
+            }
         }
     };
+    let code = timeout(PATIENCE, code).await.expect("it ends");
     assert!(code.is_none_or(|code| code == 4013), "{code:?}");
     sockets(&server, 0).await;
     let _ = ping.await;

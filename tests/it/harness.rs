@@ -381,7 +381,7 @@ impl Watcher {
 
     /// Reads on until a frame is as wanted; gives all that came, the wanted last.
     pub async fn until(&mut self, good: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let mut frames = Vec::new();
+        let (mut frames, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
             let frame = self.next().await;
             let done = good(&frame);
@@ -389,6 +389,7 @@ impl Watcher {
             if done {
                 return frames;
             }
+            assert!(Instant::now() < deadline, "what was waited for never came");
         }
     }
 

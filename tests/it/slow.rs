@@ -185,6 +185,42 @@ async fn t_31_two_that_stop_reading_slow_no_run_cost_no_memory_are_cut_in_time_a
     assert!(best[1] < best[0].mul_f64(1.25), "alone {:?}, beside slow watchers {:?}", times[0], times[1]);
 }
 
+/// Reads about so many bytes of the task's log, as fast as they come.
+async fn gulp(server: &Process, client: usize, bytes: usize) -> Watcher {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    let stream = socket.connect(server.client.address).await.unwrap();
+    let mut watcher = Watcher::over(stream, server.client.address, Some(&server.client.token)).await.unwrap();
+    watcher.hello(&format!("fast {client}"), 1, json!([{ "sub": 1, "task": "loud", "after": 0 }])).await;
+    let mut read = 0;
+    while read < bytes {
+        let message = timeout(PATIENCE, watcher.socket.next()).await.unwrap().unwrap().unwrap();
+        read += message.len();
+    }
+    watcher
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_31_watchers_that_were_fast_and_stop_have_little_waiting_for_them_each() {
+    const STOPPED: usize = 32;
+    let home = Home::new("[stream]\nreplay_bytes = \"1 GiB\"\nslow_window = \"1m\"").task("loud", &loud(15, 62));
+    let server = home.spawn(&[]).await;
+    shout(&server.client, 12).await;
+    let started = Instant::now();
+    drop(gulp(&server, 0, 10 << 20).await);
+    let whole = started.elapsed();
+    let before = resident(server.pid());
+    let mut stopped = Vec::new();
+    for client in 1..=STOPPED {
+        stopped.push(gulp(&server, client, 6 << 20).await);
+    }
+    let after = resident(server.pid());
+    let each = after.saturating_sub(before) / STOPPED as u64;
+    println!("{} KiB for each of {STOPPED}; 10 MiB to a fast one in {whole:?}", each / 1024);
+    assert!(each < 256 * 1024, "{each} bytes for each");
+    drop(stopped);
+}
+
 /// Passes on what the server says at `rate` bytes per second, and what the client says at once.
 async fn trickle(server: SocketAddr, rate: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
