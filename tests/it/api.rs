@@ -1,7 +1,7 @@
 //! The calls over HTTP: what each gives, and how each refuses.
 
-use reqwest::Method;
 use rejoin::event::State;
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Gate, Home, is_terminal, seqs};
@@ -61,7 +61,8 @@ async fn a_task_is_made_shown_changed_listed_and_deleted() {
         assert_eq!(&shown[name], value, "{name}");
     }
 
-    let (status, changed) = patch(client, "/tasks/look-after-things", json!({ "title": "Else", "schedule": { "every": "30m" } })).await;
+    let (status, changed) =
+        patch(client, "/tasks/look-after-things", json!({ "title": "Else", "schedule": { "every": "30m" } })).await;
     assert_eq!((status, &changed["title"], &changed["schedule"]), (200, &json!("Else"), &json!({ "every": "30m" })));
     assert!(changed["next_at"].is_string() && changed["schedule_text"].is_string());
     assert_eq!(changed["definition"]["steps"], shown["definition"]["steps"], "what is not given stays");
@@ -110,7 +111,9 @@ async fn a_task_without_a_schedule_runs_at_once_and_the_answer_names_task_run_an
 async fn a_task_that_is_a_file_is_neither_changed_nor_deleted_here() {
     let home = Home::new("").shell_task("job", "true");
     let server = home.serve().await;
-    for (status, problem) in [patch(&server.client, "/tasks/job", json!({ "title": "x" })).await, server.client.delete("/tasks/job").await] {
+    for (status, problem) in
+        [patch(&server.client, "/tasks/job", json!({ "title": "x" })).await, server.client.delete("/tasks/job").await]
+    {
         assert_eq!((status, &problem["code"]), (409, &json!("task_is_a_file")));
         assert!(problem["detail"].as_str().unwrap().contains("job.toml"), "{problem}");
     }
@@ -134,12 +137,16 @@ async fn a_task_at_work_is_deleted_only_when_it_may_be_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_task_keeps_its_schedule_and_has_no_next_run() {
-    let home = Home::new("").task("job", "title = \"job\"\n[schedule]\nevery = \"1h\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
+    let home = Home::new("")
+        .task("job", "title = \"job\"\n[schedule]\nevery = \"1h\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
     let server = home.serve().await;
     let client = &server.client;
     for _ in 0..2 {
         let (status, paused) = client.post("/tasks/job/pause", json!({})).await;
-        assert_eq!((status, &paused["state"], &paused["enabled"], &paused["next_at"]), (200, &json!("paused"), &json!(false), &Value::Null));
+        assert_eq!(
+            (status, &paused["state"], &paused["enabled"], &paused["next_at"]),
+            (200, &json!("paused"), &json!(false), &Value::Null)
+        );
     }
     let run = client.run("job").await;
     assert_eq!(client.ended(&run).await["state"], "succeeded", "by hand it runs all the same");
@@ -149,7 +156,8 @@ async fn a_paused_task_keeps_its_schedule_and_has_no_next_run() {
         assert!(resumed["next_at"].is_string());
     }
     let events = client.pages("job").await;
-    let states: Vec<_> = events.iter().filter(|event| event["run"].is_null()).map(|event| &event["data"]["state"]).collect();
+    let states: Vec<_> =
+        events.iter().filter(|event| event["run"].is_null()).map(|event| &event["data"]["state"]).collect();
     assert_eq!(states, ["paused", "resumed"], "said once each");
     for call in ["pause", "resume"] {
         assert_eq!(client.post(&format!("/tasks/none/{call}"), json!({})).await.0, 404);
@@ -201,14 +209,20 @@ async fn the_next_times_and_a_preview_are_given_with_their_offset() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_became_of_the_due_times_is_listed_in_pages_the_newest_first() {
-    let home = Home::new("").task("job", "title = \"job\"\n[schedule]\nevery = \"1s\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
+    let home = Home::new("")
+        .task("job", "title = \"job\"\n[schedule]\nevery = \"1s\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
     let server = home.serve().await;
     let client = &server.client;
     client.until("/tasks/job/slots", |slots| slots["items"].as_array().unwrap().len() >= 3).await;
     client.post("/tasks/job/pause", json!({})).await;
     client.until("/tasks/job", |task| task["active_runs"] == 0).await;
     let (_, all) = client.get("/tasks/job/slots").await;
-    let all: Vec<_> = all["items"].as_array().unwrap().iter().map(|slot| slot["scheduled_for"].as_str().unwrap().to_owned()).collect();
+    let all: Vec<_> = all["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|slot| slot["scheduled_for"].as_str().unwrap().to_owned())
+        .collect();
     assert!(all.is_sorted_by(|a, b| a > b), "{all:?}");
     let (_, first) = client.get("/tasks/job/slots?limit=2").await;
     let (_, second) = client.get(&format!("/tasks/job/slots?limit=2&cursor={}", first["next"].as_str().unwrap())).await;
@@ -233,7 +247,9 @@ async fn runs_are_listed_in_pages_and_by_task_and_state() {
         runs.push(run);
     }
     runs.reverse();
-    let ids = |list: &Value| list["items"].as_array().unwrap().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    let ids = |list: &Value| {
+        list["items"].as_array().unwrap().iter().map(|run| run["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&client.get("/runs").await.1), runs, "the newest first");
     let (mut cursor, mut paged) = (String::new(), Vec::new());
     loop {
@@ -299,7 +315,11 @@ async fn a_run_is_stopped_once_and_one_that_is_over_says_so() {
     let server = home.serve().await;
     let client = &server.client;
     let run = client.run("job").await;
-    client.until("/tasks/job/events", |page| page["items"].as_array().unwrap().iter().any(|event| event["kind"] == "tool_output")).await;
+    client
+        .until("/tasks/job/events", |page| {
+            page["items"].as_array().unwrap().iter().any(|event| event["kind"] == "tool_output")
+        })
+        .await;
     for _ in 0..3 {
         assert_eq!(client.post(&format!("/runs/{run}/stop"), json!({})).await.0, 202);
     }
@@ -341,7 +361,8 @@ async fn parameters_are_checked_by_name() {
     assert_eq!((status, &made["run"]["params"]), (201, &json!({ "host": "x; echo $(id)" })));
     let run = made["run"]["id"].as_str().unwrap();
     assert_eq!(client.ended(run).await["state"], "succeeded");
-    let text = client.pages("job").await.iter().find(|event| event["kind"] == "tool_result").unwrap()["data"]["output"].to_string();
+    let text = client.pages("job").await.iter().find(|event| event["kind"] == "tool_result").unwrap()["data"]["output"]
+        .to_string();
     assert!(text.contains("x; echo $(id) 85"), "{text}");
     server.stop().await;
 }
@@ -363,7 +384,10 @@ async fn the_whole_output_of_a_call_is_a_text_to_keep_in_ranges() {
     let headers = response.headers().clone();
     assert_eq!(headers["content-type"], "text/plain; charset=utf-8");
     assert_eq!(headers["content-disposition"], format!("attachment; filename=\"job-{run}-{call}.txt\""));
-    assert_eq!((&headers["cache-control"], &headers["x-content-type-options"]), (&"no-store".parse().unwrap(), &"nosniff".parse().unwrap()));
+    assert_eq!(
+        (&headers["cache-control"], &headers["x-content-type-options"]),
+        (&"no-store".parse().unwrap(), &"nosniff".parse().unwrap())
+    );
     let whole = response.text().await.unwrap();
     let expected: String = (1..=40_000).map(|n| format!("{n}\n")).collect::<String>() + "<script>";
     assert_eq!(whole, expected);
@@ -378,7 +402,11 @@ async fn the_whole_output_of_a_call_is_a_text_to_keep_in_ranges() {
     assert_eq!((status, text.as_str()), (206, "<script>"));
     let (status, range, _) = part("bytes=99999999-").await;
     assert_eq!((status, range.unwrap().to_str().unwrap()), (416, &*format!("bytes */{}", expected.len())));
-    for path in [format!("/runs/{run}/output/none"), format!("/runs/{run}/output/..%2f..%2ftoken"), format!("/runs/none/output/{call}")] {
+    for path in [
+        format!("/runs/{run}/output/none"),
+        format!("/runs/{run}/output/..%2f..%2ftoken"),
+        format!("/runs/none/output/{call}"),
+    ] {
         let (status, problem) = client.get(&path).await;
         assert_eq!((status, &problem["code"]), (404, &json!("not_found")), "{path}: {problem}");
     }
@@ -423,7 +451,8 @@ async fn events_are_paged_forwards_and_backwards_always_ascending() {
     assert_eq!(first["next"], *items(&first).last().unwrap());
     let all = client.pages("job").await;
     assert_eq!(seqs(&all), (1..=1000).collect::<Vec<_>>());
-    let texts: Vec<Value> = home.logged_events("job").iter().map(|(_, text)| serde_json::from_str(text).unwrap()).collect();
+    let texts: Vec<Value> =
+        home.logged_events("job").iter().map(|(_, text)| serde_json::from_str(text).unwrap()).collect();
     assert_eq!(all, texts, "the same objects as everywhere");
 
     let get = async |query: &str| client.get(&format!("/tasks/job/events?gen={generation}&{query}")).await;
@@ -473,7 +502,8 @@ async fn events_of_one_run_are_paged_by_themselves() {
         for limit in [7, 500] {
             let (mut after, mut query, mut got) = (0, String::new(), Vec::new());
             loop {
-                let (status, page) = client.get(&format!("/tasks/job/events?run={run}&limit={limit}&after={after}{query}")).await;
+                let (status, page) =
+                    client.get(&format!("/tasks/job/events?run={run}&limit={limit}&after={after}{query}")).await;
                 assert_eq!(status, 200, "{page}");
                 got.extend(page["items"].as_array().unwrap().iter().cloned());
                 after = page["next"].as_u64().unwrap();
@@ -485,7 +515,8 @@ async fn events_of_one_run_are_paged_by_themselves() {
             assert_eq!(got, wanted);
             let (mut before, mut got) = (all.len() + 1, Vec::new());
             loop {
-                let (_, page) = client.get(&format!("/tasks/job/events?run={run}&limit={limit}&before={before}{query}")).await;
+                let (_, page) =
+                    client.get(&format!("/tasks/job/events?run={run}&limit={limit}&before={before}{query}")).await;
                 got.splice(0..0, page["items"].as_array().unwrap().iter().cloned());
                 before = usize::try_from(page["next"].as_u64().unwrap()).unwrap();
                 if page["more"] == false {
@@ -502,7 +533,9 @@ async fn events_of_one_run_are_paged_by_themselves() {
     forget_below(&server, "job", 200).await;
     let (_, page) = client.get(&format!("/tasks/job/events?run={}", one.run)).await;
     assert_eq!((&page["items"], &page["more"]), (&json!([]), &json!(false)));
-    let (_, page) = client.get(&format!("/tasks/job/events?run={}&gen={}&before={}", one.run, page["gen"].as_str().unwrap(), all.len())).await;
+    let (_, page) = client
+        .get(&format!("/tasks/job/events?run={}&gen={}&before={}", one.run, page["gen"].as_str().unwrap(), all.len()))
+        .await;
     assert_eq!((&page["items"], &page["more"]), (&json!([]), &json!(false)));
     server.stop().await;
 }
@@ -577,7 +610,11 @@ async fn t_18_the_same_key_twice_is_one_task_and_one_run_and_another_body_is_a_c
     let (_, run) = with_key(client, "/tasks/job/runs", "key-2", &json!({})).await;
     client.ended(run["run"]["id"].as_str().unwrap()).await;
     let (_, again) = with_key(client, "/tasks/job/runs", "key-2", &json!({})).await;
-    assert_eq!((&again["run"]["id"], &again["run"]["state"]), (&run["run"]["id"], &json!("succeeded")), "also when it is over");
+    assert_eq!(
+        (&again["run"]["id"], &again["run"]["state"]),
+        (&run["run"]["id"], &json!("succeeded")),
+        "also when it is over"
+    );
     for key in ["", "with space", "ä", &"x".repeat(201)] {
         let request = client.request(Method::POST, "/tasks/job/runs").json(&json!({}));
         let Ok(value) = reqwest::header::HeaderValue::from_bytes(key.as_bytes()) else { panic!("{key}") };
@@ -626,11 +663,51 @@ async fn bad_input_is_a_problem_with_its_code_and_field() {
         (Method::POST, "/tasks", json, "", 400, "invalid", Some("title")),
         (Method::POST, "/tasks", json, r#"{"title":"x"}"#, 400, "invalid", Some("steps")),
         (Method::POST, "/tasks", json, r#"{"title":"x","steps":[]}"#, 400, "invalid", Some("steps")),
-        (Method::POST, "/tasks", json, r#"{"title":"x","id":"Not An Id","steps":[{"name":"a","run":"true"}]}"#, 400, "invalid", Some("id")),
-        (Method::POST, "/tasks", json, r#"{"title":"x","steps":[{"name":"a","run":"true"}],"colour":1}"#, 400, "invalid", Some("colour")),
-        (Method::POST, "/tasks", json, r#"{"title":"x","steps":[{"name":"a","run":"true"}],"run":"no"}"#, 400, "invalid", Some("run")),
-        (Method::POST, "/tasks", json, r#"{"title":"x","steps":[{"name":"a","run":"true"}],"schedule":{"cron":"nonsense"}}"#, 400, "invalid", Some("schedule.cron")),
-        (Method::POST, "/tasks", json, r#"{"title":"x","steps":[{"name":"a","run":"true"}],"policy":{"overlap":"never"}}"#, 400, "invalid", Some("policy.overlap")),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","id":"Not An Id","steps":[{"name":"a","run":"true"}]}"#,
+            400,
+            "invalid",
+            Some("id"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"colour":1}"#,
+            400,
+            "invalid",
+            Some("colour"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"run":"no"}"#,
+            400,
+            "invalid",
+            Some("run"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"schedule":{"cron":"nonsense"}}"#,
+            400,
+            "invalid",
+            Some("schedule.cron"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"policy":{"overlap":"never"}}"#,
+            400,
+            "invalid",
+            Some("policy.overlap"),
+        ),
         (Method::PATCH, "/tasks/none", json, "{}", 404, "not_found", None),
         (Method::PUT, "/tasks", json, "{}", 405, "method_not_allowed", None),
         (Method::DELETE, "/runs", json, "", 405, "method_not_allowed", None),
@@ -648,11 +725,13 @@ async fn bad_input_is_a_problem_with_its_code_and_field() {
             assert_eq!(problem["field"], field, "{method} {path} {body}: {problem}");
         }
     }
-    let (status, problem) = raw(client, Method::POST, "/tasks", json, format!(r#"{{"title":"{}"}}"#, "x".repeat(1 << 20))).await;
+    let (status, problem) =
+        raw(client, Method::POST, "/tasks", json, format!(r#"{{"title":"{}"}}"#, "x".repeat(1 << 20))).await;
     assert_eq!((status, &problem["code"]), (413, &json!("too_large")));
     let response = client.request(Method::PUT, "/tasks").send().await.unwrap();
     assert!(response.headers()["allow"].to_str().unwrap().contains("POST"));
-    let accepting = client.request(Method::GET, "/tasks/job/events").header("Accept", "text/html").send().await.unwrap();
+    let accepting =
+        client.request(Method::GET, "/tasks/job/events").header("Accept", "text/html").send().await.unwrap();
     assert_eq!(accepting.status(), 406);
     let no_upgrade = client.request(Method::GET, "/live").send().await.unwrap();
     assert!(no_upgrade.status().is_client_error());
@@ -664,9 +743,10 @@ async fn bad_input_is_a_problem_with_its_code_and_field() {
 async fn the_status_counts_what_there_is() {
     let home = Home::new("");
     let gate = Gate::new(home.path(), "gate");
-    let home = home
-        .shell_task("job", &gate.wait())
-        .task("nightly", "title = \"nightly\"\n[schedule]\ncron = \"0 3 * * *\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
+    let home = home.shell_task("job", &gate.wait()).task(
+        "nightly",
+        "title = \"nightly\"\n[schedule]\ncron = \"0 3 * * *\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n",
+    );
     let server = home.serve().await;
     let client = &server.client;
     let (first, second) = (client.run("job").await, client.run("job").await);
@@ -689,7 +769,10 @@ async fn times_are_utc_with_six_digits_wherever_they_stand() {
                 for (name, value) in members {
                     if name.ends_with("_at") || name == "at" || name == "scheduled_for" || name == "last_seen" {
                         if let Some(time) = value.as_str() {
-                            assert!(time.len() == 27 && time.ends_with('Z') && &time[19..20] == ".", "{path}.{name}: {time}");
+                            assert!(
+                                time.len() == 27 && time.ends_with('Z') && &time[19..20] == ".",
+                                "{path}.{name}: {time}"
+                            );
                         }
                     } else {
                         check(&format!("{path}.{name}"), value);
@@ -700,11 +783,18 @@ async fn times_are_utc_with_six_digits_wherever_they_stand() {
             _ => {}
         }
     }
-    let home = Home::new("").task("job", "title = \"job\"\n[schedule]\nevery = \"1s\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
+    let home = Home::new("")
+        .task("job", "title = \"job\"\n[schedule]\nevery = \"1s\"\n[[steps]]\nname = \"one\"\nrun = \"true\"\n");
     let server = home.serve().await;
     let client = &server.client;
-    client.until("/tasks/job/slots", |slots| slots["items"].as_array().unwrap().iter().any(|slot| slot["run"].is_string())).await;
-    for path in ["/tasks", "/tasks/job", "/runs", "/tasks/job/slots", "/tasks/job/events", "/status", "/session/devices"] {
+    client
+        .until("/tasks/job/slots", |slots| {
+            slots["items"].as_array().unwrap().iter().any(|slot| slot["run"].is_string())
+        })
+        .await;
+    for path in
+        ["/tasks", "/tasks/job", "/runs", "/tasks/job/slots", "/tasks/job/events", "/status", "/session/devices"]
+    {
         check(path, &client.get(path).await.1);
     }
     server.stop().await;

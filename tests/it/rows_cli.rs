@@ -89,7 +89,11 @@ impl Printed {
     /// Reads one event; gives it.
     async fn next(&mut self) -> Value {
         loop {
-            let line = timeout(PATIENCE, self.lines.next_line()).await.expect("nothing was printed").unwrap().expect("it ended");
+            let line = timeout(PATIENCE, self.lines.next_line())
+                .await
+                .expect("nothing was printed")
+                .unwrap()
+                .expect("it ended");
             let Ok(event) = serde_json::from_str::<Value>(&line) else { continue };
             if let Some(seq) = event["seq"].as_u64() {
                 self.events.push((seq, hash(&line)));
@@ -146,10 +150,12 @@ async fn spk_23_a_maintenance_run_that_is_watched_and_cut_goes_on_with_the_next_
     // It is away while the first call ends and the second begins.
     away(&server, &way, "smart-maintenance", async || {
         gates[0].open().await;
-        server.client.until("/tasks/smart-maintenance/events", |page| {
-            page["items"].as_array().unwrap().iter().filter(|event| event["kind"] == "tool_use").count() == 2
-        })
-        .await;
+        server
+            .client
+            .until("/tasks/smart-maintenance/events", |page| {
+                page["items"].as_array().unwrap().iter().filter(|event| event["kind"] == "tool_use").count() == 2
+            })
+            .await;
     })
     .await;
     printed.until(|event| event["data"]["text"] == "Now 1.").await;
