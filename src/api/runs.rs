@@ -196,7 +196,10 @@ pub async fn output(
     let path = api.output_dir.join(id.to_string()).join(&call);
     let plain = "text/plain; charset=utf-8".parse().map_err(|error| ApiError::internal(&error))?;
     let served = ServeFile::new_with_mime(path, &plain).try_call(request).await;
-    let response = served.map_err(|error| ApiError::internal(&error))?;
+    let response = served.map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => none(),
+        _ => ApiError::internal(&error),
+    })?;
     if response.status() == StatusCode::NOT_FOUND {
         return Err(none());
     }

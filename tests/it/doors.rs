@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use reqwest::{Method, Response};
 use rejoin::clock::Clock;
 use rejoin::config::Config;
 use rejoin::server::Server;
+use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -164,7 +164,11 @@ async fn a_browser_signs_in_by_a_code_once_and_gets_a_strict_cookie_with_the_por
     let (_, made) = server.client.post("/session/codes", json!({})).await;
     let code = made["code"].as_str().unwrap();
     assert_eq!(made["expires_in_s"], 60);
-    assert_eq!(made["url"], format!("http://{}/#code={code}", server.client.address), "in the fragment, which goes into no request");
+    assert_eq!(
+        made["url"],
+        format!("http://{}/#code={code}", server.client.address),
+        "in the fragment, which goes into no request"
+    );
     assert_eq!(code.len(), 22, "128 bits");
     let response = use_code(&server, code).await;
     assert_eq!(response.status(), 204);
@@ -230,7 +234,17 @@ async fn only_known_hosts_are_answered_whatever_the_port() {
             assert_eq!(status, 200, "{host}");
         }
     }
-    for host in ["evil.example", "localhost.evil.example", "rejoin.example.evil", "10.0.0.1", "0.0.0.0", "[::2]", "127.0.0.1.evil.example", "evil.example:7171", "[::1].evil"] {
+    for host in [
+        "evil.example",
+        "localhost.evil.example",
+        "rejoin.example.evil",
+        "10.0.0.1",
+        "0.0.0.0",
+        "[::2]",
+        "127.0.0.1.evil.example",
+        "evil.example:7171",
+        "[::1].evil",
+    ] {
         let (status, problem) = api(&server, "GET", "/status", &[("Host", host), ("Authorization", &bearer)]).await;
         assert_eq!((status, &problem["code"]), (421, &json!("bad_host")), "{host}");
         for path in ["/", "/healthz"] {
@@ -284,7 +298,11 @@ async fn with_a_cookie_the_origin_is_required_on_what_changes_something_and_must
         let refused = knock(&server, &[("Cookie", &cookie), ("Origin", origin)]).await.err();
         assert_eq!(refused, Some(403), "{origin}");
     }
-    assert_eq!(api(&server, "GET", "/tasks", &[("Cookie", &cookie)]).await.0, 200, "a browser sends none with its own GET");
+    assert_eq!(
+        api(&server, "GET", "/tasks", &[("Cookie", &cookie)]).await.0,
+        200,
+        "a browser sends none with its own GET"
+    );
     assert_eq!(knock(&server, &[("Cookie", &cookie)]).await.err(), Some(403), "the handshake of a browser has one");
     // Under the name that the browser uses, that name is the origin.
     let host = format!("localhost:{port}");
@@ -304,7 +322,11 @@ async fn with_a_token_an_origin_is_checked_if_there_is_one() {
     assert_eq!(api(&server, "POST", "/tasks/job/runs", &[auth]).await.0, 201);
     assert_eq!(api(&server, "POST", "/tasks/job/runs", &[auth, ("Origin", "http://evil.example")]).await.0, 403);
     assert_eq!(knock(&server, &[("Authorization", &bearer), ("Origin", "http://evil.example")]).await.err(), Some(403));
-    assert_eq!(knock(&server, &[("Origin", "http://evil.example")]).await.err(), Some(403), "nor to ask for the hello's token");
+    assert_eq!(
+        knock(&server, &[("Origin", "http://evil.example")]).await.err(),
+        Some(403),
+        "nor to ask for the hello's token"
+    );
     server.stop().await;
 }
 
@@ -317,7 +339,10 @@ async fn what_another_site_makes_a_browser_send_is_refused() {
     for (site, expected) in [("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)] {
         let (status, _) = api(&server, "GET", "/status", &[auth, ("Sec-Fetch-Site", site)]).await;
         assert_eq!(status, expected, "{site}");
-        assert_eq!(knock(&server, &[("Authorization", &bearer), ("Sec-Fetch-Site", site)]).await.is_ok(), expected == 200);
+        assert_eq!(
+            knock(&server, &[("Authorization", &bearer), ("Sec-Fetch-Site", site)]).await.is_ok(),
+            expected == 200
+        );
     }
     let (status, _) = api(&server, "POST", "/session", &[("Sec-Fetch-Site", "cross-site")]).await;
     assert_eq!(status, 403, "nobody is signed in by another site");
@@ -347,7 +372,9 @@ async fn every_answer_says_what_the_page_may_do_also_when_it_is_an_error() {
     for answer in answers {
         let (status, headers) = (answer.status(), answer.headers());
         let policy = headers["content-security-policy"].to_str().unwrap();
-        for part in ["default-src 'none'", "script-src 'self'", "img-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"] {
+        for part in
+            ["default-src 'none'", "script-src 'self'", "img-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"]
+        {
             assert!(policy.contains(part), "{status}: {policy}");
         }
         assert!(!policy.contains("unsafe"));
@@ -422,7 +449,11 @@ async fn behind_a_proxy_with_tls_the_cookie_is_secure_and_only_a_trusted_proxy_i
         let server = home.serve().await;
         let url = format!("http://{}/api/v1/session", server.client.address);
         let origin = if secure { "https://rejoin.example" } else { "http://rejoin.example" };
-        let request = http().post(url).header("Host", "rejoin.example").header("X-Forwarded-Proto", "https").header("Origin", origin);
+        let request = http()
+            .post(url)
+            .header("Host", "rejoin.example")
+            .header("X-Forwarded-Proto", "https")
+            .header("Origin", origin);
         let response = request.json(&json!({ "token": home.token() })).send().await.unwrap();
         assert_eq!(response.status(), 204);
         let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
@@ -481,7 +512,8 @@ async fn t_32_no_credential_and_no_injected_line_stands_in_the_log() {
 async fn what_is_kept_secret_is_readable_by_its_user_only() {
     let home = Home::new("");
     let server = home.serve().await;
-    let mode = |name: &str| std::fs::metadata(home.path().join("data").join(name)).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |name: &str| std::fs::metadata(home.path().join("data").join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("token"), 0o600);
     assert_eq!(mode("rejoin.sock"), 0o600);
     assert_eq!(home.token().len(), 43, "256 bits");
@@ -490,7 +522,9 @@ async fn what_is_kept_secret_is_readable_by_its_user_only() {
     let socket = home.path().join("data/rejoin.sock");
     assert!(!socket.exists(), "the socket goes with the server");
     std::fs::set_permissions(home.path().join("data/token"), std::fs::Permissions::from_mode(0o644)).unwrap();
-    let config = Config::from_text(Some(&home.path().join("config.toml")), "listen = \"127.0.0.1:0\"", &BTreeMap::new()).unwrap();
+    let config =
+        Config::from_text(Some(&home.path().join("config.toml")), "listen = \"127.0.0.1:0\"", &BTreeMap::new())
+            .unwrap();
     let why = Server::start(config, REJOIN.into(), Clock::system()).await.unwrap_err();
     assert!(format!("{why:#}").contains("data/token can be read by others"), "{why:#}");
 }
@@ -553,7 +587,13 @@ async fn files_that_others_may_write_are_refused_by_name() {
     server.stop().await;
 
     std::fs::set_permissions(home.path().join("config.toml"), std::fs::Permissions::from_mode(0o666)).unwrap();
-    let refused = tokio::process::Command::new(REJOIN).arg("serve").arg("--config").arg(home.path().join("config.toml")).output().await.unwrap();
+    let refused = tokio::process::Command::new(REJOIN)
+        .arg("serve")
+        .arg("--config")
+        .arg(home.path().join("config.toml"))
+        .output()
+        .await
+        .unwrap();
     let words = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(2) && words.contains("config.toml"), "{:?} {words}", refused.status);
 }
@@ -562,7 +602,9 @@ async fn files_that_others_may_write_are_refused_by_name() {
 async fn two_servers_do_not_share_one_data_folder() {
     let home = Home::new("");
     let server = home.serve().await;
-    let config = Config::from_text(Some(&home.path().join("config.toml")), "listen = \"127.0.0.1:0\"", &BTreeMap::new()).unwrap();
+    let config =
+        Config::from_text(Some(&home.path().join("config.toml")), "listen = \"127.0.0.1:0\"", &BTreeMap::new())
+            .unwrap();
     let why = Server::start(config, REJOIN.into(), Clock::system()).await.unwrap_err();
     assert!(format!("{why:#}").contains("data"), "{why:#}");
     let client = Client::new(server.client.address, &home.token());

@@ -121,11 +121,17 @@ async fn a_task_that_is_not_there_is_not_found_and_ends_the_sub() {
     let home = Home::new("");
     let server = home.serve().await;
     let mut watcher = server.client.watch(json!([{ "sub": 7, "task": "nothing" }])).await;
-    assert_eq!(watcher.next().await, json!({ "type": "subscribed", "sub": 7, "task": "nothing", "outcome": "not_found" }));
+    assert_eq!(
+        watcher.next().await,
+        json!({ "type": "subscribed", "sub": 7, "task": "nothing", "outcome": "not_found" })
+    );
     // What is no task id at all names no task either, and the number is free again.
     for (sub, task) in [(7, "Not An Id"), (8, "../x"), (9, "")] {
         watcher.send(json!({ "type": "subscribe", "sub": sub, "task": task, "gen": "x", "after": 9 })).await;
-        assert_eq!(watcher.next().await, json!({ "type": "subscribed", "sub": sub, "task": task, "outcome": "not_found" }));
+        assert_eq!(
+            watcher.next().await,
+            json!({ "type": "subscribed", "sub": sub, "task": task, "outcome": "not_found" })
+        );
     }
     server.stop().await;
 }
@@ -143,7 +149,10 @@ async fn t_07_after_is_the_last_event_seen_and_what_follows_it_comes_first() {
         assert_eq!(types(&frames), ["subscribed", "events", "caught_up"]);
         let subscribed = &frames[0];
         assert_eq!(subscribed["outcome"], "resumed");
-        assert_eq!((&subscribed["from"], &subscribed["head"], &subscribed["missed"]), (&json!(after + 1), &json!(11), &json!(11 - after)));
+        assert_eq!(
+            (&subscribed["from"], &subscribed["head"], &subscribed["missed"]),
+            (&json!(after + 1), &json!(11), &json!(11 - after))
+        );
         assert_eq!(subscribed["gen"], generation);
         assert_eq!(shown(&frames), (after + 1..=11).collect::<Vec<_>>());
         assert_eq!(frames.last().unwrap(), &json!({ "type": "caught_up", "sub": 1, "seq": 11 }));
@@ -183,7 +192,12 @@ async fn zero_is_a_position_in_every_log_whatever_the_gen() {
     let home = stage("job");
     let server = home.serve().await;
     Play::begin(&server, "job").await.thought("t").await;
-    for position in [json!({}), json!({ "after": 0 }), json!({ "gen": "0000000000000001", "after": 0 }), json!({ "gen": "no gen", "after": 0 })] {
+    for position in [
+        json!({}),
+        json!({ "after": 0 }),
+        json!({ "gen": "0000000000000001", "after": 0 }),
+        json!({ "gen": "no gen", "after": 0 }),
+    ] {
         let (_, frames) = asked(&server, position).await;
         assert_eq!(frames[0]["outcome"], "resumed");
         assert_eq!(shown(&frames), [1, 2, 3]);
@@ -201,7 +215,10 @@ async fn zero_resumes_from_the_oldest_event_that_is_kept() {
     }
     forget_below(&server, "job", 6).await;
     let (_, frames) = asked(&server, json!({})).await;
-    assert_eq!((&frames[0]["outcome"], &frames[0]["from"], &frames[0]["missed"]), (&json!("resumed"), &json!(6), &json!(5)));
+    assert_eq!(
+        (&frames[0]["outcome"], &frames[0]["from"], &frames[0]["missed"]),
+        (&json!("resumed"), &json!(6), &json!(5))
+    );
     assert_eq!(shown(&frames), [6, 7, 8, 9, 10]);
     server.stop().await;
 }
@@ -221,7 +238,10 @@ async fn the_limit_of_a_replay_is_inclusive_and_one_more_is_too_far() {
     let (mut watcher, frames) = asked(&server, json!({ "gen": generation, "after": 50 })).await;
     assert_eq!(types(&frames), ["subscribed", "reset", "snapshot", "caught_up"]);
     let [subscribed, reset, snapshot, caught_up] = &frames[..] else { panic!("{frames:?}") };
-    assert_eq!((&subscribed["outcome"], &subscribed["from"], &subscribed["missed"]), (&json!("reset"), &json!(152), &Value::Null));
+    assert_eq!(
+        (&subscribed["outcome"], &subscribed["from"], &subscribed["missed"]),
+        (&json!("reset"), &json!(152), &Value::Null)
+    );
     assert_eq!(
         reset,
         &json!({ "type": "reset", "sub": 1, "gen": generation, "why": "too_far", "have": 50, "oldest": 1, "head": 151 })
@@ -240,7 +260,8 @@ async fn the_limit_of_a_replay_is_inclusive_and_one_more_is_too_far() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_limited_in_bytes_too() {
-    let home = Home::new(&format!("{NO_HEARTBEAT}\nreplay_bytes = \"64 KiB\"\nring_bytes = \"32 KiB\"")).shell_task("job", "true");
+    let home = Home::new(&format!("{NO_HEARTBEAT}\nreplay_bytes = \"64 KiB\"\nring_bytes = \"32 KiB\""))
+        .shell_task("job", "true");
     let server = home.serve().await;
     let play = Play::begin(&server, "job").await;
     for _ in 0..10 {
@@ -251,7 +272,10 @@ async fn a_replay_is_limited_in_bytes_too() {
     assert_eq!(frames[0]["outcome"], "resumed");
     assert_eq!(shown(&frames), (7..=12).collect::<Vec<_>>());
     let (_, frames) = asked(&server, json!({ "gen": generation, "after": 4 })).await;
-    assert_eq!((types(&frames), &frames[1]["why"]), (vec!["subscribed", "reset", "snapshot", "caught_up"], &json!("too_far")));
+    assert_eq!(
+        (types(&frames), &frames[1]["why"]),
+        (vec!["subscribed", "reset", "snapshot", "caught_up"], &json!("too_far"))
+    );
     server.stop().await;
 }
 
@@ -267,7 +291,8 @@ async fn a_newcomer_who_cannot_have_everything_starts_before_the_oldest_run_that
     open.tool_use("c1").await;
     let later = Play::begin(&server, "job").await;
     later.status(State::Succeeded).await;
-    let start = home.logged_events("job").iter().filter(|(_, text)| text.contains(r#""state":"queued""#)).nth(1).unwrap().0;
+    let start =
+        home.logged_events("job").iter().filter(|(_, text)| text.contains(r#""state":"queued""#)).nth(1).unwrap().0;
     let (_, frames) = asked(&server, json!({ "after": 0 })).await;
     assert_eq!(types(&frames), ["subscribed", "reset", "snapshot", "events", "caught_up"]);
     assert_eq!((&frames[0]["outcome"], &frames[0]["from"]), (&json!("reset"), &json!(start)));
@@ -319,14 +344,22 @@ async fn a_position_in_another_log_or_in_none_is_reset_for_its_generation() {
     let server = home.serve().await;
     let play = Play::begin(&server, "job").await;
     play.thought("t").await;
-    for position in [json!({ "after": 2 }), json!({ "gen": "0000000000000001", "after": 2 }), json!({ "gen": "0000000000000001", "after": 99 })] {
+    for position in [
+        json!({ "after": 2 }),
+        json!({ "gen": "0000000000000001", "after": 2 }),
+        json!({ "gen": "0000000000000001", "after": 99 }),
+    ] {
         let (_, frames) = asked(&server, position.clone()).await;
         assert_eq!(types(&frames), ["subscribed", "reset", "snapshot", "caught_up"]);
         assert_eq!((&frames[1]["why"], &frames[1]["have"]), (&json!("generation"), &position["after"]));
         assert_eq!(frames[2]["seq"], 3);
         is_the_fold(&home, &frames[2]);
     }
-    assert_eq!(generation(&server, "job").await, server.client.get("/tasks/job").await.1["gen"], "that changes nothing");
+    assert_eq!(
+        generation(&server, "job").await,
+        server.client.get("/tasks/job").await.1["gen"],
+        "that changes nothing"
+    );
     server.stop().await;
 }
 
@@ -349,7 +382,10 @@ async fn t_09_a_position_beyond_the_end_gives_the_log_a_new_name_and_tells_the_o
     // A second `subscribed` on a sub that is open: its log was replaced.
     let told = other.until(|frame| frame["type"] == "caught_up").await;
     assert_eq!(types(&told), ["subscribed", "reset", "snapshot", "caught_up"]);
-    assert_eq!((&told[0]["outcome"], &told[0]["gen"], &told[1]["why"], &told[1]["have"]), (&json!("reset"), &json!(after), &json!("generation"), &json!(2)));
+    assert_eq!(
+        (&told[0]["outcome"], &told[0]["gen"], &told[1]["why"], &told[1]["have"]),
+        (&json!("reset"), &json!(after), &json!("generation"), &json!(2))
+    );
     // Only the first cursor that names the log in force renews it.
     let (_, frames) = asked(&server, json!({ "gen": before, "after": 3 })).await;
     assert_eq!(frames[1]["why"], "generation");
@@ -376,7 +412,10 @@ async fn t_08_a_position_that_retention_took_is_reset_and_the_one_before_the_old
     let (_, frames) = asked(&server, json!({ "gen": generation, "after": 4 })).await;
     assert_eq!(types(&frames), ["subscribed", "reset", "snapshot", "caught_up"]);
     let reset = &frames[1];
-    assert_eq!((&reset["why"], &reset["have"], &reset["oldest"], &reset["head"]), (&json!("retention"), &json!(4), &json!(6), &json!(10)));
+    assert_eq!(
+        (&reset["why"], &reset["have"], &reset["oldest"], &reset["head"]),
+        (&json!("retention"), &json!(4), &json!(6), &json!(10))
+    );
     assert_eq!((&frames[2]["seq"], &frames[2]["state"]["runs"][0]["first_seq"]), (&json!(10), &json!(1)));
     server.stop().await;
 }
@@ -395,7 +434,10 @@ async fn a_log_that_is_empty_after_retention_is_resumed_at_its_end() {
         assert_eq!((&frames[0]["from"], &frames[0]["head"], &frames[0]["missed"]), (&json!(4), &json!(3), &json!(0)));
     }
     let (_, page) = server.client.get("/tasks/job/events").await;
-    assert_eq!((&page["items"], &page["oldest"], &page["head"], &page["more"]), (&json!([]), &json!(4), &json!(3), &json!(false)));
+    assert_eq!(
+        (&page["items"], &page["oldest"], &page["head"], &page["more"]),
+        (&json!([]), &json!(4), &json!(3), &json!(false))
+    );
     server.stop().await;
 }
 
@@ -427,12 +469,18 @@ async fn a_sub_that_is_open_when_its_task_is_deleted_ends_as_not_found_and_the_s
     assert_eq!(last.last().unwrap(), &json!({ "type": "subscribed", "sub": 1, "task": "job", "outcome": "not_found" }));
     assert!(last.iter().flat_map(events_of).any(|event| is_terminal(&event)), "its end is told before it goes");
     // The same id again is another task, with another log.
-    let made = server.client.post("/tasks", json!({ "title": "job", "steps": [{ "name": "one", "run": "true" }] })).await.1;
+    let made =
+        server.client.post("/tasks", json!({ "title": "job", "steps": [{ "name": "one", "run": "true" }] })).await.1;
     watcher.send(json!({ "type": "subscribe", "sub": 3, "task": "job", "gen": "0000000000000001", "after": 4 })).await;
     let frames = watcher.until(|frame| frame["type"] == "snapshot").await;
-    assert!(frames.iter().any(|frame| frame["why"] == "generation" && frame["gen"] == made["task"]["gen"]), "{frames:?}");
+    assert!(
+        frames.iter().any(|frame| frame["why"] == "generation" && frame["gen"] == made["task"]["gen"]),
+        "{frames:?}"
+    );
     server.client.run("other").await;
-    let others = watcher.until(|frame| events_of(frame).iter().any(|event| is_terminal(event) && event["task"] == "other")).await;
+    let others = watcher
+        .until(|frame| events_of(frame).iter().any(|event| is_terminal(event) && event["task"] == "other"))
+        .await;
     assert!(others.iter().all(|frame| frame["sub"] == 2 || frame["sub"] == 3));
     server.stop().await;
 }

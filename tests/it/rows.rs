@@ -517,7 +517,10 @@ async fn spk_37_the_quality_of_a_connection_can_be_shown_from_welcome_and_heartb
     assert_eq!(welcome["limits"]["life_ms"], 5000);
     assert!(welcome["connection"].as_str().unwrap().starts_with("c-"));
     let status = server.client.get("/status").await.1;
-    assert_eq!((&welcome["server"]["boot"], &welcome["server"]["version"]), (&status["server"]["boot"], &status["version"]));
+    assert_eq!(
+        (&welcome["server"]["boot"], &welcome["server"]["version"]),
+        (&status["server"]["boot"], &status["version"])
+    );
     assert_eq!(status["connections"], 1);
     watcher.until(|frame| frame["type"] == "caught_up").await;
     let last = play.thought("t").await;
@@ -555,7 +558,11 @@ async fn spk_39_the_words_of_a_run_are_as_promised() {
         let run = server.client.ended(&run).await;
         assert_eq!(run["state"], end);
         let events = server.client.pages(task).await;
-        let texts: Vec<_> = events.iter().filter(|event| event["kind"] == "status").map(|event| event["data"]["text"].as_str().unwrap()).collect();
+        let texts: Vec<_> = events
+            .iter()
+            .filter(|event| event["kind"] == "status")
+            .map(|event| event["data"]["text"].as_str().unwrap())
+            .collect();
         let words = match end {
             "succeeded" => format!("Task {task} completed successfully"),
             _ => format!("Task {task} failed: {}", run["reason"].as_str().unwrap()),
@@ -741,7 +748,11 @@ async fn per_10_a_stop_works_after_a_reconnection_and_nothing_follows_it() {
     assert_eq!(status, 202);
     let end = page.sees_end().await;
     assert_eq!(end["data"]["state"], "cancelled");
-    assert_eq!(server.client.post(&format!("/runs/{run}/stop"), json!({})).await.0, 202, "asked again, it changes nothing");
+    assert_eq!(
+        server.client.post(&format!("/runs/{run}/stop"), json!({})).await.0,
+        202,
+        "asked again, it changes nothing"
+    );
     let after = page.position;
     assert_eq!(server.client.get("/tasks/job").await.1["head"], after, "nothing follows the end");
     server.stop().await;
@@ -781,7 +792,10 @@ async fn swe_01_swe_03_swe_29_an_unknown_id_is_said_plainly_and_nothing_is_made_
     // The socket stays, and the old id can be tried again.
     for sub in 2..4 {
         watcher.send(json!({ "type": "subscribe", "sub": sub, "task": "gone", "gen": position, "after": 5 })).await;
-        assert_eq!(watcher.next().await, json!({ "type": "subscribed", "sub": sub, "task": "gone", "outcome": "not_found" }));
+        assert_eq!(
+            watcher.next().await,
+            json!({ "type": "subscribed", "sub": sub, "task": "gone", "outcome": "not_found" })
+        );
     }
     assert_eq!(server.client.get("/tasks").await.1["items"], json!([]), "asking made nothing");
     let (status, problem) = server.client.get("/tasks/gone").await;
@@ -794,7 +808,14 @@ async fn swe_42_errors_tell_nothing_of_the_inside() {
     let home = Home::new("");
     let server = home.serve().await;
     let inside = home.path().to_str().unwrap().to_owned();
-    for path in ["/tasks/none", "/tasks/%2e%2e%2fetc", "/runs/none", "/runs/0192f0c1-0000-7000-8000-000000000001", "/runs/x/output/..%2f..%2ftoken", "/nothing"] {
+    for path in [
+        "/tasks/none",
+        "/tasks/%2e%2e%2fetc",
+        "/runs/none",
+        "/runs/0192f0c1-0000-7000-8000-000000000001",
+        "/runs/x/output/..%2f..%2ftoken",
+        "/nothing",
+    ] {
         let (status, problem) = server.client.get(path).await;
         assert_eq!(status, 404, "{path}: {problem}");
         let text = problem.to_string();

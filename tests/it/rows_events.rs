@@ -2,8 +2,8 @@
 //! whatever its kind, and no heartbeat helps.
 
 use rejoin::event::{Role, State};
-use serde_json::{Value, json};
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
 use crate::harness::InProcess;
 use crate::rows_stage::{Page, Play, stage};
@@ -61,7 +61,10 @@ async fn spk_03_who_comes_back_before_a_tool_use_gets_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_04_who_comes_back_before_a_tool_result_gets_it() {
-    let back = Back::after(async |play| { play.tool_use("c1").await; }).await;
+    let back = Back::after(async |play| {
+        play.tool_use("c1").await;
+    })
+    .await;
     let seq = back.play.tool_result("c1").await;
     let event = back.gets(seq, "tool_result").await;
     assert_eq!((&event["data"]["tool"], &event["data"]["ok"]), (&json!("shell"), &json!(true)));
@@ -69,14 +72,20 @@ async fn spk_04_who_comes_back_before_a_tool_result_gets_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_05_who_comes_back_before_a_thought_gets_it() {
-    let back = Back::after(async |play| { play.tool_use("c1").await; }).await;
+    let back = Back::after(async |play| {
+        play.tool_use("c1").await;
+    })
+    .await;
     let seq = back.play.thought("Which one is it?").await;
     back.gets(seq, "thought").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_06_who_comes_back_before_a_message_gets_it_whoever_says_it() {
-    let mut back = Back::after(async |play| { play.thought("Hm.").await; }).await;
+    let mut back = Back::after(async |play| {
+        play.thought("Hm.").await;
+    })
+    .await;
     for role in [Role::User, Role::System] {
         let seq = back.play.message(role, "Go on.").await;
         assert_eq!(back.page.sees(seq).await["data"]["role"], json!(role));
@@ -99,14 +108,20 @@ async fn spk_07_who_comes_back_before_the_start_gets_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_07_who_comes_back_before_the_completion_gets_it() {
-    let back = Back::after(async |play| { play.tool_use("c1").await; }).await;
+    let back = Back::after(async |play| {
+        play.tool_use("c1").await;
+    })
+    .await;
     let seq = back.play.status(State::Succeeded).await;
     assert_eq!(back.gets(seq, "status").await["data"]["state"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_07_who_comes_back_before_the_error_gets_it() {
-    let back = Back::after(async |play| { play.tool_use("c1").await; }).await;
+    let back = Back::after(async |play| {
+        play.tool_use("c1").await;
+    })
+    .await;
     let seq = back.play.status(State::Failed).await;
     assert_eq!(back.gets(seq, "status").await["data"]["state"], "failed");
 }
@@ -123,7 +138,13 @@ async fn t_25_every_kind_of_event_comes_after_a_reconnection_as_it_came_before()
         play.message(Role::Agent, "m").await;
         play.tool_use("c").await;
         let text = "part".to_owned();
-        play.say(rejoin::event::Body::ToolOutput { call: "c".to_owned(), stream: rejoin::event::OutputStream::Stderr, text, cut_bytes: 3 }).await;
+        play.say(rejoin::event::Body::ToolOutput {
+            call: "c".to_owned(),
+            stream: rejoin::event::OutputStream::Stderr,
+            text,
+            cut_bytes: 3,
+        })
+        .await;
         play.tool_result("c").await;
         let raw = RawValue::from_string(r#"{"colour": "red", "n": [1, null]}"#.to_owned()).unwrap();
         play.say(rejoin::event::Body::Other { kind: "fireworks".to_owned(), raw }).await;
@@ -135,7 +156,11 @@ async fn t_25_every_kind_of_event_comes_after_a_reconnection_as_it_came_before()
         page.connect().await;
     }
     assert_eq!(kinds[0], kinds[1]);
-    assert_eq!(page.events[7]["data"], json!({ "colour": "red", "n": [1, null] }), "what is not known is kept as it came");
+    assert_eq!(
+        page.events[7]["data"],
+        json!({ "colour": "red", "n": [1, null] }),
+        "what is not known is kept as it came"
+    );
     page.has_all_of(&home);
     server.stop().await;
 }

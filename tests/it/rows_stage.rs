@@ -253,7 +253,9 @@ pub fn logged(words: &[&str]) -> Vec<Line> {
 
 struct Keeper;
 
-impl<S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> tracing_subscriber::Layer<S> for Keeper {
+impl<S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> tracing_subscriber::Layer<S>
+    for Keeper
+{
     fn enabled(&self, metadata: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
         metadata.target().starts_with("rejoin") && *metadata.level() <= tracing::Level::DEBUG
     }
