@@ -95,7 +95,7 @@ impl Disk for FileLimit {
     }
 }
 
-/// A file system in memory of a few MiB; unmounted with the test.
+/// A file system in memory, larger than what is kept of one call's output; unmounted with the test.
 struct Mounted {
     at: PathBuf,
 }
@@ -104,7 +104,7 @@ impl Mounted {
     fn new(at: PathBuf) -> Option<Self> {
         std::fs::create_dir_all(&at).unwrap();
         let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=6m,mode=700", "tmpfs"]).arg(&at);
+        mount.args(["-t", "tmpfs", "-o", "size=96m,mode=700", "tmpfs"]).arg(&at);
         mount.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let done = mount.status().is_ok_and(|status| status.success());
         done.then_some(Self { at })
