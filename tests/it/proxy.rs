@@ -125,11 +125,7 @@ async fn pass(
         _ => false,
     };
     let mut buffer = [0; 16 * 1024];
-    loop {
-        let count = match from.read(&mut buffer).await {
-            Ok(count @ 1..) => count,
-            _ => break,
-        };
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
         if !dead() && to.write_all(&buffer[..count]).await.is_err() {
             break;
         }
