@@ -276,7 +276,8 @@ async fn a_watcher_that_takes_nothing_is_not_owed_every_change_of_the_list() {
     let narrow = socket.connect(address).await.unwrap();
     let mut watcher = Watcher::over(narrow, address, Some(&server.client.token)).await.unwrap();
     let subscribe = json!([{ "sub": 1, "task": "job", "after": 0 }]);
-    let hello = json!({ "type": "hello", "protocol": 1, "client": "n", "attempt": 1, "tasks": true, "subscribe": subscribe });
+    let hello =
+        json!({ "type": "hello", "protocol": 1, "client": "n", "attempt": 1, "tasks": true, "subscribe": subscribe });
     watcher.send(hello).await;
     watcher.until(|frame| frame["type"] == "tasks").await;
     let run = server.client.run("job").await;

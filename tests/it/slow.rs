@@ -179,7 +179,15 @@ async fn t_31_two_that_stop_reading_slow_no_run_cost_no_memory_are_cut_in_time_a
     let best = times.each_ref().map(|times| *times.iter().min().unwrap());
     println!(
         "due {} MiB; alone {:?}, beside them {:?}; grown by {} KiB over {} KiB; cut after {:?} and {:?}; back with {} MiB, both in {:?}",
-        due / MIB, times[0], times[1], grown / 1024, before / 1024, mute_cut - started, drip_cut - started, bytes / MIB, back.elapsed()
+        due / MIB,
+        times[0],
+        times[1],
+        grown / 1024,
+        before / 1024,
+        mute_cut - started,
+        drip_cut - started,
+        bytes / MIB,
+        back.elapsed()
     );
     assert!(grown < 24 * MIB, "the server grew by {grown} bytes");
     assert!(best[1] < best[0].mul_f64(1.25), "alone {:?}, beside slow watchers {:?}", times[0], times[1]);
