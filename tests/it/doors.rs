@@ -95,6 +95,19 @@ async fn use_code(server: &InProcess, code: &str) -> Response {
     request.json(&json!({ "code": code })).send().await.unwrap()
 }
 
+#[test]
+fn the_list_of_calls_above_is_the_list_of_routes() {
+    let open = ["/live", "/healthz", "/readyz", "/api", "/api/{*rest}"];
+    let router = include_str!("../../src/api.rs");
+    for route in router.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+        let is_it = |path: &str| {
+            let (path, route): (Vec<_>, Vec<_>) = (path.split('/').collect(), route.split('/').collect());
+            path.len() == route.len() && path.iter().zip(&route).all(|(a, b)| a == b || b.starts_with('{'))
+        };
+        assert!(open.contains(&route) || CALLS.iter().any(|(_, path)| is_it(path)), "{route} is asked by no test");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn t_32_every_call_without_a_good_credential_is_401_and_changes_nothing() {
     let home = Home::new("").shell_task("job", "true");
@@ -424,7 +437,7 @@ async fn signing_out_closes_the_sockets_of_that_browser_within_a_second_and_no_o
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cookie_outlives_the_server_and_only_its_hash_is_stored() {
+async fn swe_20_a_cookie_outlives_the_server_and_only_its_hash_is_stored() {
     let home = Home::new("");
     let server = home.serve().await;
     let cookie = sign_in(&server).await;

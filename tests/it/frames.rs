@@ -175,7 +175,7 @@ async fn who_says_no_hello_is_closed_and_may_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_falls_silent_is_taken_for_dead() {
+async fn swe_24_who_falls_silent_is_taken_for_dead() {
     let home = Home::new("[stream]\nheartbeat = \"50ms\"\nlife = \"150ms\"");
     let server = home.serve().await;
     let (mut alive, _) = enter(&server, "alive", 1).await.unwrap();
@@ -380,6 +380,25 @@ async fn the_list_of_tasks_comes_whole_then_as_changes_and_whole_again_when_aske
     watcher.send(json!({ "type": "tasks" })).await;
     let again = watcher.until(|frame| frame["type"] == "tasks").await.pop().unwrap();
     assert_eq!((&again["full"], &again["rev"], ids(&again)), (&json!(true), &json!(rev), vec![json!("a"), json!("b")]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_52_what_is_made_is_told_to_all_who_show_the_list() {
+    let home = Home::new(NO_HEARTBEAT);
+    let server = home.serve().await;
+    let mut watchers = Vec::new();
+    for _ in 0..3 {
+        let mut watcher = server.client.watch(json!([])).await;
+        watcher.send(json!({ "type": "tasks" })).await;
+        assert_eq!(watcher.next().await["items"], json!([]));
+        watchers.push(watcher);
+    }
+    let steps = json!([{ "name": "one", "run": "true" }]);
+    server.client.post("/tasks", json!({ "title": "New", "steps": steps, "run": false })).await;
+    for watcher in &mut watchers {
+        assert_eq!(watcher.next().await["items"][0]["id"], "new");
+    }
     server.stop().await;
 }
 
