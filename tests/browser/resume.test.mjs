@@ -145,6 +145,8 @@ describe('coming back', () => {
     const task = 'smart-maintenance';
     const run = await add('Run smart maintenance');
     const { page, ear } = await open(task);
+    const replayed = await applied(page);
+    await until('an event seen live', async () => (await applied(page)) > replayed, 30_000);
     await until('the second tool call', async () => (await page.locator('.tool').count()) >= 2, 30_000);
     const calls = await page.locator('.tool').count();
     await refresh(page, task);
