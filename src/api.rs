@@ -100,7 +100,8 @@ pub fn router(api: Api) -> Router {
         .fallback(no_such_call);
     // Output of agents may hold what an attacker chose beside what is secret: no compression over both (BREACH);
     // the page's own files are compressed.
-    let small = SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
+    let small =
+        SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
     let door = Arc::clone(&api.door);
     Router::new()
         .nest("/api/v1", v1)

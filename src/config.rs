@@ -345,8 +345,7 @@ impl std::str::FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not an address like \"10.0.0.7\" or a network like \"10.0.0.0/8\"");
+        let wrong = || format!("{text:?} is not an address like \"10.0.0.7\" or a network like \"10.0.0.0/8\"");
         let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let longest = if address.is_ipv4() { 32 } else { 128 };
@@ -422,12 +421,8 @@ impl Config {
             return Self::from_text(None, "", &environment);
         };
         let name = path.display().to_string();
-        let wrong = |message: String| ConfigError {
-            source_name: name.clone(),
-            place: None,
-            key: String::new(),
-            message,
-        };
+        let wrong =
+            |message: String| ConfigError { source_name: name.clone(), place: None, key: String::new(), message };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         trusted(path).map_err(|why| wrong(why.to_string()))?;
         Self::from_text(Some(path), &text, &environment)
@@ -449,9 +444,8 @@ impl Config {
             key: key_at(text, offset),
             message,
         };
-        let in_text = |error: &toml::de::Error| {
-            at(error.span().map_or(0, |span| span.start), error.message().to_owned())
-        };
+        let in_text =
+            |error: &toml::de::Error| at(error.span().map_or(0, |span| span.start), error.message().to_owned());
         let spanned = table(text).map_err(|error| in_text(&error))?;
         for (key, _) in spanned.get_ref() {
             if NOT_IN_THIS_VERSION.contains(&key.get_ref().as_ref()) {
@@ -482,30 +476,21 @@ impl Config {
 
     /// The file with the variables of the environment over it, one after the other, so that an error can name its
     /// variable.
-    fn with_environment(
-        text: &str,
-        environment: &BTreeMap<String, String>,
-        name: &str,
-    ) -> Result<Self, ConfigError> {
+    fn with_environment(text: &str, environment: &BTreeMap<String, String>, name: &str) -> Result<Self, ConfigError> {
         let wrong = |source_name: &str, key: &str, message: String| ConfigError {
             source_name: source_name.to_owned(),
             place: None,
             key: key.to_owned(),
             message,
         };
-        let mut table: Table =
-            toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
+        let mut table: Table = toml::from_str(text).map_err(|error| wrong(name, "", error.message().to_owned()))?;
         let mut config = Self::default();
         for (variable, value) in environment {
             let name = variable.strip_prefix(PREFIX).unwrap_or(variable);
             let path: Vec<String> = name.split("__").map(str::to_lowercase).collect();
             let key = path.join(".");
             if path.iter().any(String::is_empty) || path.len() > 2 {
-                return Err(wrong(
-                    variable,
-                    "",
-                    "a key is named like REJOIN__LISTEN or REJOIN__LOG__FILTER".into(),
-                ));
+                return Err(wrong(variable, "", "a key is named like REJOIN__LISTEN or REJOIN__LOG__FILTER".into()));
             }
             if NOT_IN_THIS_VERSION.contains(&path[0].as_str()) {
                 return Err(wrong(variable, &key, "not in this version".into()));
@@ -573,16 +558,10 @@ impl Config {
             return Err((key, "must be more than nothing".into()));
         }
         if self.schedule.catchup_window == Some(Duration::ZERO) {
-            return Err((
-                "schedule.catchup_window",
-                "must be more than nothing; catchup = \"none\" is never".into(),
-            ));
+            return Err(("schedule.catchup_window", "must be more than nothing; catchup = \"none\" is never".into()));
         }
         if self.stream.life <= self.stream.heartbeat {
-            return Err((
-                "stream.life",
-                "must be more than stream.heartbeat, or every watcher is cut off".into(),
-            ));
+            return Err(("stream.life", "must be more than stream.heartbeat, or every watcher is cut off".into()));
         }
         let Runs { stop_term, stop_kill, stop_give_up, .. } = self.runs;
         if stop_kill < stop_term {
@@ -591,13 +570,9 @@ impl Config {
         if stop_give_up < stop_kill {
             return Err(("runs.stop_give_up", "must not be before runs.stop_kill".into()));
         }
-        let bad_host =
-            |host: &&String| host.is_empty() || host.contains(['/', '*', ' ']) || host.contains("://");
+        let bad_host = |host: &&String| host.is_empty() || host.contains(['/', '*', ' ']) || host.contains("://");
         if let Some(host) = self.allowed_hosts.iter().find(bad_host) {
-            return Err((
-                "allowed_hosts",
-                format!("{host:?} is not a host name: no scheme, path or wildcard"),
-            ));
+            return Err(("allowed_hosts", format!("{host:?} is not a host name: no scheme, path or wildcard")));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&self.log.filter) {
             return Err(("log.filter", error.to_string()));

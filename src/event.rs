@@ -171,8 +171,7 @@ impl Serialize for Gen {
 impl<'de> Deserialize<'de> for Gen {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<str>::deserialize(deserializer)?;
-        text.parse()
-            .map_err(|()| serde::de::Error::custom("a gen is 16 lower-case hex digits"))
+        text.parse().map_err(|()| serde::de::Error::custom("a gen is 16 lower-case hex digits"))
     }
 }
 
@@ -249,10 +248,7 @@ pub enum State {
 impl State {
     /// No event of a run follows one of these.
     pub const fn is_terminal(self) -> bool {
-        matches!(
-            self,
-            Self::Succeeded | Self::Failed | Self::Cancelled | Self::TimedOut | Self::Interrupted
-        )
+        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled | Self::TimedOut | Self::Interrupted)
     }
 }
 
@@ -444,9 +440,7 @@ impl Body {
             Self::Status(status) => to_raw_value(status),
             Self::Thought { text } => to_raw_value(&json!({ "text": text })),
             Self::Message { role, text } => to_raw_value(&json!({ "role": role, "text": text })),
-            Self::ToolUse { call, tool, input } => {
-                to_raw_value(&json!({ "call": call, "tool": tool, "input": input }))
-            }
+            Self::ToolUse { call, tool, input } => to_raw_value(&json!({ "call": call, "tool": tool, "input": input })),
             Self::ToolOutput { call, stream, text, cut_bytes } => {
                 let mut data = json!({ "call": call, "stream": stream, "text": text });
                 if *cut_bytes > 0 {

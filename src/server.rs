@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -69,6 +70,7 @@ pub struct Server {
     stop: CancellationToken,
     tasks: JoinSet<()>,
     bell: Bell,
+    checkpointer: Option<JoinHandle<()>>,
     /// Stops what no task of the runtime holds, should the server be dropped without a stop.
     _dropped: DropGuard,
 }
@@ -159,7 +161,18 @@ impl Server {
         let bell = Bell::start(Arc::clone(&api.planner)).await?;
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
         let _dropped = stop.clone().drop_guard();
-        let mut server = Self { address, api, config, writer, no_more, stop, tasks: JoinSet::new(), bell, _dropped };
+        let mut server = Self {
+            address,
+            api,
+            config,
+            writer,
+            no_more,
+            stop,
+            tasks: JoinSet::new(),
+            bell,
+            checkpointer: None,
+            _dropped,
+        };
         server.read_task_files().await;
         server.spawn_parts()?;
         server.spawn_doors(tcp, unix);
@@ -232,7 +245,8 @@ impl Server {
         self.tasks.spawn(runs.clone().dispatch());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
-        let planner = Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
+        let planner =
+            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
@@ -244,10 +258,10 @@ impl Server {
         self.tasks.spawn(retention.run(self.no_more.clone(), every));
         let checkpointer = Checkpointer::new(&store)?;
         let stop = self.stop.clone();
-        std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let mut tidied = Instant::now();
             while !stop.is_cancelled() {
-                std::thread::sleep(CHECKPOINT_EVERY);
+                std::thread::park_timeout(CHECKPOINT_EVERY);
                 checkpointer.tick(&store, &publisher);
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();
@@ -255,6 +269,7 @@ impl Server {
                 }
             }
         })?;
+        self.checkpointer = Some(thread);
         Ok(())
     }
 
@@ -299,8 +314,18 @@ impl Server {
         if let Err(error) = self.bell.stop().await {
             warn!(%error, "the bell could not be stopped");
         }
-        let (writer, store) = (self.writer, Arc::clone(&self.api.store));
-        tokio::task::spawn_blocking(move || writer.stop()).await.context("the writer did not stop")?;
+        let (writer, checkpointer, store) = (self.writer, self.checkpointer, Arc::clone(&self.api.store));
+        let threads = move || {
+            writer.stop();
+            // It has the store too: as long as it is there, the data folder is locked.
+            if let Some(checkpointer) = checkpointer {
+                checkpointer.thread().unpark();
+                if checkpointer.join().is_err() {
+                    error!("the checkpoints ended by a panic");
+                }
+            }
+        };
+        tokio::task::spawn_blocking(threads).await.context("the writer did not stop")?;
         store.note_clean_stop()?;
         info!("stopped");
         Ok(())
@@ -335,13 +360,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn workshop(
-    config: &Config,
-    publisher: &Publisher,
-    exe: PathBuf,
-    output_dir: &Path,
-    address: SocketAddr,
-) -> Workshop {
+fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
     let runs = &config.runs;
     Workshop {
         publisher: publisher.clone(),
@@ -470,8 +489,10 @@ async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken
         let now = writable.borrow_and_update().clone();
         match now {
             Writable::No { since, why } => {
-                let text = format!("Nothing can be saved at the moment ({why}), most often because the disk is full. \
-                    Runs wait, nothing unsaved is shown; free some space and they go on.");
+                let text = format!(
+                    "Nothing can be saved at the moment ({why}), most often because the disk is full. \
+                    Runs wait, nothing unsaved is shown; free some space and they go on."
+                );
                 live.notices.say(CODE, text, since);
             }
             Writable::Yes => live.notices.lift(CODE, "The store can be written again."),

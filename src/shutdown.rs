@@ -30,7 +30,8 @@ pub fn survive_file_limit() {
     // SIGXFSZ ends a process that writes past its limit; ignored, the write fails like on a full disk.
     #[expect(unsafe_code, reason = "setting a signal to be ignored has no handler that could be wrong")]
     // SAFETY: no handler runs; the disposition is set before any other thread cares for it.
-    let result = unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+    let result =
+        unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
     if let Err(error) = result {
         warn!(%error, "SIGXFSZ could not be ignored");
     }

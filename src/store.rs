@@ -68,7 +68,9 @@ impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
         use rusqlite::ErrorCode::{CannotOpen, DatabaseBusy, DiskFull, ReadOnly, SystemIoFailure};
         match error.sqlite_error_code() {
-            Some(DiskFull | SystemIoFailure | ReadOnly | CannotOpen | DatabaseBusy) => Self::NotWritable(error.to_string()),
+            Some(DiskFull | SystemIoFailure | ReadOnly | CannotOpen | DatabaseBusy) => {
+                Self::NotWritable(error.to_string())
+            }
             _ => Self::Broken(error.to_string()),
         }
     }
@@ -112,12 +114,8 @@ impl Store {
         set_up_writer(&writer, durability).with_context(|| format!("cannot set up {}", path.display()))?;
         schema::migrate(&mut writer).with_context(|| format!("cannot use {}", path.display()))?;
         let logs_replaced = opens::note_open(&writer, &dir.join("opens"), durability)?;
-        let store = Self {
-            path,
-            readers: Mutex::new(Vec::new()),
-            permits: Arc::new(Semaphore::new(page_reads)),
-            _lock: lock,
-        };
+        let store =
+            Self { path, readers: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(page_reads)), _lock: lock };
         Ok(Opened { store, writer, logs_replaced })
     }
 
@@ -160,10 +158,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`] when the file cannot be read.
-    pub fn read_blocking<T>(
-        &self,
-        read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, StoreError> {
+    pub fn read_blocking<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let kept = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = match kept {
             Some(connection) => connection,

@@ -146,7 +146,8 @@ fn spk_09_a_reconnection_is_logged_once_and_only_after_an_earlier_watcher() {
     const RECONNECTION: &str = "Detected WebSocket reconnection for chat=df-report, resuming updates";
     let connections = Connections::new();
     let mut held = Forwarder::default();
-    let reconnections = |lines: &Lines| lines.take().iter().filter(|line| **line == (Level::INFO, RECONNECTION.to_owned())).count();
+    let reconnections =
+        |lines: &Lines| lines.take().iter().filter(|line| **line == (Level::INFO, RECONNECTION.to_owned())).count();
     logged(|lines| {
         connections.get_or_refresh_forwarder(&task(), &mut held);
         enter(&connections, 1, "u");

@@ -27,8 +27,7 @@ struct Model {
 
 impl Model {
     fn new() -> Arc<Self> {
-        let start =
-            Start { generation: Gen(1), oldest: Seq(1), head: Seq(0), bytes: 0, fold: Fold::default() };
+        let start = Start { generation: Gen(1), oldest: Seq(1), head: Seq(0), bytes: 0, fold: Fold::default() };
         let ring = Limits { events: 16, bytes: 1 << 16, unread_bytes: 1 << 16 };
         let topic = Topic::new(task(), TaskNo(1), start, ring, QueueLimits { events: 16, bytes: 1 << 16 });
         Arc::new(Self { connections: Connections::new(), topic })

@@ -110,8 +110,7 @@ impl Done {
 pub async fn run(assignment: Assignment, emitter: Emitter) -> Outcome {
     let steps = assignment.definition.steps.iter();
     let results = steps.map(|step| (step.name.clone(), StepResult::skipped())).collect();
-    let mut work =
-        Work { assignment, emitter, results, calls: 0, findings: Vec::new(), exit: None, warned: false };
+    let mut work = Work { assignment, emitter, results, calls: 0, findings: Vec::new(), exit: None, warned: false };
     let end = work.all_steps().await;
     // Leftovers of commands get SIGTERM and, two seconds later, SIGKILL; a stop has its own patience.
     tokio::select! {

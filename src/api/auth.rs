@@ -116,11 +116,17 @@ pub fn token(dir: &Path) -> Result<String> {
     }
     let mode = std::fs::metadata(&path).with_context(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
-        bail!("{} can be read by others: chmod 600 it, and replace the token if others may have read it (delete the file and start again)", path.display());
+        bail!(
+            "{} can be read by others: chmod 600 it, and replace the token if others may have read it (delete the file and start again)",
+            path.display()
+        );
     }
     let token = std::fs::read_to_string(&path).with_context(failed)?.trim().to_owned();
     if token.len() < 32 {
-        bail!("{} holds no token of at least 32 characters: delete the file and start again to have one made", path.display());
+        bail!(
+            "{} holds no token of at least 32 characters: delete the file and start again to have one made",
+            path.display()
+        );
     }
     Ok(token)
 }
@@ -284,12 +290,8 @@ fn read_devices(connection: &Connection) -> rusqlite::Result<HashMap<[u8; 32], K
     let mut statement = connection.prepare_cached("SELECT hash, id, name, created, seen, expires FROM devices")?;
     let rows = statement.query_map([], |row| {
         let hash: Option<[u8; 32]> = row.get_ref(0)?.as_blob()?.try_into().ok();
-        let device = Device {
-            id: row.get(1)?,
-            name: row.get(2)?,
-            created_at: time(row.get(3)?),
-            last_seen: time(row.get(4)?),
-        };
+        let device =
+            Device { id: row.get(1)?, name: row.get(2)?, created_at: time(row.get(3)?), last_seen: time(row.get(4)?) };
         Ok(hash.zip(Some(Known { device, expires: time(row.get(5)?) })))
     })?;
     rows.filter_map(Result::transpose).collect()

@@ -102,7 +102,8 @@ impl Door {
     /// # Errors
     /// 403 `bad_origin`.
     pub fn check_origin(&self, headers: &HeaderMap, came: &Came, required: bool) -> Result<(), ApiError> {
-        let refused = || ApiError::new(StatusCode::FORBIDDEN, "bad_origin", "this request was not made by Rejoin's own page");
+        let refused =
+            || ApiError::new(StatusCode::FORBIDDEN, "bad_origin", "this request was not made by Rejoin's own page");
         match headers.get(header::ORIGIN) {
             Some(origin) => {
                 let expected = self.origin(headers, came).ok_or_else(refused)?;
@@ -165,7 +166,12 @@ fn check_fetch_site(headers: &HeaderMap, path: &str) -> Result<(), ApiError> {
 
 /// For everything under `/api/v1` but signing in and the socket: a good credential, and with a cookie the page's
 /// own origin on calls that change something.
-pub async fn require(State(door): State<Arc<Door>>, ConnectInfo(came): ConnectInfo<Came>, mut request: Request, next: Next) -> Response {
+pub async fn require(
+    State(door): State<Arc<Door>>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let headers = request.headers();
     let credential = match door.by_header(headers).or_else(|| door.by_cookie(headers, &came)) {
         Some(Ok(credential)) => credential,

@@ -67,7 +67,11 @@ impl ApiError {
     pub fn internal(cause: &dyn std::fmt::Display) -> Self {
         let number = uuid::Uuid::now_v7();
         error!(%number, %cause, "a request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", format!("something went wrong; the log has it as {number}"))
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            format!("something went wrong; the log has it as {number}"),
+        )
     }
 
     /// The status.
@@ -112,7 +116,9 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
     let text = axum::body::to_bytes(body, 4096).await.unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
     let problem = match status {
-        StatusCode::METHOD_NOT_ALLOWED => ApiError::new(status, "method_not_allowed", "there is no such call at this path"),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            ApiError::new(status, "method_not_allowed", "there is no such call at this path")
+        }
         StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(status, "too_large", "the body is too large: 1 MiB at most"),
         status if status.is_client_error() => {
             let field = text.split('`').nth(1).unwrap_or_default().to_owned();
@@ -132,9 +138,11 @@ pub async fn as_problem(request: Request, next: Next) -> Response {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::NotWritable(_) => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_writable", "the store cannot be written at the moment, most often because the disk is full: free some space, then try again")
-            }
+            StoreError::NotWritable(_) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "not_writable",
+                "the store cannot be written at the moment, most often because the disk is full: free some space, then try again",
+            ),
             StoreError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", "the server is stopping"),
             StoreError::Broken(cause) => Self::internal(&cause),
         }
@@ -149,9 +157,7 @@ impl From<TaskError> for ApiError {
                 Self::new(StatusCode::CONFLICT, "conflict", detail).with("field", "id")
             }
             TaskError::NotFound(id) => Self::no_task(id.as_str()),
-            TaskError::Schedule(wrong) => {
-                Self::invalid(&format!("schedule.{}", wrong.key), wrong.message)
-            }
+            TaskError::Schedule(wrong) => Self::invalid(&format!("schedule.{}", wrong.key), wrong.message),
             TaskError::Store(error) => error.into(),
         }
     }

@@ -130,9 +130,21 @@ enum Gone {
 impl Gone {
     fn error(self, bounds: &Bounds, generation: Gen) -> ApiError {
         let (status, code, detail) = match self {
-            Self::Generation => (StatusCode::CONFLICT, "generation", "this position is in another log of the task: start again without gen and after"),
-            Self::Future => (StatusCode::CONFLICT, "future", "this position is beyond the end of the log: start again without gen and after"),
-            Self::Retention => (StatusCode::GONE, "retention", "the events behind this position are no longer kept: go on after oldest - 1"),
+            Self::Generation => (
+                StatusCode::CONFLICT,
+                "generation",
+                "this position is in another log of the task: start again without gen and after",
+            ),
+            Self::Future => (
+                StatusCode::CONFLICT,
+                "future",
+                "this position is beyond the end of the log: start again without gen and after",
+            ),
+            Self::Retention => (
+                StatusCode::GONE,
+                "retention",
+                "the events behind this position are no longer kept: go on after oldest - 1",
+            ),
         };
         ApiError::new(status, code, detail)
             .with("oldest", bounds.oldest.0)
@@ -255,10 +267,7 @@ fn answer(task: &TaskId, bounds: &Bounds, items: &Items) -> Response {
 ///
 /// # Errors
 /// 404 when the run or the event is not there.
-pub async fn full(
-    State(api): State<Api>,
-    Path((run, seq)): Path<(String, String)>,
-) -> Result<Response, ApiError> {
+pub async fn full(State(api): State<Api>, Path((run, seq)): Path<(String, String)>) -> Result<Response, ApiError> {
     let none = || ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("run {run} has no event {seq}"));
     let id = run_id(&run)?;
     let number = Seq(seq.parse().map_err(|_| none())?);

@@ -344,7 +344,10 @@ impl Session {
     }
 
     fn has_due(&self) -> bool {
-        self.heartbeat_due || self.look || !self.greeting.is_empty() || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+        self.heartbeat_due
+            || self.look
+            || !self.greeting.is_empty()
+            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
     }
 
     /// One line for each event that went out; held back by the default filter.
@@ -421,9 +424,10 @@ impl Session {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(error) => ("bad_frame", format!("this frame is not understood: {error}")),
             },
-            Incoming::Text(text) => {
-                ("too_large", format!("{} bytes are too many: a frame has at most {}", text.len(), frame::MAX_CLIENT_FRAME))
-            }
+            Incoming::Text(text) => (
+                "too_large",
+                format!("{} bytes are too many: a frame has at most {}", text.len(), frame::MAX_CLIENT_FRAME),
+            ),
             Incoming::Binary => ("bad_frame", "a frame is a text message".to_owned()),
         };
         self.complain(None, code, &message)?;

@@ -41,7 +41,9 @@ impl Once {
         let Some(key) = headers.get("idempotency-key") else { return Ok(None) };
         let good = |key: &&str| !key.is_empty() && key.len() <= MAX_KEY && key.chars().all(|c| c.is_ascii_graphic());
         let key = key.to_str().ok().filter(good);
-        let key = key.ok_or_else(|| ApiError::invalid("Idempotency-Key", format!("a key is 1 to {MAX_KEY} printable characters without spaces")))?;
+        let key = key.ok_or_else(|| {
+            ApiError::invalid("Idempotency-Key", format!("a key is 1 to {MAX_KEY} printable characters without spaces"))
+        })?;
         let request = Sha256::digest(format!("{call}\n{body}").as_bytes()).to_vec();
         Ok(Some(Self { key: key.to_owned(), request }))
     }
@@ -80,10 +82,18 @@ impl Once {
     ///
     /// # Errors
     /// When the key was used meanwhile, or the store cannot be written.
-    pub fn note(&self, connection: &Connection, task: &TaskId, run: Option<RunId>, now: Timestamp) -> rusqlite::Result<()> {
+    pub fn note(
+        &self,
+        connection: &Connection,
+        task: &TaskId,
+        run: Option<RunId>,
+        now: Timestamp,
+    ) -> rusqlite::Result<()> {
         connection.prepare_cached("DELETE FROM effects WHERE at <= ?1")?.execute([oldest(now)])?;
         connection
-            .prepare_cached("INSERT INTO effects (key, request, status, body, task, at) VALUES (?1, ?2, 201, ?3, ?4, ?5)")?
+            .prepare_cached(
+                "INSERT INTO effects (key, request, status, body, task, at) VALUES (?1, ?2, 201, ?3, ?4, ?5)",
+            )?
             .execute(params![
                 self.key,
                 self.request,

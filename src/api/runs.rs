@@ -41,7 +41,12 @@ pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Res
     };
     let state = match query.state {
         Some(text) => {
-            let wrong = || ApiError::invalid("state", "state is one of queued, running, waiting, succeeded, failed, cancelled, timed_out, interrupted");
+            let wrong = || {
+                ApiError::invalid(
+                    "state",
+                    "state is one of queued, running, waiting, succeeded, failed, cancelled, timed_out, interrupted",
+                )
+            };
             let state: RunState = serde_json::from_value(Value::from(text)).map_err(|_| wrong())?;
             Some(state)
         }

@@ -1,11 +1,11 @@
 //! `/api/v1/session`: signing in and out, and the browsers that are signed in.
 
+use axum::Extension;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::Extension;
 use axum_extra::extract::CookieJar;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
@@ -57,7 +57,8 @@ pub async fn sign_in(
         _ => return Err(ApiError::invalid("code", "give a code or a token")),
     };
     if !good {
-        let detail = "this code or token is not good: a code works once and for a minute; `rejoin open` gives a new one";
+        let detail =
+            "this code or token is not good: a code works once and for a minute; `rejoin open` gives a new one";
         return Err(ApiError::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail));
     }
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown browser");

@@ -182,7 +182,8 @@ impl Tcp {
     /// # Errors
     /// When the address is taken or not this machine's.
     pub fn bind(address: std::net::SocketAddr) -> anyhow::Result<Self> {
-        let failed = || format!("cannot listen on {address}: choose another address with --listen, or stop what has it");
+        let failed =
+            || format!("cannot listen on {address}: choose another address with --listen, or stop what has it");
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
         socket.bind(address).with_context(failed)?;

@@ -208,7 +208,8 @@ pub async fn next(
     Query(query): Query<NextQuery>,
 ) -> Result<Json<Value>, ApiError> {
     let task = known(&api, &id)?;
-    let n = limit(query.n.as_deref(), 5, MAX_NEXT).map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
+    let n = limit(query.n.as_deref(), 5, MAX_NEXT)
+        .map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
     let now = api.publisher.clock().now();
     let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, now, n));
     Ok(Json(json!({ "items": items, "enabled": task.is_scheduled() })))
@@ -216,7 +217,9 @@ pub async fn next(
 
 fn moments(timing: &timing::Timing, anchor: Timestamp, after: Timestamp, n: usize) -> Vec<Value> {
     let upcoming = timing.next_n(anchor, after, n).into_iter();
-    upcoming.map(|next| json!({ "at": next.at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(), "note": next.note })).collect()
+    upcoming
+        .map(|next| json!({ "at": next.at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(), "note": next.note }))
+        .collect()
 }
 
 /// The next due times of a schedule that is not saved yet, or why it is wrong.

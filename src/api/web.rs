@@ -31,11 +31,8 @@ fn answer(path: &str, file: EmbeddedFile, headers: &HeaderMap) -> Response {
     // Names under /assets carry a hash of their content: they never change.
     let cache = if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
     let same = headers.get(header::IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes());
-    let mut response = if same {
-        StatusCode::NOT_MODIFIED.into_response()
-    } else {
-        Response::new(Body::from(file.data.into_owned()))
-    };
+    let mut response =
+        if same { StatusCode::NOT_MODIFIED.into_response() } else { Response::new(Body::from(file.data.into_owned())) };
     let set = response.headers_mut();
     set.insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
     set.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind(path)));

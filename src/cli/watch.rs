@@ -12,9 +12,9 @@ use super::failure::{Failure, Result};
 use super::live::{Live, Step};
 use super::render::Renderer;
 use super::screen::Screen;
+use super::tasks;
 use super::tasks::{read, resolve};
 use super::wire::{Event, Run, Task};
-use super::tasks;
 use crate::event::{RunId, State};
 
 /// What to do until a run is over.

@@ -29,8 +29,7 @@ impl Place {
 /// The first mistake in the order of the text: the library puts a mistake that follows from another before it.
 pub fn table(text: &str) -> Result<Spanned<DeTable<'_>>, Error> {
     let (table, mistakes) = DeTable::parse_recoverable(text);
-    let first =
-        mistakes.into_iter().min_by_key(|mistake| mistake.span().map_or(usize::MAX, |span| span.start));
+    let first = mistakes.into_iter().min_by_key(|mistake| mistake.span().map_or(usize::MAX, |span| span.start));
     first.map_or(Ok(table), Err)
 }
 
@@ -81,9 +80,9 @@ fn step(value: &DeValue<'_>, offset: usize, path: &mut String) {
 fn deep(value: &DeValue<'_>, offset: usize) -> bool {
     let holds = |range: Range<usize>| range.contains(&offset);
     match value {
-        DeValue::Table(table) => table
-            .iter()
-            .any(|(key, value)| holds(key.span()) || holds(value.span()) || deep(value.get_ref(), offset)),
+        DeValue::Table(table) => {
+            table.iter().any(|(key, value)| holds(key.span()) || holds(value.span()) || deep(value.get_ref(), offset))
+        }
         DeValue::Array(items) => items.iter().any(|item| holds(item.span()) || deep(item.get_ref(), offset)),
         _ => false,
     }

@@ -57,8 +57,7 @@ pub fn trusted(path: &Path) -> Result<(), Untrusted> {
         let given = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         for folder in [given.or(Some(Path::new("."))), real.parent()].into_iter().flatten() {
             let looked = folder.metadata();
-            let metadata =
-                looked.map_err(|error| Untrusted::Unreadable { path: folder.to_owned(), error })?;
+            let metadata = looked.map_err(|error| Untrusted::Unreadable { path: folder.to_owned(), error })?;
             judge(folder, &metadata)?;
         }
     }
@@ -80,11 +79,7 @@ fn judge(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     let group = Gid::from_raw(metadata.gid());
     if metadata.mode() & WRITABLE_BY_GROUP != 0 && !is_private_group(group, owner) {
         let name = Group::from_gid(group).ok().flatten().map_or(group.to_string(), |group| group.name);
-        return Err(Untrusted::Writable {
-            path: path.to_owned(),
-            who: format!("the group {name}"),
-            mend: "g-w",
-        });
+        return Err(Untrusted::Writable { path: path.to_owned(), who: format!("the group {name}"), mend: "g-w" });
     }
     Ok(())
 }

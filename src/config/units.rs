@@ -16,15 +16,13 @@ const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// One line that says what is wrong: no unit, a month or year (they have no fixed length), less than nothing, or
 /// more than ten years. Zero is not an error here.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || {
-        format!("{text:?} is not a length of time: write it with its unit, like \"30s\", \"5m\" or \"1h30m\"")
-    };
+    let wrong =
+        || format!("{text:?} is not a length of time: write it with its unit, like \"30s\", \"5m\" or \"1h30m\"");
     let span = SpanParser::new().parse_span(text.trim()).map_err(|_| wrong())?;
     if span.get_years() != 0 || span.get_months() != 0 {
         return Err(format!("{text:?}: months and years have no fixed length, write it in days"));
     }
-    let length: SignedDuration =
-        span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
+    let length: SignedDuration = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
     let length = Duration::try_from(length).map_err(|_| format!("{text:?} is less than nothing"))?;
     if length > LONGEST {
         return Err(format!("{text:?} is more than ten years"));
@@ -40,8 +38,7 @@ pub fn duration_text(length: Duration) -> String {
 
 /// Writes a length of time for people: `30 min`, `1 h 30 min`, `2 days`.
 pub fn duration_words(length: Duration) -> String {
-    let units: [(u64, &str, &str); 4] =
-        [(86_400, "day", "days"), (3600, "h", "h"), (60, "min", "min"), (1, "s", "s")];
+    let units: [(u64, &str, &str); 4] = [(86_400, "day", "days"), (3600, "h", "h"), (60, "min", "min"), (1, "s", "s")];
     let mut left = length.as_secs();
     let mut words = Vec::new();
     for (size, one, many) in units {

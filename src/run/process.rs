@@ -58,12 +58,7 @@ pub type Record = Arc<dyn Fn(Spawned) -> BoxFuture<'static, anyhow::Result<()>> 
 
 /// The variables that mark every process of a run: `REJOIN_TASK`, `REJOIN_RUN`, `REJOIN_ATTEMPT` and, where the run
 /// has a slot, `REJOIN_SCHEDULED_FOR` (RFC 3339, UTC).
-pub fn marks(
-    task: &TaskId,
-    run: RunId,
-    scheduled_for: Option<Timestamp>,
-    attempt: u32,
-) -> BTreeMap<String, String> {
+pub fn marks(task: &TaskId, run: RunId, scheduled_for: Option<Timestamp>, attempt: u32) -> BTreeMap<String, String> {
     let mut marks = BTreeMap::from([
         ("REJOIN_TASK".to_owned(), task.to_string()),
         ("REJOIN_RUN".to_owned(), run.to_string()),
@@ -251,12 +246,7 @@ impl Processes {
     /// For the commands of `run`. `marks` go into the environment of every supervisor and command ([`marks`]; the
     /// run's id is added in any case). `exe` is this program's own file; a server passes `/proc/self/exe`, which
     /// stays right when the file is replaced under it.
-    pub fn new(
-        run: RunId,
-        marks: BTreeMap<String, String>,
-        exe: PathBuf,
-        record: Record,
-    ) -> Self {
+    pub fn new(run: RunId, marks: BTreeMap<String, String>, exe: PathBuf, record: Record) -> Self {
         Self::with_stages(run, marks, exe, record, StopStages::default())
     }
 
@@ -298,8 +288,8 @@ impl Processes {
         };
         let mut marks = shared.marks.clone();
         marks.insert("REJOIN_CALL".into(), spec.call.clone().into());
-        let (mut child, mut link) = supervisor(&shared.exe, &marks)
-            .map_err(|error| failed("could not be started", &error))?;
+        let (mut child, mut link) =
+            supervisor(&shared.exe, &marks).map_err(|error| failed("could not be started", &error))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
 
         let ready = timeout(READY_WITHIN, link.hear()).await;
@@ -517,10 +507,7 @@ impl Link {
 }
 
 /// Starts a supervisor: its standard input is our socket, its environment the marks and nothing else.
-fn supervisor(
-    exe: &PathBuf,
-    marks: &BTreeMap<OsString, OsString>,
-) -> std::io::Result<(Child, Link)> {
+fn supervisor(exe: &PathBuf, marks: &BTreeMap<OsString, OsString>) -> std::io::Result<(Child, Link)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let (read, write) = UnixStream::from_std(ours)?.into_split();

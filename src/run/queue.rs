@@ -253,11 +253,7 @@ impl Runs {
     /// [`RunError`]: no such run, it was over already, or its end cannot be saved.
     pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
         let runs = self.clone();
-        match to_the_end(async move { runs.stop_now(id).await }).await {
-            // Asked again: it is as was asked.
-            Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => Ok(*run),
-            done => done,
-        }
+        to_the_end(async move { runs.stop_now(id).await }).await
     }
 
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
@@ -314,9 +310,8 @@ impl Runs {
             let ended = self.shared.ended.notified();
             // Those of the log too: a run that was saved may still be on its way into the lists.
             let topic = self.publisher().topic(task);
-            let mut ids: BTreeSet<RunId> = topic
-                .map(|topic| topic.tail().fold.runs().map(|run| run.id).collect())
-                .unwrap_or_default();
+            let mut ids: BTreeSet<RunId> =
+                topic.map(|topic| topic.tail().fold.runs().map(|run| run.id).collect()).unwrap_or_default();
             {
                 let lists = self.lists();
                 ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
@@ -484,7 +479,8 @@ impl Runs {
             return Ok(());
         }
         let status = reasoned(State::Interrupted, &open.task, "missed: it waited longer than its catch-up window");
-        self.end_waiting(&open.task, open.id, Unstarted { status, outcome: "missed", reason: "too old in the queue" }).await
+        self.end_waiting(&open.task, open.id, Unstarted { status, outcome: "missed", reason: "too old in the queue" })
+            .await
     }
 
     /// Starts nothing any more; gives the runs at work `grace` to end, then stops them as interrupted, and waits

@@ -63,7 +63,13 @@ pub struct Workshop {
 impl Workshop {
     /// Carries out a run that is queued, and returns once its terminal status is saved. `stop` may be raised at
     /// any time; it acts at once, also while the store cannot be written.
-    pub async fn carry_out(&self, task: Arc<Task>, topic: Arc<Topic>, run: Run, stop: watch::Receiver<Option<StopCause>>) {
+    pub async fn carry_out(
+        &self,
+        task: Arc<Task>,
+        topic: Arc<Topic>,
+        run: Run,
+        stop: watch::Receiver<Option<StopCause>>,
+    ) {
         let span = info_span!("run", task = %task.id, run = %run.id);
         let ended = self.work(task, &topic, &run, stop).instrument(span.clone()).await;
         failpoint::hit("terminal-not-committed");
@@ -172,7 +178,13 @@ impl Workshop {
 
     /// Saves the start. Waits while the store cannot be written: a start that is not saved is none. Whether the
     /// task is on is asked in the same transaction; a scheduled run of one that is not is called off.
-    async fn save_start(&self, topic: &Arc<Topic>, task: &Task, run: &Run, started: Status) -> Result<bool, StoreError> {
+    async fn save_start(
+        &self,
+        topic: &Arc<Topic>,
+        task: &Task,
+        run: &Run,
+        started: Status,
+    ) -> Result<bool, StoreError> {
         let body = Body::Status(started);
         let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
         let (on, numbers) = self
@@ -235,7 +247,8 @@ impl Workshop {
         redactor: Redactor,
         processes: Processes,
     ) -> Assignment {
-        let defaults = task.definition.params.iter().filter_map(|(name, param)| Some((name.clone(), param.default.clone()?)));
+        let defaults =
+            task.definition.params.iter().filter_map(|(name, param)| Some((name.clone(), param.default.clone()?)));
         let given = run.params.iter().map(|(name, value)| (name.clone(), value.clone()));
         let beside_file = task.path.as_ref().and_then(|path| path.parent());
         Assignment {
@@ -379,11 +392,7 @@ where
     }
 }
 
-fn record_process(
-    publisher: Publisher,
-    run: RunId,
-    spawned: Spawned,
-) -> BoxFuture<'static, anyhow::Result<()>> {
+fn record_process(publisher: Publisher, run: RunId, spawned: Spawned) -> BoxFuture<'static, anyhow::Result<()>> {
     Box::pin(async move {
         failpoint::hit("spawned-not-recorded");
         let act = || {
@@ -401,9 +410,7 @@ fn record_process(
     })
 }
 
-fn take_secrets(
-    task: &Task,
-) -> Result<(std::collections::BTreeMap<String, String>, Redactor), String> {
+fn take_secrets(task: &Task) -> Result<(std::collections::BTreeMap<String, String>, Redactor), String> {
     let values = secrets::resolve(&task.definition.secrets).map_err(|error| format!("{error:#}"))?;
     let redactor = Redactor::new(values.values().map(String::as_str)).map_err(|error| format!("{error:#}"))?;
     Ok((values, redactor))
@@ -490,10 +497,7 @@ fn millis(duration: Duration) -> u64 {
 ///
 /// # Errors
 /// The name of the first that the task does not have or that is missing, and why.
-pub fn check_params(
-    task: &Task,
-    given: &serde_json::Map<String, serde_json::Value>,
-) -> Result<(), (String, String)> {
+pub fn check_params(task: &Task, given: &serde_json::Map<String, serde_json::Value>) -> Result<(), (String, String)> {
     let known: BTreeSet<&String> = task.definition.params.keys().collect();
     for (name, value) in given {
         if !known.contains(name) {

@@ -93,15 +93,7 @@ impl Supervisor {
         let signals = SignalFd::with_flags(&mask, flags)?;
         let control = Some(control);
         let incoming = Vec::new();
-        Ok(Self {
-            control,
-            incoming,
-            signals,
-            command: None,
-            kill_from: None,
-            killing: false,
-            kill_again: KILL_AGAIN,
-        })
+        Ok(Self { control, incoming, signals, command: None, kill_from: None, killing: false, kill_again: KILL_AGAIN })
     }
 
     fn stand(&mut self) -> Result<()> {

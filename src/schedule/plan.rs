@@ -276,8 +276,7 @@ impl JumpWatch {
     pub fn believes(&mut self, wall: Timestamp, monotonic: Duration) -> bool {
         let (last_wall, last_monotonic) = *self.last.get_or_insert((wall, monotonic));
         self.last = Some((wall, monotonic));
-        let passed = SignedDuration::try_from(monotonic.saturating_sub(last_monotonic))
-            .unwrap_or(SignedDuration::ZERO);
+        let passed = SignedDuration::try_from(monotonic.saturating_sub(last_monotonic)).unwrap_or(SignedDuration::ZERO);
         let ahead = wall.duration_since(last_wall).saturating_sub(passed);
         if ahead > CLOCK_SLACK {
             self.jumped = Some(Jump { seen: monotonic, wall });

@@ -103,12 +103,11 @@ impl Timing {
             }
             Schedule::Every { period } => {
                 if *period < SHORTEST_PERIOD {
-                    let message =
-                        format!("every {} is too often: one second is the shortest", duration_text(*period));
+                    let message = format!("every {} is too often: one second is the shortest", duration_text(*period));
                     return Err(Wrong::new("every", message));
                 }
-                let micros = i64::try_from(period.as_micros())
-                    .map_err(|_| Wrong::new("every", "the period is too long"))?;
+                let micros =
+                    i64::try_from(period.as_micros()).map_err(|_| Wrong::new("every", "the period is too long"))?;
                 Ok(Self { kind: Kind::Every { micros }, zone: default_zone.clone() })
             }
             Schedule::At { time, zone } => {
@@ -244,11 +243,7 @@ fn slot(anchor: Timestamp, micros: i64, k: i64) -> Option<Timestamp> {
 
 /// The next moment of an expression whose hours are fixed. Wall clock times are placed in order: one inside a gap
 /// at its end, one that passes twice at its first passing; two that fall together are one moment.
-fn next_at_fixed_hours(
-    cron: &Cron,
-    zone: &TimeZone,
-    after: Timestamp,
-) -> Option<(Timestamp, Option<String>)> {
+fn next_at_fixed_hours(cron: &Cron, zone: &TimeZone, after: Timestamp) -> Option<(Timestamp, Option<String>)> {
     let mut wall = zone.to_datetime(after);
     loop {
         wall = cron.find_next_occurrence(&wall, false).ok()?;
@@ -373,9 +368,7 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
             "@monthly" => "0 0 1 * *",
             "@yearly" | "@annually" => "0 0 1 1 *",
             "@reboot" => {
-                return Err(wrong(
-                    "@reboot is not a time; there is no schedule for the start of the server".into(),
-                ));
+                return Err(wrong("@reboot is not a time; there is no schedule for the start of the server".into()));
             }
             _ => {
                 return Err(wrong(format!(
@@ -403,14 +396,9 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
     // library does so only for a plain `*`.
     let begins_with_star = |field: &str| field.starts_with(['*', '?']);
     let both_days = begins_with_star(fields[2]) || begins_with_star(fields[4]);
-    let parser = CronParser::builder()
-        .seconds(Seconds::Optional)
-        .year(Year::Disallowed)
-        .dom_and_dow(both_days)
-        .build();
-    let cron = parser
-        .parse(expanded)
-        .map_err(|error| wrong(format!("{expression:?}: {}", readable(&error.to_string()))))?;
+    let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).dom_and_dow(both_days).build();
+    let cron =
+        parser.parse(expanded).map_err(|error| wrong(format!("{expression:?}: {}", readable(&error.to_string()))))?;
     let every_hour = fields[1].starts_with('*') || cron.pattern.hours.values().len() == 24;
     if !comes_ever(&cron) {
         return Err(wrong(format!("{expression:?} is a date that never comes")));
@@ -461,7 +449,9 @@ fn single_time(text: &str, zone: &TimeZone) -> Result<Timestamp, Wrong> {
         return Timestamp::from_microsecond(at.as_microsecond()).map_err(|error| wrong(error.to_string()));
     }
     let local: DateTime = text.parse().map_err(|_| {
-        wrong(format!("{text:?} is not a time: write it like \"2026-12-01T03:00\" or with an offset, \"2026-12-01T03:00+01:00\""))
+        wrong(format!(
+            "{text:?} is not a time: write it like \"2026-12-01T03:00\" or with an offset, \"2026-12-01T03:00+01:00\""
+        ))
     })?;
     let placed = zone.to_ambiguous_zoned(local);
     let name = zone_name(zone);

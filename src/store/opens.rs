@@ -187,7 +187,10 @@ mod tests {
         other_boot();
         assert!(!note_open(&store, &path, Durability::Normal).unwrap());
         other_boot();
-        assert!(note_open(&store, &path, Durability::Full).unwrap(), "it counts how it was written, not how it will be");
+        assert!(
+            note_open(&store, &path, Durability::Full).unwrap(),
+            "it counts how it was written, not how it will be"
+        );
         note_open(&store, &path, Durability::Normal).unwrap();
         note_clean_stop(&path).unwrap();
         other_boot();

@@ -72,9 +72,9 @@ impl Checkpointer {
 
     fn checkpoint(&self, mode: &str) -> Option<Checkpoint> {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let result = self.connection.query_row(&sql, [], |row| {
-            Ok(Checkpoint { busy: row.get(0)?, frames: row.get(1)?, moved: row.get(2)? })
-        });
+        let result = self
+            .connection
+            .query_row(&sql, [], |row| Ok(Checkpoint { busy: row.get(0)?, frames: row.get(1)?, moved: row.get(2)? }));
         result.inspect_err(|error| warn!(%error, mode, "the checkpoint failed; it is tried again")).ok()
     }
 }

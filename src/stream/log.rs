@@ -138,8 +138,8 @@ pub fn whole(connection: &Connection, task: TaskNo, seq: Seq) -> rusqlite::Resul
 /// # Errors
 /// When the file cannot be read or a row is damaged.
 pub fn page(connection: &Connection, task: TaskNo, from: Seq) -> rusqlite::Result<Vec<Arc<Segment>>> {
-    let mut statement =
-        connection.prepare_cached("SELECT first, ends, items FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key")?;
+    let mut statement = connection
+        .prepare_cached("SELECT first, ends, items FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key")?;
     let mut rows = statement.query([key(task, from), end_of(task)])?;
     let mut page = Vec::new();
     let (mut events, mut bytes) = (0, 0);
@@ -186,9 +186,8 @@ pub fn page_back(connection: &Connection, task: TaskNo, through: Seq) -> rusqlit
 
 fn segment(row: &Row<'_>) -> rusqlite::Result<Segment> {
     let ends = row.get_ref(1)?.as_blob()?;
-    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends).map_err(|damaged| {
-        rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(damaged))
-    })
+    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends)
+        .map_err(|damaged| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(damaged)))
 }
 
 /// The bytes of event JSON from `from` to the head of `bounds`. O(log rows): from running totals.
@@ -200,10 +199,10 @@ pub fn bytes_from(connection: &Connection, task: TaskNo, bounds: &Bounds, from: 
         return Ok(0);
     }
     let holding = connection
-        .prepare_cached("SELECT first, ends, items, total FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1")?
-        .query_row([key(task, from), end_of(task)], |row| {
-            Ok((segment(row)?, from_sql(row.get::<_, i64>(3)?)))
-        })
+        .prepare_cached(
+            "SELECT first, ends, items, total FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1",
+        )?
+        .query_row([key(task, from), end_of(task)], |row| Ok((segment(row)?, from_sql(row.get::<_, i64>(3)?))))
         .optional()?;
     let Some((segment, total)) = holding else { return Ok(0) };
     Ok(bounds.bytes.saturating_sub(total) + segment.event_bytes_from(from))

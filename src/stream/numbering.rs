@@ -138,7 +138,11 @@ impl Numbering {
     }
 
     /// Gives an event its number and puts it into the segment under way.
-    pub(super) fn number(&mut self, connection: &Connection, offer: &Offer) -> Result<Result<Seq, Refused>, StoreError> {
+    pub(super) fn number(
+        &mut self,
+        connection: &Connection,
+        offer: &Offer,
+    ) -> Result<Result<Seq, Refused>, StoreError> {
         if self.topic.is_closed() {
             return Ok(Err(Refused::LogGone));
         }

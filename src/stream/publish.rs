@@ -8,9 +8,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::changes::Changes;
 use super::forwarder::Connections;
+use super::intake::{Acted, Intake, Job, weight};
 use super::log;
 use super::topic::{Offer, Refused, Start, Topic};
-use super::intake::{Acted, Intake, Job, weight};
 use super::writer::{Ending, Writer};
 
 pub use super::intake::{Limits, Writable};
@@ -261,4 +261,3 @@ impl Publisher {
         &self.shared.clock
     }
 }
-

@@ -230,8 +230,7 @@ impl Reader {
         };
         let calls = fold.calls().to_vec();
         let no = self.topic.no;
-        let runs =
-            store.read(move |connection| log::runs_at(connection, no, head, &fold, SNAPSHOT_RUNS)).await?;
+        let runs = store.read(move |connection| log::runs_at(connection, no, head, &fold, SNAPSHOT_RUNS)).await?;
         Ok(Snapshot { generation, seq: head, head, runs, calls })
     }
 

@@ -25,10 +25,8 @@ impl Segment {
     /// # Errors
     /// When the offsets do not lie on the commas of the text: the row is damaged.
     pub fn from_stored(first: Seq, items: String, ends: &[u8]) -> Result<Self, Damaged> {
-        let ends: Box<[u32]> = ends
-            .chunks_exact(4)
-            .map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]))
-            .collect();
+        let ends: Box<[u32]> =
+            ends.chunks_exact(4).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
         let inner_ends = ends.split_last().map_or(&[][..], |(_, inner)| inner);
         let on_commas = inner_ends.iter().all(|end| items.as_bytes().get(*end as usize) == Some(&b','));
         if ends.last().map(|end| *end as usize) != Some(items.len()) || !on_commas || !ends.is_sorted() {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tracing::{error, info, warn};
 
-use super::numbering::{Numbering, Numberings};
 use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, weight};
+use super::numbering::{Numbering, Numberings};
 use super::topic::{Offer, Queue, Refused, Topic};
 use crate::event::Seq;
 use crate::failpoint;
@@ -96,8 +96,10 @@ impl Intake {
                 }
             } else if self.is_stopping() {
                 // Tried once more after the stop was asked for; a full disk must not keep the server alive.
-                warn!(events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
-                    "stopping while the store cannot be written: these events are lost, nobody has seen them");
+                warn!(
+                    events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
+                    "stopping while the store cannot be written: these events are lost, nobody has seen them"
+                );
                 break;
             } else {
                 pause = (pause * 2).min(RETRY.1);

@@ -370,8 +370,7 @@ impl Serialize for Step {
         match &self.action {
             Action::Run { command } => map.serialize_entry("run", command)?,
             Action::Http { method, url, headers, body, expect_status, allow_hosts } => {
-                let call =
-                    WrittenCall { method, url, body: body.as_deref(), expect_status, allow_hosts, headers };
+                let call = WrittenCall { method, url, body: body.as_deref(), expect_status, allow_hosts, headers };
                 map.serialize_entry("http", &call)?;
             }
             Action::Write { path, content, append } => {

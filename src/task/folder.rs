@@ -79,13 +79,7 @@ struct Found {
 pub fn read(path: &Path, defaults: &Policy) -> (Option<TaskId>, Result<Definition, Problems>) {
     let name = path.display().to_string();
     let problem = |message: String| {
-        Problems::from(Problem {
-            file: Some(name.clone()),
-            line: None,
-            column: None,
-            key: String::new(),
-            message,
-        })
+        Problems::from(Problem { file: Some(name.clone()), line: None, column: None, key: String::new(), message })
     };
     let id: Result<TaskId, String> = match path.file_stem().and_then(OsStr::to_str) {
         Some(stem) => stem.parse().map_err(|bad: crate::event::BadTaskId| bad.to_string()),

@@ -264,16 +264,13 @@ pub fn run_params(task: &Definition, given: &Json) -> Result<BTreeMap<String, Js
 /// A value that is given, as the kind of the default.
 fn fitting(default: Option<&Json>, given: &Json) -> Result<Json, String> {
     let read = |kind: &str| match given {
-        Json::String(text) => {
-            serde_json::from_str::<Json>(text.trim()).map_err(|_| format!("{text:?} is not {kind}"))
-        }
+        Json::String(text) => serde_json::from_str::<Json>(text.trim()).map_err(|_| format!("{text:?} is not {kind}")),
         other => Ok(other.clone()),
     };
     match default {
-        Some(Json::Number(_)) => read("a number")?
-            .as_number()
-            .map(|n| Json::from(n.clone()))
-            .ok_or_else(|| "must be a number".into()),
+        Some(Json::Number(_)) => {
+            read("a number")?.as_number().map(|n| Json::from(n.clone())).ok_or_else(|| "must be a number".into())
+        }
         Some(Json::Bool(_)) => {
             read("true or false")?.as_bool().map(Json::from).ok_or_else(|| "must be true or false".into())
         }
@@ -319,8 +316,7 @@ impl Reader {
             for (name, param) in &params {
                 if param.default.is_none() {
                     let span = member_span(open.take("params"), name);
-                    let message =
-                        "needs a default: nobody gives one when the task runs by its schedule".to_owned();
+                    let message = "needs a default: nobody gives one when the task runs by its schedule".to_owned();
                     self.wrong(format!("params.{name}"), span, message);
                 }
             }
@@ -364,11 +360,7 @@ impl Reader {
         let title = self.line(open, "title")?.trim().to_owned();
         let length = title.chars().count();
         if length > MAX_TITLE {
-            self.wrong(
-                "title",
-                node.span.clone(),
-                format!("has {length} characters, at most {MAX_TITLE} are taken"),
-            );
+            self.wrong("title", node.span.clone(), format!("has {length} characters, at most {MAX_TITLE} are taken"));
             return None;
         }
         if title.chars().any(char::is_control) {
@@ -405,12 +397,9 @@ impl Reader {
             _ => self.filled(&mut open, "at"),
         };
         let zone = self.filled(&mut open, "tz");
-        let given: Vec<&str> =
-            ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
-        let spans: BTreeMap<&str, Option<Range<usize>>> = SCHEDULE_KEYS
-            .into_iter()
-            .filter_map(|name| Some((name, open.take(name)?.span.clone())))
-            .collect();
+        let given: Vec<&str> = ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let spans: BTreeMap<&str, Option<Range<usize>>> =
+            SCHEDULE_KEYS.into_iter().filter_map(|name| Some((name, open.take(name)?.span.clone()))).collect();
         let header = open.span.clone();
         let [zone_key, keys] = [open.key("tz"), open.key("")];
         self.close(open, &SCHEDULE_KEYS, &["jitter", "stagger"]);
@@ -437,11 +426,7 @@ impl Reader {
         // The machine's zone stands in where none is given: whether a local time exists is asked again with it when
         // the schedule is put in force.
         if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
-            self.wrong(
-                format!("{keys}{}", wrong.key),
-                spans.get(wrong.key).cloned().flatten(),
-                wrong.message,
-            );
+            self.wrong(format!("{keys}{}", wrong.key), spans.get(wrong.key).cloned().flatten(), wrong.message);
             return None;
         }
         Some(schedule)
@@ -463,12 +448,8 @@ impl Reader {
             "catchup_limit",
         ];
         let mut open = self.open("policy", node)?;
-        let overlap = [
-            ("skip", Some(Overlap::Skip)),
-            ("queue", Some(Overlap::Queue)),
-            ("replace", None),
-            ("allow", None),
-        ];
+        let overlap =
+            [("skip", Some(Overlap::Skip)), ("queue", Some(Overlap::Queue)), ("replace", None), ("allow", None)];
         let overlap = self.word(&mut open, "overlap", &overlap).unwrap_or(defaults.overlap);
         let catchup = [("none", Some(Catchup::None)), ("last", Some(Catchup::Last)), ("all", None)];
         let catchup = self.word(&mut open, "catchup", &catchup).unwrap_or(defaults.catchup);
@@ -552,7 +533,12 @@ impl Reader {
                     secrets.insert(member.name.clone(), SecretSource::File(PathBuf::from(file)));
                 }
                 _ if both || neither => {
-                    self.wrong(path, span, "takes one of { env = \"VARIABLE\" } and { file = \"path\" }; its value never stands in a task".into());
+                    self.wrong(
+                        path,
+                        span,
+                        "takes one of { env = \"VARIABLE\" } and { file = \"path\" }; its value never stands in a task"
+                            .into(),
+                    );
                 }
                 _ => {}
             }
@@ -566,22 +552,14 @@ impl Reader {
             return Vec::new();
         };
         let Data::List(items) = &node.data else {
-            self.wrong(
-                "steps",
-                node.span.clone(),
-                format!("must be a list of steps, is {}", node.data.name()),
-            );
+            self.wrong("steps", node.span.clone(), format!("must be a list of steps, is {}", node.data.name()));
             return Vec::new();
         };
         if items.is_empty() {
             self.wrong("steps", node.span.clone(), "is empty: there is nothing to do".into());
         }
         if items.len() > MAX_STEPS {
-            self.wrong(
-                "steps",
-                node.span.clone(),
-                format!("has {} steps, at most {MAX_STEPS} are taken", items.len()),
-            );
+            self.wrong("steps", node.span.clone(), format!("has {} steps, at most {MAX_STEPS} are taken", items.len()));
             return Vec::new();
         }
         let mut names = BTreeSet::new();
@@ -601,18 +579,8 @@ impl Reader {
     }
 
     fn step(&mut self, path: &str, n: usize, node: &Node) -> Option<Step> {
-        const KNOWN: [&str; 10] = [
-            "name",
-            "when",
-            "thought",
-            "run",
-            "http",
-            "write",
-            "attention",
-            "summary",
-            "timeout",
-            "on_error",
-        ];
+        const KNOWN: [&str; 10] =
+            ["name", "when", "thought", "run", "http", "write", "attention", "summary", "timeout", "on_error"];
         let mut open = self.open(path, node)?;
         let name = match open.take("name") {
             None => Some(format!("step{}", n + 1)),
@@ -631,26 +599,17 @@ impl Reader {
         if let Some(node) = open.take("summary")
             && open.take("attention").is_none()
         {
-            self.wrong(
-                format!("{path}.summary"),
-                node.span.clone(),
-                "goes with attention, which is not there".into(),
-            );
+            self.wrong(format!("{path}.summary"), node.span.clone(), "goes with attention, which is not there".into());
         }
         let timeout = self.length(&mut open, "timeout");
         let on_error = self.on_error(&mut open);
-        let given: Vec<&str> =
-            ["run", "http", "write"].into_iter().filter(|name| open.take(name).is_some()).collect();
+        let given: Vec<&str> = ["run", "http", "write"].into_iter().filter(|name| open.take(name).is_some()).collect();
         let action = match given[..] {
             ["run"] => self.filled(&mut open, "run").map(|command| Action::Run { command }),
             ["http"] => open.take("http").and_then(|node| self.http(&format!("{path}.http"), node)),
             ["write"] => open.take("write").and_then(|node| self.write(&format!("{path}.write"), node)),
             [] => {
-                self.wrong(
-                    path,
-                    open.span.clone(),
-                    "does nothing: it needs one of run, http and write".into(),
-                );
+                self.wrong(path, open.span.clone(), "does nothing: it needs one of run, http and write".into());
                 None
             }
             _ => {
@@ -689,16 +648,14 @@ impl Reader {
         let mut open = self.open(path, node)?;
         let method = match open.take("method") {
             None => Some("GET".to_owned()),
-            Some(node) => {
-                self.line(&mut open, "method").map(|method| method.to_uppercase()).filter(|method| {
-                    let good = METHODS.contains(&method.as_str());
-                    if !good {
-                        let message = format!("{method:?} is not known: there are {}", METHODS.join(", "));
-                        self.wrong(format!("{path}.method"), node.span.clone(), message);
-                    }
-                    good
-                })
-            }
+            Some(node) => self.line(&mut open, "method").map(|method| method.to_uppercase()).filter(|method| {
+                let good = METHODS.contains(&method.as_str());
+                if !good {
+                    let message = format!("{method:?} is not known: there are {}", METHODS.join(", "));
+                    self.wrong(format!("{path}.method"), node.span.clone(), message);
+                }
+                good
+            }),
         };
         let url = match open.take("url") {
             None => {
@@ -787,8 +744,7 @@ impl Reader {
                 }
                 _ => {
                     let message =
-                        "must be a list of host names or addresses, without scheme, path or wildcard"
-                            .to_owned();
+                        "must be a list of host names or addresses, without scheme, path or wildcard".to_owned();
                     self.wrong(open.key("allow_hosts"), item.span.clone(), message);
                 }
             }

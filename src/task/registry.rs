@@ -164,13 +164,8 @@ impl Registry {
             }
         };
         let timing = self.timing(&definition).ok().flatten();
-        let start = Start {
-            generation: row.generation,
-            oldest: row.oldest,
-            head: row.head,
-            bytes: row.bytes,
-            fold: row.fold,
-        };
+        let start =
+            Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
         let next = timing.as_ref().and_then(|timing| timing.next_after(row.anchor, row.planned));
         self.set(Task {
@@ -315,7 +310,8 @@ impl Registry {
         let (no, json) = (task.no, definition.to_json().to_string());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             // A slot that was planned meanwhile has its row and is not planned again.
-            let sql = "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5
+            let sql =
+                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5
                  WHERE no = ?1 RETURNING planned";
             let planned: Option<i64> = connection
                 .prepare_cached(sql)?
@@ -531,8 +527,10 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
 }
 
 fn renew_logs(connection: &Connection) -> rusqlite::Result<()> {
-    let numbers: Vec<i64> =
-        connection.prepare("SELECT no FROM tasks")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let numbers: Vec<i64> = connection
+        .prepare("SELECT no FROM tasks")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
     for no in numbers {
         log::set_generation(connection, TaskNo(no), Gen::random())?;
     }

@@ -71,9 +71,7 @@ pub fn note(
             "SELECT scheduled_for, outcome, reason, count FROM slots WHERE task = ?1 AND gen = ?2
              ORDER BY scheduled_for DESC LIMIT 1",
         )?
-        .query_row(params![task.0, sql(generation.0)], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
+        .query_row(params![task.0, sql(generation.0)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
     let outcome = name(row.outcome);
     let count = sql(row.count.number());

@@ -512,8 +512,7 @@ async fn an_answer_that_does_not_come_leaves_no_doubt_about_the_doubt() {
             }
         }
     });
-    let output =
-        rejoin(folder.path()).args(["--data-dir", ".", "tasks", "add", "long task"]).output().await.unwrap();
+    let output = rejoin(folder.path()).args(["--data-dir", ".", "tasks", "add", "long task"]).output().await.unwrap();
     assert_eq!(output.status.code(), Some(3));
     assert!(err(&output).contains("may have been done"), "{}", err(&output));
 }

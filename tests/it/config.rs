@@ -133,8 +133,7 @@ fn a_variable_that_cannot_be_read_is_named() {
 #[test]
 fn relative_paths_are_relative_to_the_file() {
     let config =
-        Config::from_text(Some(Path::new("/etc/rejoin/config.toml")), "tasks_dir = \"/srv/t\"", &none())
-            .unwrap();
+        Config::from_text(Some(Path::new("/etc/rejoin/config.toml")), "tasks_dir = \"/srv/t\"", &none()).unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/rejoin/data"));
     assert_eq!(config.tasks_dir, Path::new("/srv/t"));
     let config = Config::from_text(None, "", &none()).unwrap();

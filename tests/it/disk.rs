@@ -58,8 +58,16 @@ async fn becomes(what: &str, is: impl AsyncFn() -> bool) {
 
 /// `/readyz` is outside of the API and needs no token.
 async fn ready(client: &Client) -> u16 {
-    reqwest::Client::builder().no_proxy().build().unwrap()
-        .get(format!("http://{}/readyz", client.address)).send().await.unwrap().status().as_u16()
+    reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .unwrap()
+        .get(format!("http://{}/readyz", client.address))
+        .send()
+        .await
+        .unwrap()
+        .status()
+        .as_u16()
 }
 
 async fn notice(client: &Client) -> Option<Value> {
@@ -227,7 +235,8 @@ async fn head(client: &Client, task: &str) -> u64 {
     client.get(&format!("/tasks/{task}")).await.1["head"].as_u64().unwrap()
 }
 
-const FAST: &str = "[runs]\nstop_term = \"200ms\"\nstop_kill = \"500ms\"\nstop_give_up = \"10s\"\nshutdown_grace = \"200ms\"";
+const FAST: &str =
+    "[runs]\nstop_term = \"200ms\"\nstop_kill = \"500ms\"\nstop_give_up = \"10s\"\nshutdown_grace = \"200ms\"";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t_29_on_a_full_disk_nothing_unsaved_is_shown_stop_works_and_all_goes_on_later() {

@@ -50,7 +50,8 @@ impl Home {
 
     /// A task of one shell command that runs by hand.
     pub fn shell_task(self, id: &str, command: &str) -> Self {
-        let text = format!("title = {id:?}\n[[steps]]\nname = \"only\"\nthought = \"What now?\"\nrun = {}\n", json!(command));
+        let text =
+            format!("title = {id:?}\n[[steps]]\nname = \"only\"\nthought = \"What now?\"\nrun = {}\n", json!(command));
         self.task(id, &text)
     }
 
@@ -122,11 +123,8 @@ impl Home {
 
     /// Every event of a task as a separate reader of the file has it, as text.
     pub fn logged_events(&self, task: &str) -> Vec<(u64, String)> {
-        let file = rusqlite::Connection::open_with_flags(
-            self.database(),
-            rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
-        )
-        .unwrap();
+        let file =
+            rusqlite::Connection::open_with_flags(self.database(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let mut rows = file
             .prepare(
                 "SELECT segments.first, segments.ends, segments.items FROM segments JOIN tasks
@@ -346,8 +344,10 @@ impl Watcher {
 
     /// Says hello.
     pub async fn hello(&mut self, client: &str, attempt: u64, subscribe: Value) {
-        self.send(json!({ "type": "hello", "protocol": 1, "client": client, "attempt": attempt, "subscribe": subscribe }))
-            .await;
+        self.send(
+            json!({ "type": "hello", "protocol": 1, "client": client, "attempt": attempt, "subscribe": subscribe }),
+        )
+        .await;
     }
 
     /// Sends a frame.

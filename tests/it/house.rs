@@ -30,7 +30,10 @@ const KNOWS: &[(&str, &[&str])] = &[
     ("planner", &["clock", "event", "failpoint", "run", "schedule", "store", "stream", "task"]),
     ("retention", &["clock", "config", "event", "record", "run", "store", "stream", "task"]),
     ("shutdown", &[]),
-    ("api", &["clock", "config", "event", "failpoint", "planner", "record", "run", "schedule", "store", "stream", "task"]),
+    (
+        "api",
+        &["clock", "config", "event", "failpoint", "planner", "record", "run", "schedule", "store", "stream", "task"],
+    ),
     ("cli::serve", &["cli", "config", "server"]),
     ("cli::validate", &["cli", "config", "task"]),
     ("cli::live", &["cli::backoff", "cli::escape", "cli::failure", "cli::wire"]),
@@ -140,9 +143,9 @@ fn is_within(module: &str, of: &str) -> bool {
 /// gives one path for each of its members.
 fn paths_behind<'t>(code: &'t str, mark: &'t str) -> impl Iterator<Item = String> + 't {
     let is_path = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
-    let starts = code.match_indices(mark).filter(move |(at, _)| {
-        !code[..*at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':')
-    });
+    let starts = code
+        .match_indices(mark)
+        .filter(move |(at, _)| !code[..*at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':'));
     starts.flat_map(move |(at, _)| {
         let rest = &code[at + mark.len()..];
         let path: &str = &rest[..rest.find(|c| !is_path(c)).unwrap_or(rest.len())];

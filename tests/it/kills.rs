@@ -32,7 +32,9 @@ run = "echo two; echo three >&2"
 fn talk() -> String {
     let mut text = "title = \"Talk\"\n".to_owned();
     for step in 0..8 {
-        text.push_str(&format!("[[steps]]\nname = \"s{step}\"\nthought = \"Step {step}\"\nrun = \"echo {step}; sleep 0.02\"\n"));
+        text.push_str(&format!(
+            "[[steps]]\nname = \"s{step}\"\nthought = \"Step {step}\"\nrun = \"echo {step}; sleep 0.02\"\n"
+        ));
     }
     text
 }
@@ -186,7 +188,8 @@ fn open(home: &Home) -> Connection {
 /// The runs that are not over in the file: id, state, slot.
 fn open_runs(home: &Home) -> Vec<(String, String, Option<i64>)> {
     let file = open(home);
-    let mut rows = file.prepare("SELECT id, state, slot FROM runs WHERE state IN ('queued', 'running', 'waiting')").unwrap();
+    let mut rows =
+        file.prepare("SELECT id, state, slot FROM runs WHERE state IN ('queued', 'running', 'waiting')").unwrap();
     let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
     rows.map(Result::unwrap).collect()
 }
@@ -247,7 +250,8 @@ fn check_starts(home: &Home, task: &str) {
 
 fn all_runs_of(home: &Home, task: &str) -> BTreeSet<String> {
     let file = open(home);
-    let mut rows = file.prepare("SELECT runs.id FROM runs JOIN tasks ON tasks.no = runs.task WHERE tasks.id = ?1").unwrap();
+    let mut rows =
+        file.prepare("SELECT runs.id FROM runs JOIN tasks ON tasks.no = runs.task WHERE tasks.id = ?1").unwrap();
     rows.query_map([task], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
 }
 
@@ -255,7 +259,8 @@ fn all_runs_of(home: &Home, task: &str) -> BTreeSet<String> {
 fn check_slots(home: &Home) {
     const SECOND: i64 = 1_000_000;
     let file = open(home);
-    let mut rows = file.prepare("SELECT scheduled_for, through, count, outcome FROM slots ORDER BY scheduled_for").unwrap();
+    let mut rows =
+        file.prepare("SELECT scheduled_for, through, count, outcome FROM slots ORDER BY scheduled_for").unwrap();
     let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))).unwrap();
     let rows: Vec<(i64, i64, i64, String)> = rows.map(Result::unwrap).collect();
     assert!(!rows.is_empty());

@@ -104,7 +104,11 @@ impl Recorder {
         let deadline = Instant::now() + crate::harness::PATIENCE;
         for (task, head) in heads {
             while self.position(task) < *head {
-                assert!(Instant::now() < deadline, "the recorder stands at {} of {head} of {task}", self.position(task));
+                assert!(
+                    Instant::now() < deadline,
+                    "the recorder stands at {} of {head} of {task}",
+                    self.position(task)
+                );
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
@@ -170,7 +174,8 @@ impl Follower {
 
     /// One connection, until it ends.
     async fn record(&self, mut watcher: Watcher, attempt: u64) -> Option<()> {
-        let subscribe: Vec<_> = self.tasks.iter().enumerate().map(|(index, task)| self.subscribe(index, task)).collect();
+        let subscribe: Vec<_> =
+            self.tasks.iter().enumerate().map(|(index, task)| self.subscribe(index, task)).collect();
         let hello = json!({ "type": "hello", "protocol": 1, "client": self.client, "attempt": attempt, "subscribe": subscribe });
         watcher.socket.send(Message::text(hello.to_string())).await.ok()?;
         loop {

@@ -197,7 +197,8 @@ async fn a_command_that_nobody_waits_for_any_more_is_ended_with_its_tree() {
 async fn a_server_that_is_about_to_be_killed() {
     let Some(run) = std::env::var("REJOIN_TEST_RUN_TO_START").ok() else { return };
     let processes = processes(run.parse().unwrap());
-    let _running = started(&processes, "trap '' INT TERM; setsid sleep 1000 & echo up; while :; do sleep 1000; done").await;
+    let _running =
+        started(&processes, "trap '' INT TERM; setsid sleep 1000 & echo up; while :; do sleep 1000; done").await;
     std::future::pending::<()>().await;
 }
 
@@ -294,7 +295,8 @@ async fn a_stop_while_the_record_is_written_starts_nothing() {
 async fn a_command_begins_with_clean_signals_descriptors_and_its_own_session() {
     let processes = processes(RunId::new());
     // By `exec`, because a shell may clean up before it starts another program.
-    let mut spec = spec("echo $REJOIN_CALL $PWD; readlink /proc/self/fd/0; ls /proc/self/fd; exec grep Sig /proc/self/status");
+    let mut spec =
+        spec("echo $REJOIN_CALL $PWD; readlink /proc/self/fd/0; ls /proc/self/fd; exec grep Sig /proc/self/status");
     spec.cwd = "/usr".into();
     let mut running = processes.spawn(spec).await.unwrap();
     let text = output(&mut running).await;
@@ -336,8 +338,9 @@ async fn survivors_of_an_earlier_server_are_ended_and_others_are_not() {
     let recorded_as = (recorded.id().cast_signed(), ticks(recorded.id()));
     let reused = (stranger.id().cast_signed(), ticks(stranger.id()) + 1);
 
-    let ended =
-        tokio::task::spawn_blocking(move || end_survivors(&HashSet::from([ours]), &[recorded_as, reused])).await.unwrap();
+    let ended = tokio::task::spawn_blocking(move || end_survivors(&HashSet::from([ours]), &[recorded_as, reused]))
+        .await
+        .unwrap();
 
     let killed: HashSet<i32> = ended.killed.iter().map(|(pid, _)| *pid).collect();
     assert!(killed.contains(&survivor.id().cast_signed()) && killed.contains(&recorded_as.0), "{ended:?}");

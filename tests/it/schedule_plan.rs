@@ -44,9 +44,8 @@ fn rows(plan: &Plan) -> Vec<String> {
         .iter()
         .map(|row| {
             let time = |at: Timestamp| at.strftime("%H:%M:%S").to_string();
-            let span = row
-                .to
-                .map_or(time(row.scheduled_for), |to| format!("{}..{}", time(row.scheduled_for), time(to)));
+            let span =
+                row.to.map_or(time(row.scheduled_for), |to| format!("{}..{}", time(row.scheduled_for), time(to)));
             let outcome = match row.outcome {
                 Outcome::Run { late: false } => "runs".to_owned(),
                 Outcome::Run { late: true } => "runs late".to_owned(),
@@ -78,8 +77,7 @@ fn t_35_a_slot_that_is_due_runs_once() {
 
 #[test]
 fn t_35_nothing_is_due_before_its_time() {
-    let plan =
-        planned(&every(1800), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T00:29:59.999999Z"));
+    let plan = planned(&every(1800), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T00:29:59.999999Z"));
     assert_eq!(rows(&plan), [""; 0]);
     assert_eq!(plan.next, Some(ts("2026-05-01T00:30:00Z")));
 }
@@ -105,19 +103,14 @@ fn t_35_after_an_outage_the_last_slot_in_the_window_runs_and_the_older_ones_are_
     let plan = planned(&timing, &policy, &standing(from), ts("2026-05-01T05:10:00Z"));
     assert_eq!(
         rows(&plan),
-        [
-            "00:30:00..03:00:00 x6 missed",
-            "03:30:00..04:30:00 x3 coalesced into 05:00:00",
-            "05:00:00 x1 runs late",
-        ]
+        ["00:30:00..03:00:00 x6 missed", "03:30:00..04:30:00 x3 coalesced into 05:00:00", "05:00:00 x1 runs late",]
     );
     assert_eq!(plan.next, Some(ts("2026-05-01T05:30:00Z")));
 }
 
 #[test]
 fn t_35_without_a_window_only_a_slot_of_the_last_period_is_caught_up() {
-    let plan =
-        planned(&cron("@hourly"), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T05:10:00Z"));
+    let plan = planned(&cron("@hourly"), &Policy::default(), &standing(ts(MIDNIGHT)), ts("2026-05-01T05:10:00Z"));
     assert_eq!(rows(&plan), ["01:00:00..04:00:00 x4 missed", "05:00:00 x1 runs late"]);
     // A weekly task is caught up for a day, not for a week.
     let from = ts("2026-05-01T00:00:00Z");
@@ -215,10 +208,7 @@ fn t_35_a_clock_far_behind_what_it_was_holds_all_schedules() {
     let policy = Policy::default();
     let decision = plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T08:59:59Z"));
     assert_eq!(decision, Decision::Hold { until: stored });
-    assert!(matches!(
-        plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T09:00:00Z")),
-        Decision::Plan(_)
-    ));
+    assert!(matches!(plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T09:00:00Z")), Decision::Plan(_)));
 }
 
 #[test]
@@ -302,8 +292,7 @@ fn schedules() -> impl Strategy<Value = Timing> {
             "0 0 13 * 5",
         ])
         .prop_map(|expression| {
-            let schedule =
-                Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
+            let schedule = Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
             Timing::new(&schedule, &TimeZone::UTC).unwrap()
         }),
     ]
@@ -324,7 +313,8 @@ fn policies() -> impl Strategy<Value = Policy> {
 
 /// How the world goes on between two looks: the clock moves (also back), the task is busy, full, or paused.
 fn steps() -> impl Strategy<Value = Vec<(i64, bool, u32, bool)>> {
-    let moves = prop_oneof![4 => 0i64..120_000, 2 => 0i64..20_000_000, 2 => -3_000_000_000i64..0, 3 => 0i64..20_000_000_000];
+    let moves =
+        prop_oneof![4 => 0i64..120_000, 2 => 0i64..20_000_000, 2 => -3_000_000_000i64..0, 3 => 0i64..20_000_000_000];
     prop::collection::vec((moves, any::<bool>(), 0u32..4, prop::bool::weighted(0.8)), 1..25)
 }
 

@@ -243,10 +243,7 @@ fn t_35_a_zone_that_skips_a_whole_day_runs_once_for_it() {
 fn both_days_have_to_fit_where_one_of_them_begins_with_a_star_else_either_will_do() {
     // 1 May 2026 is a Friday.
     let days = |expression: &str, n| -> Vec<String> {
-        next(&cron(expression, "UTC"), "2026-05-01T00:00:01Z", n)
-            .iter()
-            .map(|text| text[5..10].to_owned())
-            .collect()
+        next(&cron(expression, "UTC"), "2026-05-01T00:00:01Z", n).iter().map(|text| text[5..10].to_owned()).collect()
     };
     assert_eq!(days("0 0 13 * 5", 4), ["05-08", "05-13", "05-15", "05-22"]);
     assert_eq!(days("0 0 */2 * 1", 3), ["05-11", "05-25", "06-01"]);
@@ -367,11 +364,7 @@ fn a_single_time_comes_once() {
     assert_eq!(once.next_after(moment, moment), None);
     assert_eq!(once.last_in(moment, ts("2026-01-01T00:00:00Z"), moment), Some(moment));
     for same in ["2026-12-01T03:00:00", "2026-12-01 03:00", "2026-12-01T02:00Z", "2026-12-01T03:00+01:00"] {
-        assert_eq!(
-            timing(&at(same, "Europe/Berlin")).next_after(moment, Timestamp::MIN),
-            Some(moment),
-            "{same}"
-        );
+        assert_eq!(timing(&at(same, "Europe/Berlin")).next_after(moment, Timestamp::MIN), Some(moment), "{same}");
     }
 }
 
@@ -432,8 +425,7 @@ fn schedules_read_as_people_say_them() {
     assert_eq!(in_words(&at("2026-12-01T03:00", "UTC")), "once at 2026-12-01 03:00 (UTC)");
 }
 
-const ZONES: [&str; 5] =
-    ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "UTC"];
+const ZONES: [&str; 5] = ["America/New_York", "Europe/Berlin", "Australia/Lord_Howe", "America/Santiago", "UTC"];
 const EXPRESSIONS: [&str; 10] = [
     "*/15 * * * *",
     "0 * * * *",

@@ -69,10 +69,7 @@ fn work(steps: Vec<Step>) -> Work {
         task: "a-task".parse().unwrap(),
         run,
         definition: Arc::new(definition),
-        params: BTreeMap::from([
-            ("limit".to_owned(), 85.into()),
-            ("PATH".to_owned(), "/not/declared".into()),
-        ]),
+        params: BTreeMap::from([("limit".to_owned(), 85.into()), ("PATH".to_owned(), "/not/declared".into())]),
         scheduled_for: None,
         attempt: 1,
         secrets: BTreeMap::new(),
@@ -120,9 +117,7 @@ impl Done {
 
     fn results(&self) -> Vec<(String, bool, Option<i32>, String)> {
         let results = self.events.iter().filter_map(|(_, body)| match body {
-            Body::ToolResult { call, ok, exit, output, .. } => {
-                Some((call.clone(), *ok, *exit, output.clone()))
-            }
+            Body::ToolResult { call, ok, exit, output, .. } => Some((call.clone(), *ok, *exit, output.clone())),
             _ => None,
         });
         results.collect()
@@ -172,12 +167,8 @@ async fn a_step_thinks_acts_tells_and_ends_in_this_order() {
 async fn output_is_told_in_order_at_most_four_times_a_second_and_16_kib_each() {
     let command = "i=0; while [ $i -lt 240 ]; do i=$((i+1)); echo \"line $i\"; sleep 0.01; done";
     let done = work(vec![step("lines", command)]).done().await;
-    let times: Vec<Instant> = done
-        .events
-        .iter()
-        .filter(|(_, body)| matches!(body, Body::ToolOutput { .. }))
-        .map(|(at, _)| *at)
-        .collect();
+    let times: Vec<Instant> =
+        done.events.iter().filter(|(_, body)| matches!(body, Body::ToolOutput { .. })).map(|(at, _)| *at).collect();
     assert!(times.len() >= 4, "{}", times.len());
     for five in times.windows(5) {
         assert!(five[4] - five[0] >= Duration::from_secs(1));
@@ -204,7 +195,8 @@ async fn of_a_flood_the_middle_is_cut_with_its_count_and_the_whole_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn output_that_waits_while_the_log_cannot_take_more_is_not_lost_at_the_end() {
-    let work = work(vec![step("last", "i=0; while [ $i -lt 70 ]; do i=$((i+1)); echo $i; done; sleep 0.1; seq 1 10000")]);
+    let work =
+        work(vec![step("last", "i=0; while [ $i -lt 70 ]; do i=$((i+1)); echo $i; done; sleep 0.1; seq 1 10000")]);
     let whole = work.dir.path().join("output/c1");
     let (emitter, mut bodies) = Emitter::channel();
     // The log takes nothing: 64 events wait in the channel, and the step with them.
@@ -226,7 +218,8 @@ async fn output_that_waits_while_the_log_cannot_take_more_is_not_lost_at_the_end
 
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_in_the_environment_and_in_nothing_that_is_said_or_kept() {
-    let mut first = step("first", "printf hunt; sleep 0.4; printf 'er22 and %s' \"$(printf %s \"$KEY\" | base64)\"; exit 4");
+    let mut first =
+        step("first", "printf hunt; sleep 0.4; printf 'er22 and %s' \"$(printf %s \"$KEY\" | base64)\"; exit 4");
     first.thought = Some("hunter22?".into());
     let mut work = work(vec![first]);
     work.assignment.secrets = BTreeMap::from([("KEY".to_owned(), "hunter22".to_owned())]);
@@ -461,7 +454,13 @@ async fn a_secret_in_a_header_reaches_the_host_it_is_for_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_http_step_reaches_no_private_address_and_never_the_server_itself() {
     let call = |url: &str, hosts: &[&str]| Step { action: http(url.to_owned(), hosts), ..step("call", "") };
-    for url in ["http://127.0.0.1:9/", "http://localhost:9/", "http://[::1]:9/", "http://0x7f.1/", "http://169.254.169.254/latest"] {
+    for url in [
+        "http://127.0.0.1:9/",
+        "http://localhost:9/",
+        "http://[::1]:9/",
+        "http://0x7f.1/",
+        "http://169.254.169.254/latest",
+    ] {
         let done = work(vec![call(url, &[])]).done().await;
         assert!(done.reason().contains("allow_hosts"), "{url}: {}", done.reason());
     }
@@ -480,7 +479,8 @@ async fn output_that_cannot_be_kept_is_mentioned_once_and_fails_nothing() {
     work.assignment.output_dir = "/dev/null/output".into();
     let done = work.done().await;
     assert!(matches!(done.outcome, Outcome::Succeeded { .. }));
-    let said = |body: &&(Instant, Body)| matches!(&body.1, Body::Message { text, .. } if text.contains("could not be kept"));
+    let said =
+        |body: &&(Instant, Body)| matches!(&body.1, Body::Message { text, .. } if text.contains("could not be kept"));
     assert_eq!(done.events.iter().filter(said).count(), 1);
 }
 

@@ -19,9 +19,8 @@ const FAST: &str = "[runs]\nconcurrency = 16\nstop_term = \"200ms\"\nstop_kill =
 /// The living processes that carry the mark of a run, or whose arguments have `word`.
 fn living(run: &str, word: &str) -> Vec<i32> {
     let mark = format!("REJOIN_RUN={run}");
-    let has = |path: &Path, text: &str| {
-        std::fs::read(path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text))
-    };
+    let has =
+        |path: &Path, text: &str| std::fs::read(path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(text));
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
     pids.filter(|(_, path)| {
@@ -91,7 +90,9 @@ async fn t_28_stop_ends_a_tool_of_a_minute_within_a_second_also_after_a_reconnec
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t_28_stop_twice_is_one_stop_and_stop_of_what_is_over_says_so() {
-    let home = Home::new(FAST).shell_task("deaf", "trap '' INT; echo up; sleep 60 & wait; sleep 60").shell_task("short", "echo hello");
+    let home = Home::new(FAST)
+        .shell_task("deaf", "trap '' INT; echo up; sleep 60 & wait; sleep 60")
+        .shell_task("short", "echo hello");
     let server = home.serve().await;
     let client = &server.client;
     let run = client.run("deaf").await;
@@ -220,7 +221,8 @@ async fn a_run_that_takes_too_long_is_timed_out_with_all_it_started() {
 async fn spk_02_with_the_watcher_gone_the_run_goes_on_and_nothing_complains() {
     let home = Home::new("");
     let gate = Gate::new(home.path(), "gate");
-    let home = home.shell_task("job", &format!("echo up; {}; for i in 1 2 3; do echo $i; sleep 0.3; done", gate.wait()));
+    let home =
+        home.shell_task("job", &format!("echo up; {}; for i in 1 2 3; do echo $i; sleep 0.3; done", gate.wait()));
     let mut server = home.spawn(&[("RUST_LOG", "debug")]).await;
     let run = server.client.run("job").await;
     let mut watchers = Vec::new();
@@ -277,7 +279,8 @@ async fn sigterm_gives_runs_their_grace_then_interrupts_them_and_the_next_start_
 
     let mut server = home.spawn(&[]).await;
     let after = seqs(&seen).pop().unwrap();
-    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "long", "gen": generation, "after": after }])).await;
+    let mut watcher =
+        server.client.watch(json!([{ "sub": 1, "task": "long", "gen": generation, "after": after }])).await;
     assert_eq!(watcher.next().await["outcome"], "resumed");
     let run = server.client.until(&format!("/runs/{waits}"), |run| run["state"] == "running").await;
     assert_eq!(run["attempt"], 1);
@@ -313,8 +316,10 @@ async fn data_of_a_newer_version_is_refused_and_left_as_it_is() {
     rusqlite::Connection::open(home.database()).unwrap().pragma_update(None, "user_version", newer).unwrap();
     let words = refused(&home).await;
     assert!(words.contains(&format!("version {newer}")), "{words}");
-    let found: u32 =
-        rusqlite::Connection::open(home.database()).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    let found: u32 = rusqlite::Connection::open(home.database())
+        .unwrap()
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
     assert_eq!(found, newer);
 }
 
@@ -392,7 +397,8 @@ async fn a_task_deleted_while_its_run_starts_leaves_nothing_behind() {
     let number = format!("79.{}", std::process::id());
     let mut runs = BTreeSet::new();
     for round in 0..25_u64 {
-        let task = json!({ "id": "brief", "title": "Brief", "steps": [{ "name": "only", "run": format!("sleep {number}") }] });
+        let task =
+            json!({ "id": "brief", "title": "Brief", "steps": [{ "name": "only", "run": format!("sleep {number}") }] });
         let (status, answer) = client.post("/tasks", task).await;
         assert_eq!(status, 201, "{answer}");
         let starter = client.clone();
@@ -434,7 +440,8 @@ async fn with_one_queued(home: Home, gate: &Gate) -> (Home, crate::harness::Proc
 
 fn slot_of(home: &Home, run: &str) -> (String, Option<String>) {
     let file = rusqlite::Connection::open(home.database()).unwrap();
-    file.query_row("SELECT outcome, reason FROM slots WHERE run = ?1", [run], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    file.query_row("SELECT outcome, reason FROM slots WHERE run = ?1", [run], |row| Ok((row.get(0)?, row.get(1)?)))
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -489,9 +496,11 @@ async fn t_35_a_schedule_edited_behind_the_time_that_is_planned_repeats_no_slot_
         "steps": [{ "name": "only", "run": "true" }] });
     assert_eq!(client.post("/tasks", task).await.0, 201);
     clock.set(minutes(1));
-    let ran = |n: usize| move |page: &Value| {
-        let items = page["items"].as_array().unwrap();
-        items.len() == n && items.iter().all(|slot| slot["outcome"] == "ran" || slot["outcome"] == "late")
+    let ran = |n: usize| {
+        move |page: &Value| {
+            let items = page["items"].as_array().unwrap();
+            items.len() == n && items.iter().all(|slot| slot["outcome"] == "ran" || slot["outcome"] == "late")
+        }
     };
     client.until("/tasks/due/slots", ran(1)).await;
     client.until("/tasks/due/runs", |page| !page["items"][0]["ended_at"].is_null()).await;

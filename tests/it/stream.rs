@@ -16,10 +16,10 @@ use rejoin::store::{Durability, Store, StoreError, TaskNo, sql};
 use rejoin::stream::forwarder::{Peer, Watcher};
 use rejoin::stream::log::{self, Bounds};
 use rejoin::stream::publish::{Limits, Publisher, Writable};
-use rejoin::stream::writer::Writer;
 use rejoin::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Verdict, Why};
 use rejoin::stream::ring;
 use rejoin::stream::topic::{Offer, QueueLimits, Refused, Start, Topic};
+use rejoin::stream::writer::Writer;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -303,11 +303,7 @@ fn tiny() -> Limits {
 
 /// A queue that takes what a test offers while the writer is held.
 fn roomy() -> Limits {
-    Limits {
-        queue: QueueLimits { events: 100_000, bytes: 256 << 20 },
-        queues_bytes: 512 << 20,
-        ..Limits::default()
-    }
+    Limits { queue: QueueLimits { events: 100_000, bytes: 256 << 20 }, queues_bytes: 512 << 20, ..Limits::default() }
 }
 
 /// A test that hangs says so.
@@ -396,7 +392,8 @@ fn t_05_what_a_watcher_has_seen_is_in_the_file_at_that_moment() {
     block_on(async {
         let stream = Arc::new(Stream::open(dir.path(), Limits::default()));
         let topic = stream.task("a").await;
-        let file = Connection::open_with_flags(stream.store.path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let file =
+            Connection::open_with_flags(stream.store.path(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let emitter = tokio::spawn({
             let (stream, topic) = (Arc::clone(&stream), Arc::clone(&topic));
             async move {
@@ -490,7 +487,13 @@ fn segments_have_at_most_256_events_and_32_kib_and_one_larger_event_stands_alone
         let topic = stream.task("a").await;
         let hold = stream.hold().await;
         for n in 0..1500_usize {
-            let bytes = if n == 700 { 40_000 } else if n > 700 { 1000 } else { 1 };
+            let bytes = if n == 700 {
+                40_000
+            } else if n > 700 {
+                1000
+            } else {
+                1
+            };
             stream.publisher.offer(&topic, None, &thought(&"x".repeat(bytes))).await.unwrap();
         }
         drop(hold);
@@ -525,7 +528,8 @@ fn a_group_has_at_most_4096_events() {
         drop(hold);
         stream.say(&topic, None, "last").await;
         let heads = groups.heads();
-        let sizes: Vec<u64> = heads.iter().scan(0, |before, head| Some(head.0 - std::mem::replace(before, head.0))).collect();
+        let sizes: Vec<u64> =
+            heads.iter().scan(0, |before, head| Some(head.0 - std::mem::replace(before, head.0))).collect();
         assert!(sizes.iter().all(|size| *size <= 4096), "{sizes:?}");
         assert!(sizes.contains(&4096), "nobody else waits: the whole group is its own: {sizes:?}");
         assert!(sizes.len() <= 5, "no lingering, no group of one while more waits: {sizes:?}");
@@ -546,7 +550,8 @@ fn a_group_has_at_most_4_mib() {
         }
         drop(hold);
         stream.say(&topic, None, "last").await;
-        let sizes: Vec<u64> = groups.heads().iter().scan(0, |before, head| Some(head.0 - std::mem::replace(before, head.0))).collect();
+        let sizes: Vec<u64> =
+            groups.heads().iter().scan(0, |before, head| Some(head.0 - std::mem::replace(before, head.0))).collect();
         assert!(sizes.iter().all(|size| size * 50_000 <= 4 * 1024 * 1024), "{sizes:?}");
         assert!(sizes.contains(&83), "{sizes:?}");
     });
@@ -767,16 +772,19 @@ fn what_one_job_fails_at_is_undone_and_concerns_nobody_else() {
         assert_eq!(first.await.unwrap().1, [Seq(1)]);
         assert_eq!(before.await.unwrap().1, [Seq(2), Seq(3), Seq(4)]);
         let refused = failing.await;
-        assert!(matches!(&refused, Err(StoreError::Broken(why)) if why.contains("UNIQUE")), "it hears why: {refused:?}");
+        assert!(
+            matches!(&refused, Err(StoreError::Broken(why)) if why.contains("UNIQUE")),
+            "it hears why: {refused:?}"
+        );
         assert!(panicking.await.is_err());
         assert_eq!(after.await.unwrap().1, [Seq(5), Seq(6)]);
         assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes, "the store is not to blame");
         let logged = stream.logged(&topic);
         assert_eq!(numbers(&logged), [1, 2, 3, 4, 5, 6]);
         assert!(logged.iter().all(|(_, text)| !text.contains("nnn")), "what was undone is nowhere");
-        let noted = stream.store.read_blocking(|connection| {
-            connection.prepare("SELECT 1 FROM meta WHERE key = 'panic'")?.exists([])
-        });
+        let noted = stream
+            .store
+            .read_blocking(|connection| connection.prepare("SELECT 1 FROM meta WHERE key = 'panic'")?.exists([]));
         assert!(!noted.unwrap());
         let mut watch = stream.watch(&topic, 1, Seq(0)).await;
         assert_eq!(watch.due().await.unwrap(), logged, "the ring says what the log says");
@@ -1010,7 +1018,10 @@ fn t_29_the_end_of_a_run_is_replayed_and_stays_when_the_ring_and_the_events_are_
         }
         let mut back = stream.watch(&topic, 2, Seq(2)).await;
         let (seq, first) = back.due().await.unwrap().remove(0);
-        assert_eq!((seq, &event(&first)["data"]["state"], &event(&first)["data"]["exit"]), (Seq(3), &json!("failed"), &json!(3)));
+        assert_eq!(
+            (seq, &event(&first)["data"]["state"], &event(&first)["data"]["exit"]),
+            (Seq(3), &json!("failed"), &json!(3))
+        );
         stream.retain_from(&topic, Seq(30)).await;
         let snapshot = back.reader.snapshot_at_head(&stream.store).await.unwrap();
         let (run, exit) = (snapshot.runs[0].id == run, snapshot.runs[0].exit);
@@ -1081,7 +1092,9 @@ fn a_task_deleted_in_the_group_of_its_last_events_leaves_no_rows_behind() {
         drop(hold);
         last.await.unwrap();
         delete.await.unwrap();
-        let count = |sql: &'static str| stream.store.read_blocking(|c| c.query_row(sql, [], |row| row.get::<_, i64>(0))).unwrap();
+        let count = |sql: &'static str| {
+            stream.store.read_blocking(|c| c.query_row(sql, [], |row| row.get::<_, i64>(0))).unwrap()
+        };
         assert_eq!(count("SELECT count(*) FROM segments"), 0);
         assert_eq!(count("SELECT count(*) FROM whole_events"), 0);
     });

@@ -124,10 +124,7 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
     for (more, expected) in [
         ("tittle = \"x\"", "tasks/t.toml:2:1: tittle: is not known: did you mean \"title\"?"),
         ("description = 7", "tasks/t.toml:2:15: description: must be text, is a number"),
-        (
-            "agent = \"model\"",
-            "tasks/t.toml:2:9: agent: \"model\" comes later: in this version there are \"steps\"",
-        ),
+        ("agent = \"model\"", "tasks/t.toml:2:9: agent: \"model\" comes later: in this version there are \"steps\""),
         ("agent = \"magic\"", "tasks/t.toml:2:9: agent: \"magic\" is not known: there are \"steps\""),
         (
             "instruction = \"do it\"",
@@ -150,10 +147,7 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "[schedule]\nevery = \"1m\"\ntz = \"UTC\"",
             "tasks/t.toml:4:6: schedule.tz: has no effect with every, which counts elapsed time: take it out",
         ),
-        (
-            "[schedule]\nevery = 30",
-            "tasks/t.toml:3:9: schedule.every: must have a unit, like \"30s\" or \"5m\"",
-        ),
+        ("[schedule]\nevery = 30", "tasks/t.toml:3:9: schedule.every: must have a unit, like \"30s\" or \"5m\""),
         ("[schedule]\nevery = \"0s\"", "tasks/t.toml:3:9: schedule.every: must be more than nothing"),
         (
             "[schedule]\nevery = \"100ms\"",
@@ -230,10 +224,7 @@ fn each_mistake_in_a_step_is_told_with_its_place() {
         ),
         ("run = \"a\"\non_error = 0", "tasks/t.toml:4:12: steps[0].on_error: 0 is not a number of retries"),
         ("run = \"a\"\nretries = 2", "tasks/t.toml:4:1: steps[0].retries: comes later"),
-        (
-            "run = \"a\"\ntimout = \"2s\"",
-            "tasks/t.toml:4:1: steps[0].timout: is not known: did you mean \"timeout\"?",
-        ),
+        ("run = \"a\"\ntimout = \"2s\"", "tasks/t.toml:4:1: steps[0].timout: is not known: did you mean \"timeout\"?"),
         (
             "http = { url = \"ftp://a\" }",
             "tasks/t.toml:3:16: steps[0].http.url: \"ftp://a\" must begin with http:// or https://",
@@ -282,29 +273,16 @@ fn every_policy_of_other_versions_is_refused_by_name() {
         "backoff",
     ] {
         let said = refused(&task(&format!("[policy]\n{key} = 1")));
-        assert_eq!(
-            said,
-            format!("tasks/t.toml:3:1: policy.{key}: comes later: this version does not act on it")
-        );
+        assert_eq!(said, format!("tasks/t.toml:3:1: policy.{key}: comes later: this version does not act on it"));
     }
 }
 
 #[test]
 fn names_that_decide_what_runs_are_no_secrets() {
-    for name in [
-        "PATH",
-        "LD_PRELOAD",
-        "ld_library_path",
-        "REJOIN_TOKEN",
-        "BASH_ENV",
-        "PYTHONPATH",
-        "IFS",
-        "1A",
-        "A-B",
-    ] {
+    for name in ["PATH", "LD_PRELOAD", "ld_library_path", "REJOIN_TOKEN", "BASH_ENV", "PYTHONPATH", "IFS", "1A", "A-B"]
+    {
         assert!(
-            refused(&task(&format!("[secrets]\n\"{name}\" = {{ env = \"X\" }}")))
-                .contains(&format!("secrets.{name}"))
+            refused(&task(&format!("[secrets]\n\"{name}\" = {{ env = \"X\" }}"))).contains(&format!("secrets.{name}"))
         );
     }
     read(&task("[secrets]\nGITHUB_TOKEN = { env = \"X\" }")).unwrap();
@@ -314,26 +292,17 @@ fn names_that_decide_what_runs_are_no_secrets() {
 fn all_mistakes_are_told_at_once_in_the_order_of_the_text() {
     let said = refused("titel = \"x\"\n[policy]\ntimeout = 5\n[[steps]]\nrun = 7\n[[steps]]\nrum = \"a\"\n");
     let keys: Vec<&str> = said.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
-    assert_eq!(
-        keys,
-        ["titel", "policy.timeout", "steps[0].run", "steps[1]", "steps[1].rum", "title"],
-        "{said}"
-    );
+    assert_eq!(keys, ["titel", "policy.timeout", "steps[0].run", "steps[1]", "steps[1].rum", "title"], "{said}");
 }
 
 #[test]
 fn a_task_without_a_title_or_with_one_too_long_or_without_steps_is_refused() {
     assert_eq!(refused("[[steps]]\nrun = \"a\"\n"), "tasks/t.toml: title: is missing: a task needs a title");
     assert_eq!(refused("title = \"a\"\n"), "tasks/t.toml: steps: is missing: write at least one [[steps]]");
-    assert_eq!(
-        refused("title = \"a\"\nsteps = []\n"),
-        "tasks/t.toml:2:9: steps: is empty: there is nothing to do"
-    );
+    assert_eq!(refused("title = \"a\"\nsteps = []\n"), "tasks/t.toml:2:9: steps: is empty: there is nothing to do");
     let title = "ü".repeat(120);
     assert_eq!(read(&format!("title = \"{title}\"\n[[steps]]\nrun = \"a\"\n")).unwrap().title, title);
-    assert!(
-        refused(&format!("title = \"{title}x\"\n[[steps]]\nrun = \"a\"\n")).contains("has 121 characters")
-    );
+    assert!(refused(&format!("title = \"{title}x\"\n[[steps]]\nrun = \"a\"\n")).contains("has 121 characters"));
     assert!(refused("title = \"a\\nb\"\n[[steps]]\nrun = \"a\"\n").contains("must be one line"));
     assert!(refused("title = \"a\\u001bb\"\n[[steps]]\nrun = \"a\"\n").contains("control characters"));
 }
@@ -349,11 +318,7 @@ fn a_condition_of_any_depth_is_read_or_refused_and_ends_nothing() {
     let with = |condition: String| read(&task(&format!("attention = '{condition}'"))).map(|_| ());
     let brackets = |n: usize| format!("{}1{}", "(".repeat(n), ")".repeat(n));
     assert_eq!(with(brackets(90)), Ok(()));
-    assert!(
-        with(brackets(2000))
-            .unwrap_err()
-            .ends_with("attention: is not a condition: its brackets go too deep")
-    );
+    assert!(with(brackets(2000)).unwrap_err().ends_with("attention: is not a condition: its brackets go too deep"));
     assert!(with("[".repeat(4096)).is_err());
     assert!(with("!".repeat(4096)).is_err());
     assert!(with(brackets(3000)).unwrap_err().contains("at most 4096 are taken"));
@@ -391,11 +356,7 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         (json!({"title": "T", "steps": [{"run": ""}]}), "steps[0].run", "must not be empty"),
         (json!({"title": "T", "id": "A B", "steps": [{"run": "a"}]}), "id", "is not a task id"),
         (json!({"title": "T", "run": 1, "steps": [{"run": "a"}]}), "run", "true or false"),
-        (
-            json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}),
-            "steps[0].on_error",
-            "is a number",
-        ),
+        (json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}), "steps[0].on_error", "is a number"),
         (json!({"title": "T", "instruction": "x", "steps": [{"run": "a"}]}), "instruction", "no agent"),
         (
             json!({"title": "T", "policy": {"overlap": "allow"}, "steps": [{"run": "a"}]}),
@@ -412,22 +373,14 @@ fn a_task_as_json_is_read_with_the_same_checks() {
 
 #[test]
 fn numbers_are_taken_as_they_are_written() {
-    let default =
-        |text: &str| read(&task(&format!("params.a.default = {text}"))).unwrap().params["a"].default.clone();
-    for (text, value) in [
-        ("1_000", json!(1000)),
-        ("0xff", json!(255)),
-        ("-7", json!(-7)),
-        ("1_0.5", json!(10.5)),
-        ("85.0", json!(85.0)),
-    ] {
+    let default = |text: &str| read(&task(&format!("params.a.default = {text}"))).unwrap().params["a"].default.clone();
+    for (text, value) in
+        [("1_000", json!(1000)), ("0xff", json!(255)), ("-7", json!(-7)), ("1_0.5", json!(10.5)), ("85.0", json!(85.0))]
+    {
         assert_eq!(default(text), Some(value), "{text}");
     }
     for text in ["inf", "nan", "1979-05-27"] {
-        assert!(
-            refused(&task(&format!("params.a.default = {text}"))).contains("must be text, a number"),
-            "{text}"
-        );
+        assert!(refused(&task(&format!("params.a.default = {text}"))).contains("must be text, a number"), "{text}");
     }
     let posted = |value| {
         let task = json!({"title": "T", "steps": [{"run": "a"}], "params": {"a": {"default": value}}});
@@ -456,10 +409,9 @@ fn a_schedule_alone_is_read_with_the_same_checks() {
 
 #[test]
 fn the_parameters_of_a_run_are_the_defaults_with_what_is_given_over_them() {
-    let task = read(&task(
-        "[params]\nn = { default = 85 }\nb = { default = false }\nt = { default = \"x\" }\nany = {}\n",
-    ))
-    .unwrap();
+    let task =
+        read(&task("[params]\nn = { default = 85 }\nb = { default = false }\nt = { default = \"x\" }\nany = {}\n"))
+            .unwrap();
     let params = |given| run_params(&task, &given).map(|params| json!(params));
     // What a command line gives is text.
     let given = json!({"n": "90", "b": "true", "t": "5", "any": "5"});
@@ -484,8 +436,7 @@ fn the_parameters_of_a_run_are_the_defaults_with_what_is_given_over_them() {
 #[test]
 fn a_task_with_a_schedule_has_a_default_for_every_parameter() {
     let said = refused(&task("schedule.every = \"1h\"\nparams.a = { help = \"x\" }"));
-    let expected =
-        "tasks/t.toml:3:12: params.a: needs a default: nobody gives one when the task runs by its schedule";
+    let expected = "tasks/t.toml:3:12: params.a: needs a default: nobody gives one when the task runs by its schedule";
     assert_eq!(said, expected);
     read(&task("params.a = { help = \"x\" }")).unwrap();
 }
@@ -505,8 +456,7 @@ fn a_change_replaces_the_members_it_names_and_null_takes_one_away() {
 #[test]
 fn the_same_task_has_the_same_hash_however_it_was_written() {
     let one = read("title = \"T\"\n[schedule]\nevery = \"60m\"\n[[steps]]\nrun = \"a\"\n").unwrap();
-    let two = read("steps = [{ run = \"a\", name = \"step1\" }]\nschedule.every = \"1h\"\ntitle = \"T\"\n")
-        .unwrap();
+    let two = read("steps = [{ run = \"a\", name = \"step1\" }]\nschedule.every = \"1h\"\ntitle = \"T\"\n").unwrap();
     assert_eq!(one.hash(), two.hash());
     assert_eq!(one.hash().len(), 64);
     let other = read("title = \"T\"\n[schedule]\nevery = \"61m\"\n[[steps]]\nrun = \"a\"\n").unwrap();
@@ -565,18 +515,12 @@ fn actions() -> impl Strategy<Value = Action> {
 }
 
 fn conditions() -> impl Strategy<Value = Option<String>> {
-    prop::option::of(prop::sample::select(vec![
-        "true",
-        "exit == 0",
-        "output.matches(\"a\\\\d\")",
-        "params.a > 1",
-    ]))
-    .prop_map(|condition| condition.map(str::to_owned))
+    prop::option::of(prop::sample::select(vec!["true", "exit == 0", "output.matches(\"a\\\\d\")", "params.a > 1"]))
+        .prop_map(|condition| condition.map(str::to_owned))
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let on_error =
-        prop_oneof![Just(OnError::Stop), Just(OnError::Continue), (1u32..=100).prop_map(OnError::Retry)];
+    let on_error = prop_oneof![Just(OnError::Stop), Just(OnError::Continue), (1u32..=100).prop_map(OnError::Retry)];
     let step = (
         conditions(),
         prop::option::of(words()),
@@ -613,23 +557,22 @@ fn definitions() -> impl Strategy<Value = Definition> {
         (-1e9f64..1e9).prop_map(|value| json!(value)),
         words().prop_map(|value| json!(value)),
     ]);
-    let params =
-        prop::collection::btree_map("[a-z][a-z0-9_]{0,8}", (default, words()), 0..3).prop_map(|params| {
-            params.into_iter().map(|(name, (default, help))| (name, Param { default, help })).collect()
-        });
+    let params = prop::collection::btree_map("[a-z][a-z0-9_]{0,8}", (default, words()), 0..3)
+        .prop_map(|params| params.into_iter().map(|(name, (default, help))| (name, Param { default, help })).collect());
     let source = prop_oneof![
         "[A-Z]{1,8}".prop_map(SecretSource::Env),
         lines().prop_map(|path| SecretSource::File(PathBuf::from(path))),
     ];
     let secrets = prop::collection::btree_map("S_[A-Z]{1,8}", source, 0..3);
-    let policy = (any::<bool>(), 1u32..10_000, any::<bool>(), prop::option::of(lengths()), lengths())
-        .prop_map(|(queue, queue_limit, none, catchup_window, timeout)| Policy {
+    let policy = (any::<bool>(), 1u32..10_000, any::<bool>(), prop::option::of(lengths()), lengths()).prop_map(
+        |(queue, queue_limit, none, catchup_window, timeout)| Policy {
             overlap: if queue { Overlap::Queue } else { Overlap::Skip },
             queue_limit,
             catchup: if none { Catchup::None } else { Catchup::Last },
             catchup_window,
             timeout,
-        });
+        },
+    );
     let whole = (lines(), words(), schedules(), policy, params, secrets, steps(), conditions());
     whole.prop_map(|(title, description, schedule, policy, params, secrets, steps, attention)| {
         let mut params: BTreeMap<String, Param> = params;

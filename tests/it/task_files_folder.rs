@@ -27,8 +27,7 @@ fn dir() -> TempDir {
 
 /// Changes as `good id title`, `bad id message`, `gone id`.
 fn told(changes: &[Change]) -> Vec<String> {
-    let name =
-        |id: &Option<rejoin::event::TaskId>| id.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
+    let name = |id: &Option<rejoin::event::TaskId>| id.as_ref().map_or_else(|| "?".to_owned(), ToString::to_string);
     changes
         .iter()
         .map(|change| match change {

@@ -24,8 +24,7 @@ pub(super) async fn of(
     steps: &BTreeMap<String, StepResult>,
 ) -> Result<BTreeMap<OsString, OsString>, String> {
     let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"REJOIN_");
-    let mut env: BTreeMap<OsString, OsString> =
-        std::env::vars_os().filter(|(name, _)| !ours(name)).collect();
+    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().filter(|(name, _)| !ours(name)).collect();
     let mut room = ALL_BYTES;
     let mut fits = |value: &str| {
         let fits = value.len() <= VALUE_BYTES && value.len() <= room;

@@ -89,8 +89,8 @@ impl From<String> for Trouble {
 }
 
 async fn make(request: Request<'_>, recorder: &mut Recorder) -> Result<Done, Trouble> {
-    let mut method = Method::from_bytes(request.method.as_bytes())
-        .map_err(|_| format!("{:?} is no HTTP method", request.method))?;
+    let mut method =
+        Method::from_bytes(request.method.as_bytes()).map_err(|_| format!("{:?} is no HTTP method", request.method))?;
     let mut url = Url::parse(&request.url).map_err(|error| format!("the url is wrong: {error}"))?;
     let mut headers = headers(&request.headers)?;
     let mut body = request.body;
@@ -253,9 +253,9 @@ fn check(address: IpAddr, port: u16, allowed: bool, own_port: Option<u16>) -> Re
         return Err(format!("{address}:{port} is this server itself"));
     }
     match special(address) {
-        Some(what) if !allowed => Err(format!(
-            "its address {address} is {what}; list the host in allow_hosts if that is meant"
-        )),
+        Some(what) if !allowed => {
+            Err(format!("its address {address} is {what}; list the host in allow_hosts if that is meant"))
+        }
         _ => Ok(()),
     }
 }
@@ -282,9 +282,7 @@ fn special_v4(address: Ipv4Addr) -> Option<&'static str> {
         [10, ..] | [192, 168, ..] => Some("private"),
         [172, second, ..] if (16..32).contains(&second) => Some("private"),
         [100, second, ..] if (64..128).contains(&second) => Some("shared (carrier NAT)"),
-        [192, 0, 0, _] | [192, 0, 2, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => {
-            Some("reserved")
-        }
+        [192, 0, 0, _] | [192, 0, 2, _] | [198, 18 | 19, ..] | [198, 51, 100, _] | [203, 0, 113, _] => Some("reserved"),
         [224..=239, ..] => Some("multicast"),
         [240..=255, ..] => Some("reserved"),
         _ => None,
@@ -320,9 +318,26 @@ mod tests {
     #[test]
     fn addresses_that_are_not_public_are_refused_in_all_their_disguises() {
         for text in [
-            "127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254",
-            "100.64.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
-            "fe80::1", "fd00::1", "ff02::1", "64:ff9b::7f00:1", "2002:7f00:1::", "::127.0.0.1",
+            "127.0.0.1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "fe80::1",
+            "fd00::1",
+            "ff02::1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "::127.0.0.1",
         ] {
             let address = text.parse().unwrap();
             assert!(check(address, 80, false, None).is_err(), "{text}");

@@ -171,11 +171,7 @@ struct Lane {
 
 impl Lane {
     fn new(redactor: &Redactor) -> Self {
-        Self {
-            redactor: redactor.stream(),
-            decoder: Decoder::default(),
-            held: CutText::new(HELD_BYTES),
-        }
+        Self { redactor: redactor.stream(), decoder: Decoder::default(), held: CutText::new(HELD_BYTES) }
     }
 }
 

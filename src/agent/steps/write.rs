@@ -10,9 +10,8 @@ use super::Done;
 pub(super) async fn run(path: PathBuf, content: String, append: bool) -> (Done, String) {
     let place = path.display().to_string();
     let bytes = content.len();
-    let written = tokio::task::spawn_blocking(move || {
-        if append { add(&path, &content) } else { replace(&path, &content) }
-    });
+    let written =
+        tokio::task::spawn_blocking(move || if append { add(&path, &content) } else { replace(&path, &content) });
     match written.await.map_err(io::Error::other).flatten() {
         Ok(()) => {
             let verb = if append { "added to" } else { "written to" };

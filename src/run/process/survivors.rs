@@ -26,8 +26,7 @@ pub struct Ended {
 ///
 /// Blocks for at most about five seconds; call it before the runtime starts or from a blocking task.
 pub fn end_survivors(runs: &HashSet<RunId>, recorded: &[(i32, u64)]) -> Ended {
-    let marks: HashSet<Vec<u8>> =
-        runs.iter().map(|run| format!("REJOIN_RUN={run}").into_bytes()).collect();
+    let marks: HashSet<Vec<u8>> = runs.iter().map(|run| format!("REJOIN_RUN={run}").into_bytes()).collect();
     let is_marked = |process: &Process| {
         recorded.contains(&(process.pid, process.start_ticks))
             || (!marks.is_empty() && environment_has(process.pid, |entry| marks.contains(entry)))
@@ -38,9 +37,7 @@ pub fn end_survivors(runs: &HashSet<RunId>, recorded: &[(i32, u64)]) -> Ended {
 /// Ends what is left of one command whose supervisor was lost.
 pub(crate) fn end_command(run: RunId, call: &str) -> Ended {
     let marks = [format!("REJOIN_RUN={run}"), format!("REJOIN_CALL={call}")];
-    end(|process| {
-        marks.iter().all(|mark| environment_has(process.pid, |entry| entry == mark.as_bytes()))
-    })
+    end(|process| marks.iter().all(|mark| environment_has(process.pid, |entry| entry == mark.as_bytes())))
 }
 
 fn environment_has(pid: i32, test: impl Fn(&[u8]) -> bool) -> bool {

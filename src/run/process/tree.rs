@@ -97,9 +97,7 @@ fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
 fn pidfd_send_signal(handle: &OwnedFd, signal: Signal) -> Result<(), Errno> {
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is open; a null siginfo means "as kill(2) would fill it".
-    let sent = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), signal as i32, none, 0)
-    };
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, handle.as_raw_fd(), signal as i32, none, 0) };
     Errno::result(sent).map(drop)
 }
 
@@ -231,8 +229,7 @@ mod tests {
     #[test]
     fn descendants_are_found_through_every_generation_and_strangers_are_not() {
         let all = [process(9, 1), process(2, 1), process(3, 2), process(4, 3), process(1, 0)];
-        let mut found: Vec<i32> =
-            descendants(&all, 2).iter().map(|process| process.pid).collect();
+        let mut found: Vec<i32> = descendants(&all, 2).iter().map(|process| process.pid).collect();
         found.sort_unstable();
         assert_eq!(found, [3, 4]);
     }

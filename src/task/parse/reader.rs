@@ -56,11 +56,8 @@ impl Reader {
     ) -> Result<T, Problems> {
         // In the order of the text; what is missing has no place and comes last.
         self.findings.sort_by_key(|finding| finding.span.as_ref().map_or(usize::MAX, |span| span.start));
-        let problems: Vec<Problem> = self
-            .findings
-            .into_iter()
-            .map(|finding| problem(finding.span, finding.key, finding.message))
-            .collect();
+        let problems: Vec<Problem> =
+            self.findings.into_iter().map(|finding| problem(finding.span, finding.key, finding.message)).collect();
         match read {
             Some(read) if problems.is_empty() => Ok(read),
             _ if problems.is_empty() => Err(problem(None, String::new(), "cannot be read".into()).into()),
@@ -164,12 +161,7 @@ impl Reader {
     }
 
     /// One of a few words.
-    pub(super) fn word<T: Copy>(
-        &mut self,
-        open: &mut Open<'_>,
-        name: &str,
-        words: &[(&str, Option<T>)],
-    ) -> Option<T> {
+    pub(super) fn word<T: Copy>(&mut self, open: &mut Open<'_>, name: &str, words: &[(&str, Option<T>)]) -> Option<T> {
         let node = open.take(name)?;
         let Data::Text(text) = &node.data else {
             let message = format!("must be text, is {}", node.data.name());
@@ -177,11 +169,8 @@ impl Reader {
             return None;
         };
         let there_are = || {
-            let words: Vec<String> = words
-                .iter()
-                .filter(|(_, value)| value.is_some())
-                .map(|(word, _)| format!("{word:?}"))
-                .collect();
+            let words: Vec<String> =
+                words.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| format!("{word:?}")).collect();
             words.join(" and ")
         };
         match words.iter().find(|(word, _)| word == text) {

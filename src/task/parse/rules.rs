@@ -4,8 +4,7 @@
 pub const MAX_CONDITION: usize = 4096;
 
 /// How the names of steps and parameters look.
-pub(super) const NAME_RULE: &str =
-    "must be a name of a-z, 0-9 and '_', beginning with a letter, at most 64 long";
+pub(super) const NAME_RULE: &str = "must be a name of a-z, 0-9 and '_', beginning with a letter, at most 64 long";
 
 /// Whether a text is the name of a step or a parameter: it becomes part of a variable's name.
 pub(super) fn is_name(text: &str) -> bool {
@@ -41,14 +40,10 @@ pub(super) fn check_secret_name(name: &str) -> Result<(), String> {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !begins || !name.bytes().all(inner) || name.len() > 128 {
-        return Err(
-            "must be the name of a variable: letters, digits and '_', not beginning with a digit".into()
-        );
+        return Err("must be the name of a variable: letters, digits and '_', not beginning with a digit".into());
     }
     let upper = name.to_uppercase();
-    if TAKEN.contains(&upper.as_str())
-        || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning))
-    {
+    if TAKEN.contains(&upper.as_str()) || TAKEN_BEGINNINGS.iter().any(|beginning| upper.starts_with(beginning)) {
         return Err(format!("{name} stays the server's: give the secret another name"));
     }
     Ok(())

@@ -71,10 +71,7 @@ pub(super) fn toml_node(value: &DeValue<'_>) -> Data {
         DeValue::Boolean(value) => Data::Bool(*value),
         DeValue::Datetime(time) => Data::Time(time.to_string()),
         DeValue::Array(items) => Data::List(
-            items
-                .iter()
-                .map(|item| Node { data: toml_node(item.get_ref()), span: Some(item.span()) })
-                .collect(),
+            items.iter().map(|item| Node { data: toml_node(item.get_ref()), span: Some(item.span()) }).collect(),
         ),
         DeValue::Table(table) => table_node(table),
     }
@@ -90,9 +87,7 @@ pub(super) fn json_node(value: &Json) -> Data {
             _ => Data::TooLarge,
         },
         Json::String(text) => Data::Text(text.clone()),
-        Json::Array(items) => {
-            Data::List(items.iter().map(|item| Node { data: json_node(item), span: None }).collect())
-        }
+        Json::Array(items) => Data::List(items.iter().map(|item| Node { data: json_node(item), span: None }).collect()),
         Json::Object(members) => Data::Table(
             members
                 .iter()
