@@ -6,6 +6,7 @@ mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
+#[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod faults;
