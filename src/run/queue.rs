@@ -13,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
-use super::runner::{CALLED_OFF, StopCause, Workshop, check_params, reasoned};
+use super::runner::{CALLED_OFF, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::{Store, StoreError, TaskNo};
 use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
+use crate::task::parse;
 use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
@@ -164,7 +165,7 @@ impl Runs {
         if self.lists().closed {
             return Err(RunError::Stopping);
         }
-        check_params(&known, &given).map_err(|(name, why)| RunError::Param(name, why))?;
+        let given = checked(&known, given)?;
         let topic = self.publisher().topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         let runs = self.clone();
         to_the_end(async move { runs.queue_by_hand(&known, topic, given, also).await }).await
@@ -545,6 +546,16 @@ impl Unstarted {
         let reason = CALLED_OFF;
         Self { status: reasoned(State::Cancelled, task, reason), outcome: "disabled", reason }
     }
+}
+
+/// The parameters of a run as they were given, each of the kind of its default.
+fn checked(task: &Task, given: Map<String, Value>) -> Result<Map<String, Value>, RunError> {
+    let whole = parse::run_params(&task.definition, &Value::Object(given.clone())).map_err(|problems| {
+        let first = problems.first();
+        let name = first.key.strip_prefix("params.").unwrap_or(&first.key);
+        RunError::Param(name.to_owned(), format!("the parameter {name}: {}", first.message))
+    })?;
+    Ok(whole.into_iter().filter(|(name, _)| given.contains_key(name)).collect())
 }
 
 /// A place among those at work: given back however the run ends.

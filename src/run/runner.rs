@@ -1,7 +1,6 @@
 //! One run, from its start to its terminal status: the agent at work, its events on their way to the log, the
 //! clock of the policy, and whoever stops it.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -491,28 +490,4 @@ impl Status {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The parameters of a run, checked against what the task has.
-///
-/// # Errors
-/// The name of the first that the task does not have or that is missing, and why.
-pub fn check_params(task: &Task, given: &serde_json::Map<String, serde_json::Value>) -> Result<(), (String, String)> {
-    let known: BTreeSet<&String> = task.definition.params.keys().collect();
-    for (name, value) in given {
-        if !known.contains(name) {
-            let names = known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
-            let has = if names.is_empty() { "it has none".to_owned() } else { format!("it has {names}") };
-            return Err((name.clone(), format!("the task has no parameter {name}: {has}")));
-        }
-        if value.is_array() || value.is_object() {
-            return Err((name.clone(), "a parameter is a text, a number, true or false".to_owned()));
-        }
-    }
-    for (name, param) in &task.definition.params {
-        if param.default.is_none() && given.get(name).is_none_or(serde_json::Value::is_null) {
-            return Err((name.clone(), format!("the parameter {name} has no default and must be given")));
-        }
-    }
-    Ok(())
 }
