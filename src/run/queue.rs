@@ -251,10 +251,14 @@ impl Runs {
     /// returns; one at work says its stages and ends.
     ///
     /// # Errors
-    /// [`RunError`]: no such run, it was over already, or its end cannot be saved.
+    /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
     pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
         let runs = self.clone();
-        to_the_end(async move { runs.stop_now(id).await }).await
+        match to_the_end(async move { runs.stop_now(id).await }).await {
+            // Asked again: it is as was asked.
+            Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => Ok(*run),
+            done => done,
+        }
     }
 
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
