@@ -154,6 +154,13 @@ async fn open_live(
 /// # Errors
 /// When the store cannot be written.
 pub async fn renew_log(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+    let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
+    // To its end, whoever hangs up: the log and what readers know of it never part.
+    let renewed = tokio::spawn(async move { renew(&publisher, &topic, seen).await });
+    renewed.await.map_err(|error| StoreError::Broken(error.to_string()))?
+}
+
+async fn renew(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
     if topic.tail().generation != seen {
         return Ok(topic.tail().generation);
     }

@@ -26,6 +26,8 @@ use crate::task::slots::{self, Noted};
 
 /// How many tasks are planned in one transaction.
 const BATCH: usize = 512;
+/// What is overdue although it was just planned is not planned again at once.
+const BREATH: Duration = Duration::from_millis(5);
 /// How long to wait after the store refused: it says nothing by itself to those who only plan.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,7 @@ impl Planner {
         let next = self.registry.all().iter().filter_map(|task| task.next).min();
         next.map_or(self.look_again, |next| {
             let left = Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO);
-            left.min(self.look_again)
+            left.clamp(BREATH, self.look_again)
         })
     }
 

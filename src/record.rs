@@ -130,6 +130,16 @@ impl Run {
         }
     }
 
+    /// The run as it was before it ended; one that has not ended is as it is.
+    pub fn before_its_end(mut self) -> Self {
+        if self.state.is_ended() {
+            self.state = if self.started_at.is_some() { RunState::Running } else { RunState::Queued };
+            (self.ended_at, self.duration_ms, self.reason) = (None, None, None);
+            (self.exit, self.attention, self.text) = (None, None, None);
+        }
+        self
+    }
+
     fn apply(&mut self, seq: Seq, at: Timestamp, mark: &Mark) {
         self.last_seq = seq;
         let Mark::Status(status) = mark else { return };

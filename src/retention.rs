@@ -64,24 +64,27 @@ impl Retention {
                 Ok((open.map_or(oldest, |open| oldest.min(open)), log::bounds(connection, no)?))
             };
             let (oldest, bounds) = self.store.read(read).await?;
-            if bounds.is_some_and(|bounds| oldest > bounds.oldest) {
+            if let Some(bounds) = bounds
+                && oldest > bounds.oldest
+            {
                 self.publisher.raise_oldest(&topic, oldest).await?;
                 info!(task = %task.id, %oldest, "old events removed");
-                self.remove_outputs(no, oldest).await?;
+                self.remove_outputs(no, bounds.oldest, oldest).await?;
             }
         }
         Ok(())
     }
 
-    /// The outputs go with the events of their runs.
-    async fn remove_outputs(&self, no: TaskNo, oldest: Seq) -> Result<(), StoreError> {
+    /// The outputs go with the events of their runs: of those that ended from `from` on and before `oldest`.
+    async fn remove_outputs(&self, no: TaskNo, from: Seq, oldest: Seq) -> Result<(), StoreError> {
         let read = move |connection: &Connection| {
-            let mut statement = connection.prepare_cached("SELECT id FROM runs WHERE task = ?1 AND last < ?2")?;
-            let rows = statement.query_map(params![no.0, sql(oldest.0)], |row| row.get::<_, String>(0))?;
+            let mut statement =
+                connection.prepare_cached("SELECT id FROM runs WHERE task = ?1 AND last >= ?2 AND last < ?3")?;
+            let rows = statement.query_map(params![no.0, sql(from.0), sql(oldest.0)], |row| row.get::<_, String>(0))?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
         for run in self.store.read(read).await? {
-            // Most are gone already.
+            // Not every run has any.
             let _ = tokio::fs::remove_dir_all(self.output_dir.join(run)).await;
         }
         Ok(())

@@ -454,7 +454,8 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
             }
             Change::Bad { id, path, problems } => {
                 error!(file = %path.display(), "{problems}");
-                if let Some(id) = id {
+                // A task of this name that is no file is not concerned.
+                if let Some(id) = id.filter(|id| registry.get(id).is_none_or(|task| task.source == Source::File)) {
                     registry.set_problem(&id, problems.first().clone());
                 }
             }

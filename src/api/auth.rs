@@ -251,8 +251,12 @@ impl Authority {
             )?;
             Ok((read_devices(connection)?, Vec::new()))
         };
-        let (devices, _) = self.publisher.transact(act).await?;
-        *self.devices.lock().unwrap_or_else(PoisonError::into_inner) = devices;
+        let (stored, _) = self.publisher.transact(act).await?;
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        // By difference: one that was revoked since the store was read does not come back.
+        devices.retain(|hash, _| stored.contains_key(hash));
+        devices.insert(key, Known { device, expires });
+        drop(devices);
         Ok((cookie, self.session))
     }
 

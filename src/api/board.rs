@@ -57,8 +57,11 @@ impl Board {
                 () = stop.cancelled() => return,
                 changed = self.viewer.publisher.changes().take() => changed,
             };
-            if let Err(error) = self.post(changed.into_iter().collect()).await {
-                warn!(%error, "the list of tasks could not be brought up to date");
+            if let Err(error) = self.post(changed.iter().cloned().collect()).await {
+                warn!(%error, "the list of tasks could not be brought up to date; tried again");
+                for id in &changed {
+                    self.viewer.publisher.changes().note(id);
+                }
             }
             tokio::time::sleep(TOGETHER).await;
         }

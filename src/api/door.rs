@@ -183,5 +183,13 @@ pub async fn require(
         return error.into_response();
     }
     request.extensions_mut().insert(credential);
-    next.run(request).await
+    if safe {
+        return next.run(request).await;
+    }
+    // A change that was begun is carried to its end, also when its caller hangs up half-way: store and memory
+    // never part.
+    match tokio::spawn(next.run(request)).await {
+        Ok(response) => response,
+        Err(error) => ApiError::internal(&error).into_response(),
+    }
 }

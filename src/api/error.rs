@@ -158,6 +158,7 @@ impl From<TaskError> for ApiError {
             }
             TaskError::NotFound(id) => Self::no_task(id.as_str()),
             TaskError::Schedule(wrong) => Self::invalid(&format!("schedule.{}", wrong.key), wrong.message),
+            TaskError::Running => Self::new(StatusCode::CONFLICT, "task_running", TaskError::Running.to_string()),
             TaskError::Store(error) => error.into(),
         }
     }
@@ -171,6 +172,7 @@ impl From<RunError> for ApiError {
             RunError::NoRun(id) => Self::no_run(&id.to_string()),
             RunError::Over(run) => Self::new(StatusCode::CONFLICT, "run_over", detail).with("run", json!(run)),
             RunError::QueueFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail),
+            RunError::Param(name, _) if name.is_empty() => Self::invalid("params", detail),
             RunError::Param(name, _) => Self::invalid(&format!("params.{name}"), detail),
             RunError::Disabled(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             RunError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail),

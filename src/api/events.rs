@@ -156,7 +156,8 @@ impl Gone {
 fn check(position: Position, generation: Option<Gen>, bounds: &Bounds) -> Result<(), Gone> {
     let (seq, least, most) = match position {
         Position::After(seq) => (seq, bounds.oldest.prev(), bounds.head),
-        Position::Before(seq) => (seq, bounds.oldest, bounds.head.next()),
+        // "Before the end of time" is a way to ask for the last page, and no position that somebody has seen.
+        Position::Before(seq) => (seq.min(bounds.head.next()), bounds.oldest, bounds.head.next()),
     };
     if seq == Seq(0) {
         return Ok(());
@@ -192,7 +193,8 @@ fn collect(
     };
     let mark = within.map(|run| format!(r#""run":"{}""#, run.id));
     // The run stands right behind the task, before anything that came from outside.
-    let is_of = |event: &str| mark.as_ref().is_none_or(|mark| event[..event.len().min(160)].contains(mark.as_str()));
+    let is_of =
+        |event: &str| mark.as_ref().is_none_or(|mark| event[..event.floor_char_boundary(160)].contains(mark.as_str()));
     let mut found: Vec<String> = Vec::new();
     let mut looked = 0;
     match position {

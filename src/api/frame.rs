@@ -45,6 +45,16 @@ pub enum ClientFrame {
     },
 }
 
+/// Whether a frame that is not understood is the hello of another version.
+pub fn is_of_another_version(text: &str) -> bool {
+    #[derive(Deserialize)]
+    struct AnyHello {
+        r#type: String,
+        protocol: u64,
+    }
+    serde_json::from_str::<AnyHello>(text).is_ok_and(|hello| hello.r#type == "hello" && hello.protocol != PROTOCOL)
+}
+
 /// The first frame.
 #[derive(Debug, Deserialize)]
 pub struct Hello {

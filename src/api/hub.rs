@@ -219,6 +219,10 @@ impl Hub {
             {
                 sockets.last_closes.remove(&oldest);
             }
+        } else {
+            // It went by itself: what was said to an earlier one is no longer the last.
+            sockets.last_closes.remove(&key);
+            sockets.order.retain(|known| *known != key);
         }
     }
 

@@ -701,6 +701,8 @@ impl Wire {
             return match self.step(true).await? {
                 Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
                     Ok(ClientFrame::Hello(hello)) => Ok(hello),
+                    // Another version may have another shape.
+                    _ if frame::is_of_another_version(&text) => Err(Closing::PROTOCOL.into()),
                     _ => Err(Closing::BAD_FRAMES.into()),
                 },
                 Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),

@@ -160,12 +160,18 @@ pub async fn remove(
     if query.stop.as_deref() == Some("true") {
         // Nothing new may come in between the last run and the end.
         api.viewer.registry.set_enabled(&task.id, false).await?;
-        api.runs.stop_all_of(&task.id).await?;
+        if let Err(error) = api.runs.stop_all_of(&task.id).await {
+            api.viewer.registry.set_enabled(&task.id, task.enabled).await?;
+            return Err(error.into());
+        }
     } else if api.runs.has_runs(&task.id) {
         let detail = "the task has runs that are not over: stop them, or call with ?stop=true";
         return Err(ApiError::new(StatusCode::CONFLICT, "task_running", detail));
     }
-    api.viewer.registry.remove(&task.id).await?;
+    for run in api.viewer.registry.remove(&task.id).await? {
+        // Not every run has any output.
+        let _ = tokio::fs::remove_dir_all(api.output_dir.join(run.to_string())).await;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -24,6 +24,8 @@ use crate::task::parse;
 use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
+/// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
+const MAX_PARAMS: usize = 32 * 1024;
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
@@ -416,8 +418,10 @@ impl Runs {
             let Some((known, topic)) = known else { return };
             let stop = runs.lists().working.get(&id).map(|working| working.stop.subscribe());
             let run = topic.tail().fold.run(id).cloned();
-            if let (Some(stop), Some(run)) = (stop, run) {
-                runs.shared.workshop.carry_out(known, topic, run, stop).await;
+            match (stop, run) {
+                (Some(stop), Some(run)) => runs.shared.workshop.carry_out(known, topic, run, stop).await,
+                // It was stopped on its way here.
+                _ => info!(%id, %task, "a run that was called off does not start"),
             }
         });
     }
@@ -554,6 +558,12 @@ impl Unstarted {
 
 /// The parameters of a run as they were given, each of the kind of its default.
 fn checked(task: &Task, given: Map<String, Value>) -> Result<Map<String, Value>, RunError> {
+    let bytes = serde_json::to_string(&given).map_or(0, |text| text.len());
+    if bytes > MAX_PARAMS {
+        let why =
+            format!("{bytes} bytes of parameters are too many, at most {MAX_PARAMS} are taken: put more into a file");
+        return Err(RunError::Param(String::new(), why));
+    }
     let whole = parse::run_params(&task.definition, &Value::Object(given.clone())).map_err(|problems| {
         let first = problems.first();
         let name = first.key.strip_prefix("params.").unwrap_or(&first.key);

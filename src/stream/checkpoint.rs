@@ -57,11 +57,14 @@ impl Checkpointer {
         // All that are free now; those in use come back within a page, and then nobody else gets them.
         let permits = store.permits();
         let free = u32::try_from(permits.available_permits()).unwrap_or(u32::MAX);
-        if let Ok(free) = Arc::clone(permits).try_acquire_many_owned(free) {
+        if free > 0
+            && let Ok(free) = Arc::clone(permits).try_acquire_many_owned(free)
+        {
             self.held().push(free);
         }
         let truncated = publisher.while_quiet(|| self.checkpoint("TRUNCATE"));
-        if truncated.is_some_and(|done| !done.busy) {
+        // One that fails (a full disk) is not helped by waiting for readers; they are let in.
+        if truncated.is_none_or(|done| !done.busy) {
             self.held().clear();
         }
     }

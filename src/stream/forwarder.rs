@@ -73,6 +73,8 @@ impl Watcher {
 struct Topic {
     /// Grows with every change of any topic: a list that was emptied and made again is not mistaken for the old.
     version: u64,
+    /// The version with which the newest came in; it stands last.
+    entered: u64,
     watchers: Arc<[Arc<Watcher>]>,
 }
 
@@ -128,7 +130,7 @@ impl Connections {
         let version = self.next_version();
         self.topics.upsert(task, |topic| {
             let before = topic.map_or(&[][..], |topic| &topic.watchers);
-            Topic { version, watchers: before.iter().cloned().chain([watcher]).collect() }
+            Topic { version, entered: version, watchers: before.iter().cloned().chain([watcher]).collect() }
         });
     }
 
@@ -140,7 +142,7 @@ impl Connections {
             let is_it = |watcher: &Arc<Watcher>| watcher.peer.id == peer && watcher.sub == sub;
             if topic.watchers.iter().any(is_it) {
                 let watchers = topic.watchers.iter().filter(|watcher| !is_it(watcher)).cloned().collect();
-                *topic = Topic { version, watchers };
+                *topic = Topic { version, watchers, ..*topic };
             }
         });
         self.topics.remove_if(task, |topic| topic.watchers.is_empty());
@@ -184,9 +186,10 @@ impl Connections {
 
 impl Forwarder {
     fn refresh(&mut self, task: &TaskId, topic: Topic) {
-        let is_new = |watcher: &&Arc<Watcher>| !self.watchers.iter().any(|held| Arc::ptr_eq(held, watcher));
-        // The newest stands last.
-        if let Some(newest) = topic.watchers.iter().rev().find(is_new) {
+        // By number, not by search: thousands may leave at once, and each event of a run passes here meanwhile.
+        if topic.entered > self.version
+            && let Some(newest) = topic.watchers.last()
+        {
             let peer = &newest.peer;
             if self.ever {
                 info!(connection = peer.id, "Detected WebSocket reconnection for chat={task}, resuming updates");

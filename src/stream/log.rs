@@ -265,7 +265,12 @@ pub fn outlived(
             connection.prepare_cached(&sql)?.query_row(params![range[0], range[1], value], |row| row.get(0))?;
         Ok(key.map_or(Seq(1), |key| seq_of(key).next()))
     };
-    let by_age = last_where("at < ?3", before.as_microsecond())?;
+    // The first that is young enough: what came after it stays, though a clock that was wrong had dated it back.
+    let young: Option<i64> = connection
+        .prepare_cached("SELECT first FROM segments WHERE key >= ?1 AND key < ?2 AND at >= ?3 ORDER BY key LIMIT 1")?
+        .query_row(params![range[0], range[1], before.as_microsecond()], |row| row.get(0))
+        .optional()?;
+    let by_age = young.map_or(bounds.head.next(), |first| Seq(from_sql(first)));
     let by_bytes = last_where("total <= ?3", sql(bounds.bytes.saturating_sub(bytes)))?;
     Ok(by_count.max(by_age).max(by_bytes).max(Seq(1)))
 }
@@ -333,7 +338,7 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
         // Retention took the beginning of a run that is still open: what is left is applied to its row, which
         // has what the lost events said.
         next = bounds.oldest;
-        fold = Fold::of_runs(begun_before(connection, task, bounds.oldest)?);
+        fold = Fold::of_runs(begun_before(connection, task, bounds.oldest, at)?);
     }
     while next <= at {
         let page = page(connection, task, next)?;
@@ -351,13 +356,15 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
     Ok(fold)
 }
 
-/// The runs not ended whose first event is no longer there.
-fn begun_before(connection: &Connection, task: TaskNo, oldest: Seq) -> rusqlite::Result<Vec<Run>> {
+/// The runs not ended at `at` whose first event is no longer there, as they were before their end.
+fn begun_before(connection: &Connection, task: TaskNo, oldest: Seq, at: Seq) -> rusqlite::Result<Vec<Run>> {
     let mut statement = connection.prepare_cached(
-        "SELECT run FROM runs WHERE task = ?1 AND first < ?2 AND state IN ('queued', 'running', 'waiting')",
+        "SELECT run FROM runs WHERE task = ?1 AND first < ?2
+           AND (last > ?3 OR state IN ('queued', 'running', 'waiting'))",
     )?;
-    let rows = statement.query_map(params![task.0, sql(oldest.0)], |row| row.get::<_, String>(0))?;
-    rows.filter_map(|row| row.map(|json| serde_json::from_str(&json).ok()).transpose()).collect()
+    let rows = statement.query_map(params![task.0, sql(oldest.0), sql(at.0)], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|json| serde_json::from_str(&json).ok().map(Run::before_its_end)).transpose())
+        .collect()
 }
 
 /// The newest ended runs whose last event is at or below `at`, ascending, and of those after them only the

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::definition::{Definition, Policy};
 use super::parse::{self, Problem};
-use crate::event::{Body, Gen, Seq, State, Status, TaskId};
+use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
 use crate::record::Fold;
 use crate::schedule::timing::Timing;
 use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
@@ -87,6 +87,9 @@ pub enum TaskError {
     /// The schedule cannot be.
     #[error("{0}")]
     Schedule(#[from] crate::schedule::timing::Wrong),
+    /// It has runs that are not over.
+    #[error("the task has runs that are not over: stop them, or call with ?stop=true")]
+    Running,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -336,6 +339,9 @@ impl Registry {
             task.path = path;
             task.problem = None;
             task.enabled = true;
+            // The planner may have gone on since, by the same schedule.
+            let planned = if task.anchor == anchor { planned.max(task.planned) } else { planned };
+            let next = task.timing.as_ref().and_then(|timing| timing.next_after(anchor, planned));
             (task.anchor, task.planned, task.next) = (anchor, planned, next);
         })
     }
@@ -353,6 +359,7 @@ impl Registry {
     /// # Errors
     /// [`TaskError`]: no such task, the store cannot be written.
     pub async fn set_paused(&self, id: &TaskId, paused: bool) -> Result<Arc<Task>, TaskError> {
+        let _edit = self.shared.edits.lock().await;
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         if task.paused == paused {
@@ -376,6 +383,7 @@ impl Registry {
     /// # Errors
     /// [`TaskError`]: no such task, the store cannot be written.
     pub async fn set_enabled(&self, id: &TaskId, enabled: bool) -> Result<Arc<Task>, TaskError> {
+        let _edit = self.shared.edits.lock().await;
         let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
         let no = task.no;
         let act = move |connection: &Connection| -> Result<_, TaskError> {
@@ -386,25 +394,36 @@ impl Registry {
         self.change(id, |task| task.enabled = enabled)
     }
 
-    /// Deletes a task, its log and its runs. Its runs must be over.
+    /// Deletes a task, its log and its runs, and says which runs those were. They must be over: that is asked
+    /// again in the transaction, as one may have come in meanwhile.
     ///
     /// # Errors
-    /// [`TaskError`]: no such task, the store cannot be written.
-    pub async fn remove(&self, id: &TaskId) -> Result<(), TaskError> {
+    /// [`TaskError`]: no such task, a run is not over, the store cannot be written.
+    pub async fn remove(&self, id: &TaskId) -> Result<Vec<RunId>, TaskError> {
+        let _edit = self.shared.edits.lock().await;
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
         let no = task.no;
         let act = move |connection: &Connection| -> Result<_, TaskError> {
+            if has_open_runs(connection, no)? {
+                return Err(TaskError::Running);
+            }
+            let runs = run_ids(connection, no)?;
             log::delete(connection, no)?;
             connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
-            Ok(((), Vec::new()))
+            Ok((runs, Vec::new()))
         };
-        self.shared.publisher.transact(act).await?;
+        let (runs, _) = self.shared.publisher.transact(act).await?;
         self.shared.publisher.forget(&topic);
-        self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
+        // Another of the same name may be there already.
+        if tasks.get(id).is_some_and(|there| there.no == no) {
+            tasks.remove(id);
+        }
+        drop(tasks);
         self.shared.publisher.changes().note(id);
-        Ok(())
+        Ok(runs)
     }
 
     /// Notes what is wrong with a task's file; the last good version stays in force.
@@ -574,4 +593,16 @@ pub fn set_planned(
         .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
         .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
         .map(drop)
+}
+
+fn has_open_runs(connection: &Connection, no: TaskNo) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
+        .exists([no.0])
+}
+
+fn run_ids(connection: &Connection, no: TaskNo) -> rusqlite::Result<Vec<RunId>> {
+    let mut statement = connection.prepare_cached("SELECT id FROM runs WHERE task = ?1")?;
+    let rows = statement.query_map([no.0], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|id| id.parse().ok()).transpose()).collect()
 }
