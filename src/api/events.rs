@@ -180,7 +180,7 @@ fn collect(
     };
     let mark = within.map(|run| format!(r#""run":"{}""#, run.id));
     // The run stands right behind the task, before anything that came from outside.
-    let is_of = |event: &str| mark.as_ref().is_none_or(|mark| event[..event.len().min(160)].contains(mark.as_str()));
+    let is_of = |event: &str| mark.as_ref().is_none_or(|mark| event[..event.floor_char_boundary(160)].contains(mark.as_str()));
     let mut found: Vec<String> = Vec::new();
     let mut looked = 0;
     match position {
