@@ -59,3 +59,15 @@ async fn conditions_that_take_for_ever_hold_up_neither_the_server_nor_their_stop
     }
     server.kill();
 }
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_holds_up_neither_its_run_nor_the_end_of_the_server() {
+    let task = "title = \"Pipe\"\n[[steps]]\nrun = \"mkfifo pipe\"\n[[steps]]\nwrite = { path = \"pipe\", content = \"x\", append = true }\n";
+    let home = Home::new("").task("pipe", task);
+    let mut server = home.spawn(&[]).await;
+    let run = server.client.run("pipe").await;
+    let ended = server.client.ended(&run).await;
+    assert_eq!(ended["state"], "failed", "{ended}");
+    assert!(ended["reason"].as_str().unwrap().contains("could not write"), "{ended}");
+    assert!(timeout(Duration::from_secs(10), server.terminate()).await.unwrap().success());
+}
