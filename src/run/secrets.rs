@@ -67,7 +67,12 @@ fn read(source: &SecretSource) -> Result<String> {
         },
         SecretSource::File(path) => {
             let place = path.display();
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {place}"))?;
+            let failed = || format!("cannot read {place}");
+            // A pipe would be waited for, and some devices never end.
+            if !std::fs::metadata(path).with_context(failed)?.is_file() {
+                bail!("{place} is not a file");
+            }
+            let bytes = std::fs::read(path).with_context(failed)?;
             // The error of `from_utf8` would carry the bytes.
             let Ok(mut value) = String::from_utf8(bytes) else { bail!("{place} is not UTF-8") };
             if value.ends_with('\n') {
@@ -351,6 +356,12 @@ mod tests {
         assert!(error.contains("API_KEY") && !error.contains("abc"), "{error}");
         let error = resolve(&of(SecretSource::Env("REJOIN_TEST_NOT_SET".into()))).unwrap_err();
         assert!(format!("{error:#}").contains("REJOIN_TEST_NOT_SET"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let device = BTreeMap::from([("KEY".to_owned(), SecretSource::File("/dev/zero".into()))]);
+        assert!(format!("{:#}", resolve(&device).unwrap_err()).contains("/dev/zero is not a file"));
     }
 
     #[test]
