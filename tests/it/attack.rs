@@ -71,3 +71,23 @@ async fn a_pipe_that_nobody_reads_holds_up_neither_its_run_nor_the_end_of_the_se
     assert!(ended["reason"].as_str().unwrap().contains("could not write"), "{ended}");
     assert!(timeout(Duration::from_secs(10), server.terminate()).await.unwrap().success());
 }
+
+#[tokio::test]
+async fn a_host_whose_port_is_none_is_not_ours() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    for (host, status) in [
+        ("localhost:1", 200),
+        ("localhost:", 200),
+        ("[::1]", 200),
+        ("[::1]:80", 200),
+        ("localhost:1/x", 421),
+        ("localhost:elsewhere.example", 421),
+        ("[::1]:1/x", 421),
+        ("[::1]x", 421),
+    ] {
+        let answer = server.client.request(reqwest::Method::GET, "/status").header("host", host).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{host}");
+    }
+    server.stop().await;
+}
