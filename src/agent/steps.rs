@@ -157,7 +157,7 @@ impl Work {
             self.step(step).await?;
         }
         if let Some(condition) = &definition.attention {
-            let holds = self.facts(None).hold(condition).map_err(|why| {
+            let holds = self.facts(None).hold(condition).await.map_err(|why| {
                 let reason = format!("The task's attention condition `{condition}` cannot be evaluated: {why}");
                 End::Failed { reason: self.line(&reason), exit: None }
             })?;
@@ -209,7 +209,7 @@ impl Work {
     /// Whether the step's condition holds. One that cannot be evaluated is a failed step.
     async fn is_wanted(&mut self, step: &Step) -> Result<bool, End> {
         let Some(condition) = &step.when else { return Ok(true) };
-        match self.facts(None).hold(condition) {
+        match self.facts(None).hold(condition).await {
             Ok(true) => Ok(true),
             Ok(false) => {
                 self.say(&format!("Step {} is left out: `{condition}` is false.", step.name)).await?;
@@ -275,7 +275,7 @@ impl Work {
             whole: recorded.whole,
         };
         self.results.insert(step.name.clone(), result);
-        let noticed = self.notice(step);
+        let noticed = self.notice(step).await;
         Ok(match (reason, noticed) {
             (Some(reason), _) => Err((reason, exit)),
             (None, Err(reason)) => Err((reason, None)),
@@ -339,9 +339,9 @@ impl Work {
     }
 
     /// Looks whether the step's result asks for attention. The error says why that cannot be told.
-    fn notice(&mut self, step: &Step) -> Result<(), String> {
+    async fn notice(&mut self, step: &Step) -> Result<(), String> {
         let Some(condition) = &step.attention else { return Ok(()) };
-        match self.facts(self.results.get(&step.name)).hold(condition) {
+        match self.facts(self.results.get(&step.name)).hold(condition).await {
             Ok(true) => self.find(step.summary.as_deref(), || format!("Step {} needs a look", step.name)),
             Ok(false) => {}
             Err(why) => {

@@ -120,11 +120,11 @@ impl Door {
 
 /// The name in a `Host` header, without the port.
 fn host_name(host: &str) -> &str {
-    if let Some((address, port)) = host.split_once(']') {
-        let is_whole = port.is_empty() || port.starts_with(':');
-        return if is_whole { &host[..=address.len()] } else { host };
-    }
-    host.rsplit_once(':').map_or(host, |(name, _)| name)
+    let port_begins = host.find(']').map_or_else(|| host.rfind(':'), |end| Some(end + 1));
+    let Some((name, port)) = port_begins.and_then(|at| host.split_at_checked(at)) else { return host };
+    // What is no port belongs to a name that is none of ours: it would go into the links that are told.
+    let is_port = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if port.is_empty() || port.strip_prefix(':').is_some_and(is_port) { name } else { host }
 }
 
 /// For every request: the host must be one of ours (DNS rebinding), a browser's request must come from our own

@@ -1,12 +1,16 @@
 //! `rejoin serve`.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::failure::{Failure, Result};
 use super::place::Where;
 use crate::config::Config;
+
+/// How long threads that read or write files may take when all else has ended.
+const LAST_THREADS: Duration = Duration::from_secs(2);
 
 /// Reads the configuration, puts the command line over it, and runs the server until it is told to stop.
 pub fn serve(place: &Where, listen: Option<SocketAddr>) -> Result<()> {
@@ -21,6 +25,9 @@ pub fn serve(place: &Where, listen: Option<SocketAddr>) -> Result<()> {
         config.data_dir.clone_from(folder);
     }
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    runtime.block_on(crate::server::serve(config))?;
-    Ok(())
+    let served = runtime.block_on(crate::server::serve(config));
+    // All that matters has ended in order. A thread that waits for a file system that does not answer would be
+    // waited for as long.
+    runtime.shutdown_timeout(LAST_THREADS);
+    Ok(served?)
 }

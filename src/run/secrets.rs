@@ -67,7 +67,12 @@ fn read(source: &SecretSource) -> Result<String> {
         },
         SecretSource::File(path) => {
             let place = path.display();
-            let bytes = std::fs::read(path).with_context(|| format!("cannot read {place}"))?;
+            let failed = || format!("cannot read {place}");
+            // A pipe would be waited for, and some devices never end.
+            if !std::fs::metadata(path).with_context(failed)?.is_file() {
+                bail!("{place} is not a file");
+            }
+            let bytes = std::fs::read(path).with_context(failed)?;
             // The error of `from_utf8` would carry the bytes.
             let Ok(mut value) = String::from_utf8(bytes) else { bail!("{place} is not UTF-8") };
             if value.ends_with('\n') {
@@ -274,25 +279,18 @@ fn forms(value: &str) -> BTreeSet<Vec<u8>> {
             }
         }
     }
-    let unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let mut upper = String::new();
-    for byte in value.bytes() {
-        if unreserved(byte) {
-            upper.push(char::from(byte));
-        } else {
-            upper.push_str(&format!("%{byte:02X}"));
-        }
+    // Not all agree on what needs no escape: beside the strict way those that leave a path whole (Python, shells),
+    // those that leave some marks (JavaScript), and those that leave what a path may hold.
+    for marks in ["", "/", "!'()*", "/!'()*", "/!$&'()*+,;=:@"] {
+        let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || marks.as_bytes().contains(&byte);
+        let escaped = |escape: fn(u8) -> String| -> String {
+            value.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { escape(byte) }).collect()
+        };
+        let upper = escaped(|byte| format!("%{byte:02X}"));
+        forms.insert(escaped(|byte| format!("%{byte:02x}")).into_bytes());
+        forms.insert(upper.replace("%20", "+").into_bytes());
+        forms.insert(upper.into_bytes());
     }
-    let lower: String = value
-        .bytes()
-        .map(|byte| match byte {
-            byte if unreserved(byte) => char::from(byte).to_string(),
-            byte => format!("%{byte:02x}"),
-        })
-        .collect();
-    forms.insert(upper.replace("%20", "+").into_bytes());
-    forms.insert(upper.into_bytes());
-    forms.insert(lower.into_bytes());
     if let Ok(json) = serde_json::to_string(value) {
         forms.insert(json.trim_matches('"').as_bytes().to_vec());
     }
@@ -320,6 +318,8 @@ mod tests {
             "pa%20ss%2Fw%C3%B6rd%2B1".to_owned(),
             "pa%20ss%2fw%c3%b6rd%2b1".to_owned(),
             "pa+ss%2Fw%C3%B6rd%2B1".to_owned(),
+            "pa%20ss/w%C3%B6rd%2B1".to_owned(),
+            "pa%20ss/w%C3%B6rd+1".to_owned(),
         ] {
             assert_eq!(redactor.text(&format!("<{seen}>")), "<[redacted]>", "{seen}");
         }
@@ -356,6 +356,12 @@ mod tests {
         assert!(error.contains("API_KEY") && !error.contains("abc"), "{error}");
         let error = resolve(&of(SecretSource::Env("REJOIN_TEST_NOT_SET".into()))).unwrap_err();
         assert!(format!("{error:#}").contains("REJOIN_TEST_NOT_SET"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_read() {
+        let device = BTreeMap::from([("KEY".to_owned(), SecretSource::File("/dev/zero".into()))]);
+        assert!(format!("{:#}", resolve(&device).unwrap_err()).contains("/dev/zero is not a file"));
     }
 
     #[test]

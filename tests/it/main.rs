@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
 mod api;
+mod attack;
 mod cli;
 mod cli_commands;
 mod cli_live;

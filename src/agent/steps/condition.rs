@@ -3,8 +3,10 @@
 //! The same expressions are checked when a task is read ([`check`]) and evaluated when it runs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use cel::{Context, Program, Value};
+use tokio::sync::oneshot;
 
 use super::StepResult;
 
@@ -19,6 +21,9 @@ pub fn check(text: &str) -> Result<(), String> {
 /// The stack that an expression is read and evaluated on, in bytes: address space, of which a condition that people
 /// write touches a few hundred KiB. As much as where tasks are checked, so that what passed there passes here.
 const STACK: usize = 256 * 1024 * 1024;
+
+/// How long an expression may take, on however long an output.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// On a stack of its own: the library goes down into itself for every bracket, so far that twenty of them end a
 /// thread of 2 MiB, and with it the server. A panic of the library ends here too.
@@ -50,31 +55,50 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Whether the condition holds.
+    /// Whether the condition holds. Nothing of the server waits for it: an expression can take as long as it likes,
+    /// and the library cannot be told to give up. What takes too long is left behind with its thread.
     ///
     /// # Errors
     /// Why that cannot be said, in one line.
-    pub(super) fn hold(&self, condition: &str) -> Result<bool, String> {
-        with_room(|| self.evaluate(condition))
+    pub(super) async fn hold(&self, condition: &str) -> Result<bool, String> {
+        let (variables, text) = (self.variables(condition), condition.to_owned());
+        let (answer, answered) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("condition".to_owned()).stack_size(STACK);
+        let spawned = thread.spawn(move || {
+            let _ = answer.send(evaluate(&text, variables));
+        });
+        spawned.map_err(|error| format!("no thread for it: {error}"))?;
+        match tokio::time::timeout(LONGEST, answered).await {
+            Ok(Ok(held)) => held,
+            Ok(Err(_)) => Err("the expression library broke down on it".to_owned()),
+            Err(_) => Err(format!("it takes longer than {LONGEST:?}")),
+        }
     }
 
-    fn evaluate(&self, condition: &str) -> Result<bool, String> {
-        let program = compile(condition)?;
-        let mut context = Context::default();
+    fn variables(&self, condition: &str) -> Vec<(String, Value)> {
         let params = self.params.iter().map(|(name, value)| (name.clone(), from_json(value)));
-        context.add_variable_from_value("params", params.collect::<HashMap<_, _>>());
         // Only the steps it speaks of are copied: outputs can be long.
         let steps = self.steps.iter().filter(|(name, _)| condition.contains(name.as_str()));
         let steps = steps.map(|(name, step)| (name.clone(), Value::from(members(step))));
-        context.add_variable_from_value("steps", steps.collect::<HashMap<_, _>>());
-        for (name, value) in self.own.map(members).into_iter().flatten() {
-            context.add_variable_from_value(name, value);
-        }
-        match program.execute(&context) {
-            Ok(Value::Bool(holds)) => Ok(holds),
-            Ok(other) => Err(format!("it gives {}, not true or false", kind(&other))),
-            Err(error) => Err(one_line(&error.to_string())),
-        }
+        let mut variables = vec![
+            ("params".to_owned(), Value::from(params.collect::<HashMap<_, _>>())),
+            ("steps".to_owned(), Value::from(steps.collect::<HashMap<_, _>>())),
+        ];
+        variables.extend(self.own.map(members).into_iter().flatten());
+        variables
+    }
+}
+
+fn evaluate(condition: &str, variables: Vec<(String, Value)>) -> Result<bool, String> {
+    let program = compile(condition)?;
+    let mut context = Context::default();
+    for (name, value) in variables {
+        context.add_variable_from_value(name, value);
+    }
+    match program.execute(&context) {
+        Ok(Value::Bool(holds)) => Ok(holds),
+        Ok(other) => Err(format!("it gives {}, not true or false", kind(&other))),
+        Err(error) => Err(one_line(&error.to_string())),
     }
 }
 
@@ -127,15 +151,15 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    fn hold(condition: &str) -> Result<bool, String> {
+    async fn hold(condition: &str) -> Result<bool, String> {
         let params = BTreeMap::from([("limit".to_owned(), serde_json::json!(85))]);
         let disks = StepResult { output: "/dev/vda 97% /\n".into(), ok: true, ..StepResult::default() };
         let steps = BTreeMap::from([("disks".to_owned(), disks.clone())]);
-        Facts { params: &params, steps: &steps, own: Some(&disks) }.hold(condition)
+        Facts { params: &params, steps: &steps, own: Some(&disks) }.hold(condition).await
     }
 
-    #[test]
-    fn conditions_speak_of_parameters_earlier_steps_and_the_step_itself() {
+    #[tokio::test]
+    async fn conditions_speak_of_parameters_earlier_steps_and_the_step_itself() {
         for holds in [
             r#"steps.disks.output.matches("(9[0-9]|100)%")"#,
             r#"output.matches("9[0-9]%")"#,
@@ -144,23 +168,23 @@ mod tests {
             "steps.disks.duration_ms < 10 || false",
             r#"size(output) > 3 && output.contains("vda")"#,
         ] {
-            assert_eq!(hold(holds), Ok(true), "{holds}");
+            assert_eq!(hold(holds).await, Ok(true), "{holds}");
         }
-        assert_eq!(hold(r#"output.matches("^$")"#), Ok(false));
+        assert_eq!(hold(r#"output.matches("^$")"#).await, Ok(false));
     }
 
-    #[test]
-    fn many_brackets_end_neither_the_thread_nor_the_server() {
+    #[tokio::test]
+    async fn many_brackets_end_neither_the_thread_nor_the_server() {
         let nested = |depth| format!("{}params.limit > 80{}", "(".repeat(depth), ")".repeat(depth));
-        assert_eq!(hold(&nested(30)), Ok(true));
+        assert_eq!(hold(&nested(30)).await, Ok(true));
         assert!(check(&nested(2000)).is_err());
     }
 
-    #[test]
-    fn what_cannot_be_said_is_an_error_in_one_line() {
-        assert!(hold("steps.nowhere.ok").unwrap_err().contains("nowhere"));
-        assert!(hold("params.limit").unwrap_err().contains("a number"));
-        assert!(hold(r#"output.matches("(")"#).is_err());
+    #[tokio::test]
+    async fn what_cannot_be_said_is_an_error_in_one_line() {
+        assert!(hold("steps.nowhere.ok").await.unwrap_err().contains("nowhere"));
+        assert!(hold("params.limit").await.unwrap_err().contains("a number"));
+        assert!(hold(r#"output.matches("(")"#).await.is_err());
         let wrong = check("steps.disks.output.matches(").unwrap_err();
         assert!(!wrong.contains('\n') && !wrong.is_empty());
         assert_eq!(check("params.limit > 3"), Ok(()));

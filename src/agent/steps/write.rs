@@ -2,7 +2,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use super::Done;
 
@@ -25,7 +28,9 @@ pub(super) async fn run(path: PathBuf, content: String, append: bool) -> (Done, 
 }
 
 fn add(path: &Path, content: &str) -> io::Result<()> {
-    let mut file = File::options().append(true).create(true).open(path)?;
+    // A pipe that nobody reads would be waited for without an end, and the server's own end with it.
+    let at_once = OFlag::O_NONBLOCK.bits();
+    let mut file = File::options().append(true).create(true).custom_flags(at_once).open(path)?;
     file.write_all(content.as_bytes())?;
     file.sync_all()
 }
