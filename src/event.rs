@@ -277,7 +277,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
     /// The slot of the run, or of the skipped or missed time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "wire_time::option")]
     pub scheduled_for: Option<Timestamp>,
     /// The parameters of the run (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -459,6 +459,53 @@ impl Body {
                 to_raw_value(&data)
             }
             Self::Other { raw, .. } => Ok(raw.clone()),
+        }
+    }
+}
+
+/// Times on the wire: RFC 3339, UTC with `Z`, six digits.
+pub mod wire_time {
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes the time with six digits.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{at:.6}"))
+    }
+
+    /// Reads a time.
+    ///
+    /// # Errors
+    /// When the text is no RFC 3339 time.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        Timestamp::deserialize(deserializer)
+    }
+
+    /// The same for a time that may be missing.
+    pub mod option {
+        use jiff::Timestamp;
+        use serde::{Deserialize, Deserializer, Serializer};
+
+        /// Writes the time with six digits, or null.
+        ///
+        /// # Errors
+        /// Those of the serializer.
+        pub fn serialize<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+            match at {
+                Some(at) => serializer.serialize_str(&format!("{at:.6}")),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Reads a time or null.
+        ///
+        /// # Errors
+        /// When the text is no RFC 3339 time.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+            Option::deserialize(deserializer)
         }
     }
 }

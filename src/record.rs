@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{Attention, Body, RunId, Seq, State, Status, TaskId};
 
+pub use crate::event::wire_time;
+
 /// The state of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -299,52 +301,5 @@ impl Fold {
             self.calls.retain(|open| open.run != id);
         }
         Some(run)
-    }
-}
-
-/// Times on the wire: RFC 3339, UTC with `Z`, six digits.
-pub mod wire_time {
-    use jiff::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    /// Writes the time with six digits.
-    ///
-    /// # Errors
-    /// Those of the serializer.
-    pub fn serialize<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&crate::clock::rfc3339(*at))
-    }
-
-    /// Reads a time.
-    ///
-    /// # Errors
-    /// When the text is no RFC 3339 time.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
-        Timestamp::deserialize(deserializer)
-    }
-
-    /// The same for a time that may be missing.
-    pub mod option {
-        use jiff::Timestamp;
-        use serde::{Deserialize, Deserializer, Serializer};
-
-        /// Writes the time with six digits, or null.
-        ///
-        /// # Errors
-        /// Those of the serializer.
-        pub fn serialize<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-            match at {
-                Some(at) => serializer.serialize_str(&crate::clock::rfc3339(*at)),
-                None => serializer.serialize_none(),
-            }
-        }
-
-        /// Reads a time or null.
-        ///
-        /// # Errors
-        /// When the text is no RFC 3339 time.
-        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
-            Option::deserialize(deserializer)
-        }
     }
 }

@@ -9,8 +9,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use axum::Router;
-use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
 use jiff::tz::TimeZone;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -24,7 +22,7 @@ use crate::api::door::Door;
 use crate::api::hub::{Closing, Hub, SocketLimits};
 use crate::api::live::{Live, LiveLimits};
 use crate::api::notice::Notices;
-use crate::api::socket::{Came, Tcp, Unix};
+use crate::api::socket::{self, Tcp, Unix};
 use crate::api::status::About;
 use crate::api::wire::Viewer;
 use crate::api::{Api, router};
@@ -82,6 +80,7 @@ pub struct Server {
 pub async fn serve(config: Config) -> Result<()> {
     log_to_stderr(&config);
     shutdown::survive_file_limit();
+    shutdown::raise_descriptor_limit();
     let server = Server::start(config, PathBuf::from("/proc/self/exe"), Clock::system()).await?;
     server.greet();
     shutdown::asked().await?;
@@ -274,23 +273,11 @@ impl Server {
     }
 
     fn spawn_doors(&mut self, tcp: Tcp, unix: Unix) {
-        let service = || -> IntoMakeServiceWithConnectInfo<Router, Came> {
-            router(self.api.clone()).into_make_service_with_connect_info()
-        };
-        let (by_tcp, by_unix) = (service(), service());
-        let ended = |result: std::io::Result<()>| {
-            if let Err(error) = result {
-                error!(%error, "a listener ended");
-            }
-        };
+        // Upgraded sockets have limits of their own and no longer count here.
+        let most = self.config.stream.connections;
         let stop = self.no_more.clone();
-        self.tasks.spawn(async move {
-            ended(axum::serve(tcp, by_tcp).with_graceful_shutdown(stop.cancelled_owned()).await);
-        });
-        let stop = self.no_more.clone();
-        self.tasks.spawn(async move {
-            ended(axum::serve(unix, by_unix).with_graceful_shutdown(stop.cancelled_owned()).await);
-        });
+        self.tasks.spawn(socket::serve(tcp, router(self.api.clone()), most, stop.clone()));
+        self.tasks.spawn(socket::serve(unix, router(self.api.clone()), most, stop));
     }
 
     /// Stops in order: no new work; watchers are told; runs get their grace, then are stopped; what they said is

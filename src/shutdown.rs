@@ -36,3 +36,13 @@ pub fn survive_file_limit() {
         warn!(%error, "SIGXFSZ could not be ignored");
     }
 }
+
+/// Takes as many descriptors as the system gives: each watcher is one, and the usual 1,024 are few.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit on open files could not be raised");
+    }
+}

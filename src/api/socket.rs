@@ -12,15 +12,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
+use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::serve::Listener;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
 use tracing::warn;
 
 /// How many connections may wait to be accepted: a recovery storm comes all at once.
 const BACKLOG: u32 = 4096;
+/// How long a client may take over the headers of a request, and be silent between two of them.
+const HEADERS_WITHIN: Duration = Duration::from_secs(15);
 /// How long the kernel tries to deliver before it gives the connection up.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much may lie unsent in the kernel: what waits there cannot be taken back, and is memory per watcher.
@@ -261,14 +269,75 @@ impl Listener for Unix {
     }
 }
 
-impl Connected<IncomingStream<'_, Tcp>> for Came {
-    fn connect_info(stream: IncomingStream<'_, Tcp>) -> Self {
-        Self { from: Some(stream.remote_addr().ip()), meter: Arc::clone(&stream.io().meter) }
+/// A listener whose connections are served: TCP, or the socket of the data folder.
+pub trait Door: Listener<Io: MeteredIo> {
+    /// The address of the other side, where it has one.
+    fn from(address: &Self::Addr) -> Option<IpAddr>;
+}
+
+/// A connection with a meter.
+pub trait MeteredIo {
+    /// What counts the bytes that are accepted.
+    fn meter(&self) -> Arc<Meter>;
+}
+
+impl<S: AsFd> MeteredIo for Counted<S> {
+    fn meter(&self) -> Arc<Meter> {
+        Arc::clone(&self.meter)
     }
 }
 
-impl Connected<IncomingStream<'_, Unix>> for Came {
-    fn connect_info(stream: IncomingStream<'_, Unix>) -> Self {
-        Self { from: None, meter: Arc::clone(&stream.io().meter) }
+impl Door for Tcp {
+    fn from(address: &Self::Addr) -> Option<IpAddr> {
+        Some(address.ip())
     }
+}
+
+impl Door for Unix {
+    fn from(_: &Self::Addr) -> Option<IpAddr> {
+        None
+    }
+}
+
+/// Serves the connections of a listener, at most `most` at a time, until `stop`; then lets the requests under way
+/// end. A client that takes long over its headers is let go: it would keep a place for nothing.
+pub async fn serve<L: Door>(mut listener: L, router: Router, most: usize, stop: CancellationToken) {
+    let under_way = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(most));
+    loop {
+        // The place first: who finds none waits in the kernel's queue, where it costs nothing.
+        let accepted = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, (io, address)) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accepted => accepted,
+        };
+        let came = ConnectInfo(Came { from: L::from(&address), meter: io.meter() });
+        let router = router.clone();
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(came.clone());
+            router.clone().oneshot(request.map(axum::body::Body::new))
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_WITHIN)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        let stop = stop.clone();
+        under_way.spawn(async move {
+            let _place = place;
+            tokio::pin!(connection);
+            // Who hangs up in the middle is no reason for a word.
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
+        });
+    }
+    drop(listener);
+    under_way.close();
+    under_way.wait().await;
 }

@@ -282,7 +282,8 @@ fn forms(value: &str) -> BTreeSet<Vec<u8>> {
     // Not all agree on what needs no escape: beside the strict way those that leave a path whole (Python, shells),
     // those that leave some marks (JavaScript), and those that leave what a path may hold.
     for marks in ["", "/", "!'()*", "/!'()*", "/!$&'()*+,;=:@"] {
-        let kept = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || marks.as_bytes().contains(&byte);
+        let kept =
+            |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || marks.as_bytes().contains(&byte);
         let escaped = |escape: fn(u8) -> String| -> String {
             value.bytes().map(|byte| if kept(byte) { char::from(byte).to_string() } else { escape(byte) }).collect()
         };

@@ -559,7 +559,7 @@ async fn a_position_that_is_none_of_this_log_is_refused_with_where_the_log_stand
         ("before=8".to_owned(), 409, "generation"),
         (format!("gen={generation}&after=4"), 410, "retention"),
         (format!("gen={generation}&before=5"), 410, "retention"),
-        (format!("gen={generation}&before=12"), 409, "future"),
+        (format!("gen={generation}&after=12"), 409, "future"),
     ] {
         let before = client.get("/tasks/job").await.1["gen"].as_str().unwrap().to_owned();
         let (given, problem) = client.get(&format!("/tasks/job/events?{}", query.replace(&generation, &before))).await;

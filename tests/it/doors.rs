@@ -624,3 +624,16 @@ async fn two_servers_do_not_share_one_data_folder() {
     assert_eq!(client.get("/status").await.0, 200, "the first goes on");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_ends_its_headers_is_let_go() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let home = Home::new("");
+    let server = home.serve().await;
+    let mut slow = tokio::net::TcpStream::connect(server.client.address).await.unwrap();
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let let_go = tokio::time::timeout(crate::harness::PATIENCE, slow.read_to_end(&mut answer)).await;
+    assert!(let_go.is_ok(), "it keeps its place for nothing");
+    server.stop().await;
+}
