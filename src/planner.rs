@@ -16,12 +16,12 @@ use tracing::{error, warn};
 
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
-use crate::run::queue::{Queued, Runs, count_queued, is_active};
+use crate::run::queue::{Queued, Runs, count_queued};
 use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Standing};
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::{Registry, Task, is_on, planned};
+use crate::task::registry::{Registry, Task, has_open_runs, is_on, planned};
 use crate::task::slots::{self, Noted};
 
 /// How many tasks are planned in one transaction.
@@ -168,7 +168,7 @@ fn plan_one(
         anchor: task.anchor,
         last_stored,
         enabled,
-        active: is_active(connection, task.no)?,
+        active: has_open_runs(connection, task.no)?,
         queued: count_queued(connection, task.no)?,
     };
     let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &standing, now) {

@@ -128,18 +128,14 @@ impl Server {
         config.tasks_dir = std::path::absolute(&config.tasks_dir)?;
         config.data_dir = std::path::absolute(&config.data_dir)?;
         let opened = Store::open(&config.data_dir, config.durability, config.stream.page_reads)?;
+        if opened.logs_replaced {
+            warn!("the store is not the one of last time, or may have lost its end: every log has a new id");
+        }
         let tcp = Tcp::bind(config.listen)?;
         let address = tcp.address()?;
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
-        let registry = Registry::load(
-            &store,
-            publisher.clone(),
-            config.schedule.policy(),
-            TimeZone::system(),
-            opened.logs_replaced,
-        )
-        .await?;
+        let registry = Registry::load(&store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
         let output_dir: Arc<Path> = config.data_dir.join("output").into();
         let runs = Runs::new(
             workshop(&config, &publisher, exe, &output_dir, address),

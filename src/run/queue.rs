@@ -631,16 +631,6 @@ fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<
         .optional()
 }
 
-/// Whether a run of the task is not over.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn is_active(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
-    connection
-        .prepare_cached("SELECT 1 FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
-        .exists(params![task.0])
-}
-
 /// A run that was not over when the server before ended.
 struct Open {
     id: RunId,

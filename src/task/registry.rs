@@ -121,7 +121,7 @@ struct Shared {
 }
 
 impl Registry {
-    /// All tasks of the store, each with its stream open. With `logs_replaced` every log gets a new gen first.
+    /// All tasks of the store, each with its stream open.
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -130,11 +130,7 @@ impl Registry {
         publisher: Publisher,
         defaults: Policy,
         zone: TimeZone,
-        logs_replaced: bool,
     ) -> Result<Self, TaskError> {
-        if logs_replaced {
-            publisher.transact::<_, TaskError, _>(|connection| Ok((renew_logs(connection)?, Vec::new()))).await?;
-        }
         let rows = store.read(read_rows).await?;
         let registry = Self {
             shared: Arc::new(Shared {
@@ -545,17 +541,6 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn renew_logs(connection: &Connection) -> rusqlite::Result<()> {
-    let numbers: Vec<i64> = connection
-        .prepare("SELECT no FROM tasks")?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    for no in numbers {
-        log::set_generation(connection, TaskNo(no), Gen::random())?;
-    }
-    Ok(())
-}
-
 /// Whether a task of this number is there, and may run by itself: asked again when a slot is claimed.
 ///
 /// # Errors
@@ -595,7 +580,11 @@ pub fn set_planned(
         .map(drop)
 }
 
-fn has_open_runs(connection: &Connection, no: TaskNo) -> rusqlite::Result<bool> {
+/// Whether a run of the task is not over: asked in the transaction that depends on it.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn has_open_runs(connection: &Connection, no: TaskNo) -> rusqlite::Result<bool> {
     connection
         .prepare_cached("SELECT 1 FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
         .exists([no.0])
