@@ -29,6 +29,8 @@ use crate::task::slots;
 const MAX_PARAMS: usize = 32 * 1024;
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
+/// What the result of a call says whose end nobody saw.
+const LOST: &str = "The server ended while this call was under way.";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
 const UNSAVED: Duration = Duration::from_secs(1);
 
@@ -484,7 +486,7 @@ impl Runs {
             let since = run.started_at.unwrap_or(run.queued_at);
             status.duration_ms = u64::try_from(now.duration_since(since).as_millis()).ok();
             for call in tail.fold.calls().iter().filter(|call| call.run == open.id) {
-                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event)));
+                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event, LOST)));
             }
         }
         offers.push(Offer::new(Some(open.id), now, &Body::Status(status)));
@@ -685,28 +687,6 @@ fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Record
         .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<rusqlite::Result<_>>()?;
     Ok((open, recorded))
-}
-
-/// The result of a call whose end nobody saw.
-fn lost_result(call: &str, event: &str) -> Body {
-    #[derive(serde::Deserialize)]
-    struct Use {
-        data: Tool,
-    }
-    #[derive(serde::Deserialize)]
-    struct Tool {
-        tool: String,
-    }
-    let tool = serde_json::from_str::<Use>(event).map_or_else(|_| "unknown".to_owned(), |event| event.data.tool);
-    Body::ToolResult {
-        call: call.to_owned(),
-        tool,
-        ok: false,
-        output: "The server ended while this call was under way.".to_owned(),
-        cut_bytes: 0,
-        exit: None,
-        duration_ms: 0,
-    }
 }
 
 /// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.
