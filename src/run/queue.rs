@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
+use super::external::{self, Elsewhere};
 use super::runner::{CALLED_OFF, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -102,6 +103,8 @@ struct Lists {
     /// In the order of their making.
     waiting: BTreeMap<RunId, TaskId>,
     working: HashMap<RunId, Working>,
+    /// At work by programs that this server did not start: they take no place.
+    elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
 }
@@ -183,8 +186,14 @@ impl Runs {
         let publisher = self.publisher();
         let id = RunId::new();
         let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
-        let offer = queued.offer(id, publisher.clock().now());
-        let (no, at, task) = (known.no, topic.clone(), known.id.clone());
+        let now = publisher.clock().now();
+        let mut offers = vec![(topic.clone(), queued.offer(id, now))];
+        // What is done elsewhere begins with the call that asks for it: the caller is who does it.
+        let is_elsewhere = known.definition.agent.is_elsewhere();
+        if is_elsewhere {
+            offers.push((topic.clone(), external::started(known, id, now)));
+        }
+        let (no, task) = (known.no, known.id.clone());
         let act = move |connection: &Connection| -> Result<_, RunError> {
             // Asked again here: behind the write that takes a task off, nothing new comes in.
             match is_enabled(connection, no)? {
@@ -197,11 +206,15 @@ impl Runs {
                 return Err(RunError::QueueFull(waiting));
             }
             also(connection, id)?;
-            Ok(((), vec![(at, offer)]))
+            Ok(((), offers))
         };
         publisher.transact(act).await?;
         failpoint::hit("queued");
-        self.note_queued(id, known.id.clone());
+        if is_elsewhere {
+            self.lists().elsewhere.insert(id, Arc::new(Elsewhere::new(id, topic.clone())));
+        } else {
+            self.note_queued(id, known.id.clone());
+        }
         let run = topic.tail().fold.run(id).cloned();
         match run {
             Some(run) => Ok(run),
@@ -235,6 +248,17 @@ impl Runs {
             return Ok(run);
         }
         serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
+    }
+
+    /// The run, if a program elsewhere is at work on it.
+    pub fn elsewhere(&self, id: RunId) -> Option<Arc<Elsewhere>> {
+        self.lists().elsewhere.get(&id).cloned()
+    }
+
+    /// A run that was carried out elsewhere is over.
+    pub fn note_over(&self, id: RunId) {
+        self.lists().elsewhere.remove(&id);
+        self.shared.ended.notify_waiters();
     }
 
     /// How many wait before this run; `None` when it does not wait.
