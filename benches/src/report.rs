@@ -109,7 +109,7 @@ pub fn median(sorted: &[f64]) -> f64 {
 /// All rows, for people.
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
+    table.load_style(presets::ASCII_MARKDOWN);
     table.set_header(["", "measured", "unit", "min", "median", "max", "must", "met", "CPU-s/M", "MiB"]);
     for row in rows {
         let values = row.sorted(|sample| Some(sample.value));

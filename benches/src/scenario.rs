@@ -71,9 +71,14 @@ fn publish(server: &Server, script: &Script, from: u64, to: u64) -> Result<Strin
     let mut publisher = Publisher::open(server, script)?;
     publisher.send(from, to)?;
     publisher.finish()?;
-    let page = http::call(server, "GET", &format!("/tasks/{TASK}/events?after=0&limit=1"), "")?;
-    ensure!(page["head"].as_u64() >= Some(script.seq(to)), "saved up to {} only", page["head"]);
-    Ok(page["gen"].as_str().context("no gen")?.to_owned())
+    let started = Instant::now();
+    loop {
+        let (generation, head) = head_of(server, TASK)?;
+        if head >= script.seq(to) {
+            return Ok(generation);
+        }
+        ensure!(started.elapsed() < PATIENCE, "saved up to {head} only");
+    }
 }
 
 /// A fleet that is connected and has everything there is.
