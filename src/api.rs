@@ -31,6 +31,7 @@ pub mod error;
 pub mod events;
 pub mod frame;
 pub mod hub;
+pub mod ingest;
 pub mod live;
 pub mod notice;
 pub mod once;
@@ -85,6 +86,7 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{run}", get(runs::show))
         .route("/runs/{run}/stop", post(runs::stop))
         .route("/runs/{run}/output/{call}", get(runs::output))
+        .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))

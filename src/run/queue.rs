@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
+use super::external::{self, Elsewhere};
 use super::runner::{CALLED_OFF, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -28,6 +29,8 @@ use crate::task::slots;
 const MAX_PARAMS: usize = 32 * 1024;
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
+/// What the result of a call says whose end nobody saw.
+const LOST: &str = "The server ended while this call was under way.";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
 const UNSAVED: Duration = Duration::from_secs(1);
 
@@ -102,6 +105,8 @@ struct Lists {
     /// In the order of their making.
     waiting: BTreeMap<RunId, TaskId>,
     working: HashMap<RunId, Working>,
+    /// At work by programs that this server did not start: they take no place.
+    elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
 }
@@ -183,8 +188,14 @@ impl Runs {
         let publisher = self.publisher();
         let id = RunId::new();
         let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
-        let offer = queued.offer(id, publisher.clock().now());
-        let (no, at, task) = (known.no, topic.clone(), known.id.clone());
+        let now = publisher.clock().now();
+        let mut offers = vec![(topic.clone(), queued.offer(id, now))];
+        // What is done elsewhere begins with the call that asks for it: the caller is who does it.
+        let is_elsewhere = known.definition.agent.is_elsewhere();
+        if is_elsewhere {
+            offers.push((topic.clone(), external::started(known, id, now)));
+        }
+        let (no, task) = (known.no, known.id.clone());
         let act = move |connection: &Connection| -> Result<_, RunError> {
             // Asked again here: behind the write that takes a task off, nothing new comes in.
             match is_enabled(connection, no)? {
@@ -197,11 +208,15 @@ impl Runs {
                 return Err(RunError::QueueFull(waiting));
             }
             also(connection, id)?;
-            Ok(((), vec![(at, offer)]))
+            Ok(((), offers))
         };
         publisher.transact(act).await?;
         failpoint::hit("queued");
-        self.note_queued(id, known.id.clone());
+        if is_elsewhere {
+            self.lists().elsewhere.insert(id, Arc::new(Elsewhere::new(id, topic.clone())));
+        } else {
+            self.note_queued(id, known.id.clone());
+        }
         let run = topic.tail().fold.run(id).cloned();
         match run {
             Some(run) => Ok(run),
@@ -235,6 +250,17 @@ impl Runs {
             return Ok(run);
         }
         serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
+    }
+
+    /// The run, if a program elsewhere is at work on it.
+    pub fn elsewhere(&self, id: RunId) -> Option<Arc<Elsewhere>> {
+        self.lists().elsewhere.get(&id).cloned()
+    }
+
+    /// A run that was carried out elsewhere is over.
+    pub fn note_over(&self, id: RunId) {
+        self.lists().elsewhere.remove(&id);
+        self.shared.ended.notify_waiters();
     }
 
     /// How many wait before this run; `None` when it does not wait.
@@ -460,7 +486,7 @@ impl Runs {
             let since = run.started_at.unwrap_or(run.queued_at);
             status.duration_ms = u64::try_from(now.duration_since(since).as_millis()).ok();
             for call in tail.fold.calls().iter().filter(|call| call.run == open.id) {
-                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event)));
+                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event, LOST)));
             }
         }
         offers.push(Offer::new(Some(open.id), now, &Body::Status(status)));
@@ -661,28 +687,6 @@ fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Record
         .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<rusqlite::Result<_>>()?;
     Ok((open, recorded))
-}
-
-/// The result of a call whose end nobody saw.
-fn lost_result(call: &str, event: &str) -> Body {
-    #[derive(serde::Deserialize)]
-    struct Use {
-        data: Tool,
-    }
-    #[derive(serde::Deserialize)]
-    struct Tool {
-        tool: String,
-    }
-    let tool = serde_json::from_str::<Use>(event).map_or_else(|_| "unknown".to_owned(), |event| event.data.tool);
-    Body::ToolResult {
-        call: call.to_owned(),
-        tool,
-        ok: false,
-        output: "The server ended while this call was under way.".to_owned(),
-        cut_bytes: 0,
-        exit: None,
-        duration_ms: 0,
-    }
 }
 
 /// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.

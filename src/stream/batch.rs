@@ -28,8 +28,10 @@ pub struct Batch {
     pub(super) at: Timestamp,
     /// What stands before the number of each event.
     pub(super) head: Box<str>,
-    /// What stands between number and kind: the time, rendered once for all.
-    at_text: Box<str>,
+    /// What stands between number and kind: the time, rendered once for all that happened then.
+    at_text: String,
+    /// The time in `at_text`.
+    said_at: Timestamp,
     /// What stands behind the number, event after event.
     text: String,
     pub(super) pieces: Vec<Piece>,
@@ -115,13 +117,24 @@ impl Batch {
             run,
             at,
             head: format!(r#"{{"task":"{task}","run":"{run}","seq":"#).into(),
-            at_text: format!(r#","at":"{at:.6}","kind":"#).into(),
+            at_text: format!(r#","at":"{at:.6}","kind":"#),
+            said_at: at,
             text: String::new(),
             pieces: Vec::new(),
             marks: Vec::new(),
             wholes: Vec::new(),
             turn: None,
             ack: None,
+        }
+    }
+
+    /// The events that follow happened at `at`; without, at the time of the batch.
+    pub fn happened(&mut self, at: Option<Timestamp>) {
+        let at = at.unwrap_or(self.at);
+        if at != self.said_at {
+            self.said_at = at;
+            self.at_text.clear();
+            let _ = write!(self.at_text, r#","at":"{at:.6}","kind":"#);
         }
     }
 
