@@ -84,7 +84,7 @@ pub fn router(api: Api) -> Router {
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
-        .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
@@ -93,7 +93,11 @@ pub fn router(api: Api) -> Router {
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
+    let waiting = Router::new()
+        .route("/tasks/{task}/claim", post(ingest::claim))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require_for_waiting));
     let v1 = known
+        .merge(waiting)
         .route("/session", get(session::show).post(session::sign_in).delete(session::sign_out))
         .route("/live", any(open_live))
         .fallback(no_such_call);

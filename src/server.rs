@@ -31,7 +31,7 @@ use crate::config::{Config, LogFormat};
 use crate::planner::Planner;
 use crate::retention::Retention;
 use crate::run::process::StopStages;
-use crate::run::queue::Runs;
+use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
@@ -142,6 +142,7 @@ impl Server {
             registry.clone(),
             Arc::clone(&store),
             config.runs.places(),
+            Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
         );
         // First the survivors of the server before, then everything that could start something.
         runs.recover().await?;
@@ -206,7 +207,7 @@ impl Server {
         let dir = self.config.tasks_dir.clone();
         let mut changes = folder::watch(dir, self.config.schedule.policy(), self.stop.clone());
         let registry = self.api.viewer.registry.clone();
-        let planner = Arc::clone(&self.api.planner);
+        let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
         let mut known = match changes.recv().await {
             Some(first) => {
                 let ids = first.iter().filter_map(|change| match change {
@@ -231,6 +232,7 @@ impl Server {
             while let Some(batch) = changes.recv().await {
                 apply(&registry, batch).await;
                 planner.notify_one();
+                runs.look_again();
             }
         });
     }

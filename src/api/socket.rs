@@ -31,6 +31,9 @@ const BACKLOG: u32 = 4096;
 const HEADERS_WITHIN: Duration = Duration::from_secs(15);
 /// How long the kernel tries to deliver before it gives the connection up.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long of silence the kernel asks whether the other side is there, and how often it asks again. Longer
+/// than a heartbeat: only those who send and hear nothing are asked.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(5));
 /// How much may lie unsent in the kernel: what waits there cannot be taken back, and is memory per watcher.
 const NOT_SENT: u32 = 16 * 1024;
 
@@ -252,6 +255,9 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // Who only reads from a peer that is gone would wait for ever.
+    let alive = socket2::TcpKeepalive::new().with_time(ALIVE.0).with_interval(ALIVE.1).with_retries(3);
+    socket.set_tcp_keepalive(&alive)?;
     socket.set_tcp_notsent_lowat(NOT_SENT)
 }
 

@@ -93,6 +93,11 @@ impl Elsewhere {
         })
     }
 
+    /// Who was given the run could not take it.
+    pub fn give_back(&self) {
+        self.heard.send_modify(|heard| heard.free_from = Some(Instant::now()));
+    }
+
     /// From when on it may be taken by whoever asks, if nobody spoke for it.
     pub fn free_from(&self) -> Option<Instant> {
         self.heard.borrow().free_from

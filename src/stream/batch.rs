@@ -185,10 +185,12 @@ impl Batch {
     }
 
     /// An event as it was before it was cut.
-    pub(super) fn whole(&self, data: &str, seq: Seq, kind: &str) -> String {
+    pub(super) fn whole(&self, data: &str, seq: Seq, index: usize) -> String {
         let mut event = String::with_capacity(data.len() + 192);
-        let _ = write!(event, "{}{seq}{}", self.head, self.at_text);
-        log::write_kind(&mut event, kind);
+        // Every time is written with as many characters.
+        let at_text = &self.tail(index)[..self.at_text.len()];
+        let _ = write!(event, "{}{seq}{at_text}", self.head);
+        log::write_kind(&mut event, &self.pieces[index].kind);
         let _ = write!(event, r#","data":{data}}}"#);
         event
     }

@@ -52,6 +52,8 @@ pub struct Feed {
 #[derive(Debug)]
 struct Flight {
     lines: u64,
+    /// Whether its last event ends the run.
+    ends: bool,
     saved: oneshot::Receiver<Result<Seq, Refused>>,
 }
 
@@ -194,10 +196,14 @@ impl Feed {
     pub async fn landed(&mut self) -> Result<(), Rejected> {
         let Some(flight) = self.flights.front_mut() else { return std::future::pending().await };
         let saved = (&mut flight.saved).await.unwrap_or(Err(Refused::Stopping));
-        let lines = flight.lines;
+        let Flight { lines, ends, .. } = *flight;
         self.flights.pop_front();
         self.last_seq = saved?;
         self.accepted += lines;
+        if ends {
+            self.ended = true;
+            self.seat.end();
+        }
         Ok(())
     }
 
@@ -306,9 +312,9 @@ impl Feed {
     /// The batch under way, for events that happened at `at`.
     fn batch(&mut self, at: Option<Timestamp>) -> &mut Batch {
         let at = at.map(|at| self.within(Some(at)));
-        let batch = self.batch.get_or_insert_with(|| {
-            Batch::new(&self.seat.topic.id, self.seat.id, self.publisher.clock().now())
-        });
+        let batch = self
+            .batch
+            .get_or_insert_with(|| Batch::new(&self.seat.topic.id, self.seat.id, self.publisher.clock().now()));
         batch.happened(at);
         batch
     }
@@ -327,7 +333,7 @@ impl Feed {
         }
         let lines = batch.len() as u64;
         let saved = self.publisher.offer_batch(&self.seat.topic, batch, &self.turn, self.taken).await?;
-        self.flights.push_back(Flight { lines, saved });
+        self.flights.push_back(Flight { lines, ends: false, saved });
         Ok(())
     }
 
@@ -347,11 +353,9 @@ impl Feed {
             batch.push(body.kind(), &data);
         }
         let saved = self.publisher.offer_batch(&self.seat.topic, batch, &self.turn, n).await?;
-        self.flights.push_back(Flight { lines: 1, saved });
-        self.landed().await?;
-        (self.taken, self.ended) = (n, true);
-        self.seat.end();
-        Ok(())
+        self.taken = n;
+        self.flights.push_back(Flight { lines: 1, ends: true, saved });
+        self.landed().await
     }
 }
 

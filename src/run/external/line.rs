@@ -65,7 +65,8 @@ pub enum Meaning<'a> {
 /// # Errors
 /// What is wrong with it, in words.
 pub fn read(text: &[u8]) -> Result<Line<'_>, String> {
-    let text = std::str::from_utf8(text).map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to()))?;
+    let text =
+        std::str::from_utf8(text).map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to()))?;
     let Raw { n, kind, data, at, gap } = serde_json::from_str(text).map_err(|error| in_words(&error))?;
     if n == 0 || n > MAX_INTEGER {
         return Err(format!("n is {n}: numbers begin at 1 and end at 2^53-1"));
@@ -169,9 +170,11 @@ fn status<'a>(data: &str) -> Result<Meaning<'a>, String> {
     match status.state {
         State::Progress | State::Waiting => Ok(Meaning::Plain),
         State::Succeeded | State::Failed | State::Cancelled => Ok(Meaning::Ends(Box::new(status))),
-        _ => Err("status: state is one of progress, waiting, succeeded, failed, cancelled; the others are the server's \
+        _ => {
+            Err("status: state is one of progress, waiting, succeeded, failed, cancelled; the others are the server's \
                   to say"
-            .to_owned()),
+                .to_owned())
+        }
     }
 }
 
