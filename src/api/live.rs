@@ -318,7 +318,7 @@ impl Session {
             match pull {
                 Pull::Slice(slice) => {
                     let text = frame::events(sub.number, &slice);
-                    sub.log_delivery(&self.member.handle.peer, &slice);
+                    sub.log_delivery(&self.member.handle.peer, slice.events());
                     return Ok(Some(text.into()));
                 }
                 Pull::Nothing => {}
