@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State, WebSocketUpgrade};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
@@ -18,6 +20,7 @@ use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
 
+use auth::Credential;
 use door::Door;
 use error::ApiError;
 use live::{Live, Opening};
@@ -29,6 +32,7 @@ pub mod board;
 pub mod door;
 pub mod error;
 pub mod events;
+pub mod feed;
 pub mod frame;
 pub mod hub;
 pub mod ingest;
@@ -40,6 +44,7 @@ pub mod runs;
 pub mod session;
 pub mod socket;
 pub mod status;
+pub mod sub;
 pub mod tasks;
 pub mod web;
 pub mod wire;
@@ -80,7 +85,7 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}/next", get(tasks::next))
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
-        .route("/tasks/{task}/events", get(events::page))
+        .route("/tasks/{task}/events", get(events_of_task))
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
@@ -103,8 +108,11 @@ pub fn router(api: Api) -> Router {
         .fallback(no_such_call);
     // Output of agents may hold what an attacker chose beside what is secret: no compression over both (BREACH);
     // the page's own files are compressed.
-    let small =
-        SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
+    // Nor over a stream of them: what waits for more to be packed with it is late.
+    let small = SizeAbove::new(1024)
+        .and(NotForContentType::new("application/json"))
+        .and(NotForContentType::new("text/plain"))
+        .and(NotForContentType::SSE);
     let door = Arc::clone(&api.door);
     Router::new()
         .nest("/api/v1", v1)
@@ -124,6 +132,25 @@ pub fn router(api: Api) -> Router {
 async fn no_such_call(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(120).collect();
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no call {} {path}", request.method()))
+}
+
+/// A task's events: as a page, or as a stream for those who ask for one.
+async fn events_of_task(
+    State(api): State<Api>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    Extension(credential): Extension<Credential>,
+    Path(task): One,
+    Query(query): Query<events::EventsQuery>,
+    parts: Parts,
+) -> Result<Response, ApiError> {
+    match events::Form::asked_for(&parts.headers) {
+        Some(events::Form::Page) => events::page(&api, &task, &query).await,
+        Some(events::Form::Stream) => feed::open(&api, &came, &credential, &task, &query, &parts).await,
+        None => {
+            let detail = "events come as application/json, as text/event-stream, and live over /api/v1/live";
+            Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail))
+        }
+    }
 }
 
 /// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
