@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::offer::Offer;
 use super::segment::{Damaged, Segment};
-use super::topic::Offer;
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
 use crate::store::{TaskNo, from_sql, sql};
