@@ -1,6 +1,6 @@
 //! The list of tasks as it changes, for those who show it: numbered changes, made once for all who look.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ struct State {
     rev: u64,
     /// The frames of the last changes, the newest last.
     frames: VecDeque<(u64, Arc<str>)>,
-    lookers: HashMap<u64, Arc<Peer>>,
+    lookers: BTreeMap<u64, Arc<Peer>>,
 }
 
 /// What is due to one who has seen a revision.

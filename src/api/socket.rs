@@ -104,7 +104,8 @@ pub struct Counted<S: AsFd> {
 }
 
 impl<S: AsFd> Counted<S> {
-    fn new(stream: S) -> Self {
+    /// A connection of which nothing was accepted yet.
+    pub fn new(stream: S) -> Self {
         Self { stream, meter: Arc::new(Meter::new()) }
     }
 }
