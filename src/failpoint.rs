@@ -40,8 +40,10 @@ mod armed {
             .as_ref()
     }
 
+    type Visit = Box<dyn FnMut(&str)>;
+
     thread_local! {
-        pub(super) static VISIT: Cell<Option<Box<dyn FnMut(&str)>>> = const { Cell::new(None) };
+        pub(super) static VISIT: Cell<Option<Visit>> = const { Cell::new(None) };
     }
 
     pub(super) fn hit(name: &str) {

@@ -480,7 +480,7 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.
-async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+pub async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {

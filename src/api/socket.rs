@@ -51,12 +51,14 @@ struct Progress {
     step: u64,
 }
 
-impl Meter {
-    fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         let progress = Progress { at: Instant::now(), written: 0, step: 16 * 1024 };
         Self { written: AtomicU64::new(0), progress: Mutex::new(progress), abort: AtomicBool::new(false) }
     }
+}
 
+impl Meter {
     fn count(&self, bytes: usize) {
         let written = self.written.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +108,7 @@ pub struct Counted<S: AsFd> {
 impl<S: AsFd> Counted<S> {
     /// A connection of which nothing was accepted yet.
     pub fn new(stream: S) -> Self {
-        Self { stream, meter: Arc::new(Meter::new()) }
+        Self { stream, meter: Arc::default() }
     }
 }
 
