@@ -1,7 +1,7 @@
 //! The sockets and streams that are open: who they belong to, how they are closed from outside, and the limits on
 //! them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
@@ -116,7 +116,8 @@ struct Sockets {
     unauthenticated: usize,
     /// Set while the server goes down: nobody enters any more.
     draining: bool,
-    by_number: HashMap<u64, Arc<Handle>>,
+    /// In the order of their coming: so they are told and woken.
+    by_number: BTreeMap<u64, Arc<Handle>>,
     /// The newest socket of each client of each credential.
     by_client: HashMap<(Arc<str>, Arc<str>), u64>,
     last_closes: HashMap<(Arc<str>, Arc<str>), &'static str>,

@@ -247,7 +247,13 @@ impl Session {
             let reads = inbox.len() < WAITING_FRAMES;
             let (stalled, silent) = (wire.stalled(limits.slow_window), wire.heard + limits.life);
             tokio::select! {
-                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
+                // In this order, so that the same happens again when the same comes again. What is rare goes first; a
+                // wake may wait behind a frame that came, as what is due is asked for in each round.
+                biased;
+                _ = heartbeat.tick() => {
+                    self.frames = 0;
+                    self.heartbeat_due = true;
+                }
                 step = wire.step(reads) => match step? {
                     Step::Flushed => {}
                     Step::Heard => self.count_frame()?,
@@ -255,10 +261,7 @@ impl Session {
                 },
                 () = stalled => return Err(Closing::SLOW.into()),
                 () = tokio::time::sleep_until(silent), if reads => return Err(Closing::NO_LIFE.into()),
-                _ = heartbeat.tick() => {
-                    self.frames = 0;
-                    self.heartbeat_due = true;
-                }
+                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
             }
         }
     }
