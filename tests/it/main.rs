@@ -11,6 +11,7 @@ mod conformance;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
+mod external;
 mod faults;
 mod faults_life;
 mod frames;
