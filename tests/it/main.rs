@@ -7,6 +7,7 @@ mod cli;
 mod cli_commands;
 mod cli_live;
 mod config;
+mod conformance;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
