@@ -12,6 +12,8 @@ mod disk;
 mod doors;
 mod faults;
 mod faults_life;
+mod feed;
+mod feed_stage;
 mod frames;
 mod harness;
 mod house;
