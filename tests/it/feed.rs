@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::feed_stage::{Said, Stream, names, shown};
-use crate::harness::{Gate, Home, InProcess, PATIENCE, events_of, is_terminal, seqs};
+use crate::harness::{Home, InProcess, PATIENCE, events_of, is_terminal, seqs};
 use crate::rows_stage::{NO_HEARTBEAT, Play, SOON, forget_below, keep_log, logged, stage};
 
 /// A home whose servers replay at most so many events.
@@ -710,8 +710,6 @@ async fn of_one_run_only_what_lies_between_its_first_and_its_last_event_counts_a
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_of_a_browser_that_is_signed_out_ends_within_a_second_also_when_nobody_reads_it() {
     let home = Home::new(NO_HEARTBEAT).shell_task("job", "true");
-    let gate = Gate::new(home.path(), "gate");
-    let home = home.shell_task("loud", &format!("head -c 3000000 /dev/zero | tr '\\0' x; {}", gate.wait()));
     let server = home.serve().await;
     let play = Play::begin(&server, "job").await;
     let cookie = crate::doors::sign_in(&server).await;

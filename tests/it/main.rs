@@ -13,6 +13,7 @@ mod doors;
 mod faults;
 mod faults_life;
 mod feed;
+mod feed_faults;
 mod feed_stage;
 mod frames;
 mod harness;
