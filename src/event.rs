@@ -408,6 +408,14 @@ pub enum Body {
     },
 }
 
+/// The kinds that this version knows.
+const KINDS: [&str; 6] = ["status", "thought", "message", "tool_use", "tool_output", "tool_result"];
+
+/// The name of a kind that this version knows, without an allocation.
+pub fn known_kind(kind: &str) -> Option<&'static str> {
+    KINDS.into_iter().find(|known| *known == kind)
+}
+
 impl Body {
     /// The `kind` member of the event.
     pub fn kind(&self) -> &str {

@@ -105,6 +105,9 @@ pub struct Run {
     pub params: serde_json::Map<String, serde_json::Value>,
     /// Set while it is being stopped.
     pub stopping: Option<Stopping>,
+    /// Of a run that is fed from elsewhere: the producer's own number of the last event that is saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_n: Option<u64>,
 }
 
 impl Run {
@@ -129,6 +132,7 @@ impl Run {
             attention: None,
             params: status.params.clone().unwrap_or_default(),
             stopping: None,
+            last_n: None,
         }
     }
 
@@ -260,6 +264,14 @@ impl Fold {
     /// One run, if it is not ended.
     pub fn run(&self, id: RunId) -> Option<&Run> {
         self.runs.get(&id)
+    }
+
+    /// Notes how far the producer of a run has come; `seq` is the last event with that.
+    pub fn note_producer(&mut self, id: RunId, seq: Seq, last_n: Option<u64>) -> Option<&Run> {
+        let run = self.runs.get_mut(&id)?;
+        run.last_seq = run.last_seq.max(seq);
+        run.last_n = run.last_n.max(last_n);
+        Some(run)
     }
 
     /// The calls not closed, in the order of their events.

@@ -116,8 +116,13 @@ pub(super) struct Acted {
 
 pub(super) type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
 
-/// What an offer takes of the byte budgets: never more than there is of them, or it would wait for ever.
-pub(super) fn weight(offer: &Offer, limits: &Limits) -> u32 {
+/// What `bytes` take of the byte budgets: never more than there is of them, or it would wait for ever.
+pub(super) fn weight(bytes: usize, limits: &Limits) -> u32 {
     let most = limits.queue.bytes.min(limits.queues_bytes);
-    u32::try_from(offer.bytes().min(most)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.min(most)).unwrap_or(u32::MAX)
+}
+
+/// What `events` take of the places of a task's queue: never more than there are.
+pub(super) fn places(events: usize, limits: &Limits) -> u32 {
+    u32::try_from(events.min(limits.queue.events)).unwrap_or(u32::MAX)
 }

@@ -300,6 +300,17 @@ pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlit
         .map(drop)
 }
 
+/// Notes how far the producer of a run came that is over.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn set_last_n(transaction: &Connection, run: RunId, last_n: u64) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE runs SET run = json_set(run, '$.last_n', ?2) WHERE id = ?1")?
+        .execute(params![run.to_string(), sql(last_n)])
+        .map(drop)
+}
+
 /// An event as it stands in the log.
 #[derive(Debug, Deserialize)]
 pub struct Stored<'a> {
@@ -353,7 +364,19 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
         }
         next = end.next();
     }
+    // What a producer counts stands in no event.
+    for run in open_runs(connection, task)? {
+        fold.note_producer(run.id, Seq(0), run.last_n);
+    }
     Ok(fold)
+}
+
+/// The runs not ended, as their rows have them.
+fn open_runs(connection: &Connection, task: TaskNo) -> rusqlite::Result<Vec<Run>> {
+    let mut statement = connection
+        .prepare_cached("SELECT run FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?;
+    let rows = statement.query_map([task.0], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|json| serde_json::from_str(&json).ok()).transpose()).collect()
 }
 
 /// The runs not ended at `at` whose first event is no longer there, as they were before their end.
@@ -427,7 +450,7 @@ pub fn write_event(out: &mut String, task: &TaskId, offer: &Offer, data: &str, s
     out.push('}');
 }
 
-fn write_kind(out: &mut String, kind: &str) {
+pub(super) fn write_kind(out: &mut String, kind: &str) {
     if kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
         let _ = write!(out, r#""{kind}""#);
     } else {

@@ -1,11 +1,13 @@
 //! How what happened becomes an event that fits: at most 64 KiB, the longest strings cut in the middle, nothing
 //! lost (the whole is kept beside it).
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::topic::Offer;
-use crate::event::{Body, MAX_EVENT_BYTES, RunId, State};
+use crate::event::{Body, MAX_EVENT_BYTES, RunId, State, known_kind};
 use crate::record::Mark;
 
 /// What an event has around its data, at most: ids, number, time, kind and punctuation.
@@ -23,8 +25,8 @@ impl Offer {
     /// The event that says `body`.
     pub fn new(run: Option<RunId>, at: Timestamp, body: &Body) -> Self {
         let mut mark = Mark::of(body);
-        let data = body.data().map_or_else(|_| "{}".into(), |raw| one_line(raw.get()));
-        let kind: Box<str> = body.kind().chars().take(MAX_KIND).collect::<String>().into();
+        let data: Box<str> = body.data().map_or_else(|_| "{}".into(), |raw| one_line(raw.get()).into());
+        let kind = named(body.kind());
         let (data, whole) = match fitted(&data) {
             Some(cut) => (cut, Some(data)),
             None => (data, None),
@@ -49,12 +51,22 @@ impl Offer {
 }
 
 /// JSON as it came, but in one line: between its tokens a line break is as good as a blank.
-fn one_line(json: &str) -> Box<str> {
-    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
+pub(super) fn one_line(json: &str) -> Cow<'_, str> {
+    // Bytes, not characters: this looks at all that comes in.
+    if json.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        json.replace(['\n', '\r'], " ").into()
+    } else {
+        json.into()
+    }
+}
+
+/// The name of a kind, within its bound; those that are known cost no allocation.
+pub(super) fn named(kind: &str) -> Cow<'static, str> {
+    known_kind(kind).map_or_else(|| kind.chars().take(MAX_KIND).collect::<String>().into(), Cow::Borrowed)
 }
 
 /// The data cut so that the event fits, or `None` when it fits as it is.
-fn fitted(data: &str) -> Option<Box<str>> {
+pub(super) fn fitted(data: &str) -> Option<Box<str>> {
     let room = MAX_EVENT_BYTES - AROUND;
     if data.len() <= room {
         return None;

@@ -6,11 +6,12 @@ use std::time::Instant;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+use super::batch::{Batch, Producer, Turn};
 use super::changes::Changes;
 use super::forwarder::Connections;
-use super::intake::{Acted, Intake, Job, weight};
+use super::intake::{Acted, Intake, Job, places, weight};
 use super::log;
-use super::topic::{Offer, Refused, Start, Topic};
+use super::topic::{Offer, Refused, Start, Topic, Work};
 use super::writer::{Ending, Writer};
 
 pub use super::intake::{Limits, Writable};
@@ -100,7 +101,7 @@ impl Publisher {
     /// [`Refused`] when the log is gone or the server is stopping.
     pub async fn offer(&self, topic: &Arc<Topic>, run: Option<RunId>, body: &Body) -> Result<(), Refused> {
         let offer = Offer::new(run, self.shared.clock.now(), body);
-        self.enqueue(topic, offer).await
+        self.enqueue(topic, Work::One(offer)).await
     }
 
     /// Offers an event and waits until it is saved; gives its number.
@@ -112,30 +113,64 @@ impl Publisher {
         let (ack, saved) = oneshot::channel();
         offer.ack = Some(ack);
         if offer.is_from_reserve() {
-            self.push(topic, offer)?;
+            self.push(topic, Work::One(offer))?;
         } else {
-            self.enqueue(topic, offer).await?;
+            self.enqueue(topic, Work::One(offer)).await?;
         }
         saved.await.map_err(|_| Refused::Stopping)?
     }
 
-    async fn enqueue(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
-        let bytes = weight(&offer, &self.shared.limits);
+    /// Takes the turn to speak for a run that is fed from elsewhere: whoever had it is fenced. When this returns,
+    /// [`Turn::saved`] is exact: nothing of an older turn is saved any more.
+    ///
+    /// # Errors
+    /// When the store cannot be written now.
+    pub async fn take_turn(&self, producer: &Arc<Producer>) -> Result<Turn, StoreError> {
+        let turn = producer.next_turn();
+        // The writer's own order: what it had before this is saved when it answers, what comes after is refused.
+        self.transact(|_| Ok::<_, StoreError>(((), Vec::new()))).await?;
+        Ok(turn)
+    }
+
+    /// Offers a batch with the producer's number of its last event, and waits for places in the queue. The answer,
+    /// the number of its last event once all of it is saved, comes by the channel: the next batch can be made
+    /// meanwhile. All of it is saved, or nothing.
+    ///
+    /// # Errors
+    /// [`Refused`] when the log is gone or the server is stopping; by the channel also when the run is over or
+    /// the turn was taken.
+    pub async fn offer_batch(
+        &self,
+        topic: &Arc<Topic>,
+        mut batch: Batch,
+        turn: &Turn,
+        last_n: u64,
+    ) -> Result<oneshot::Receiver<Result<Seq, Refused>>, Refused> {
+        let (ack, saved) = oneshot::channel();
+        batch.turn = Some(turn.through(last_n));
+        batch.ack = Some(ack);
+        self.enqueue(topic, Work::Many(batch)).await?;
+        Ok(saved)
+    }
+
+    async fn enqueue(&self, topic: &Arc<Topic>, work: Work) -> Result<(), Refused> {
+        let bytes = weight(work.bytes(), &self.shared.limits);
+        let places = places(work.events(), &self.shared.limits);
         // The semaphores are closed with the log, or with the writer.
         let closed = |_| if topic.is_closed() { Refused::LogGone } else { Refused::Stopping };
         // Guards until the offer is in the queue: whoever gives up waiting leaves no place taken behind.
-        let place = topic.slots.acquire().await.map_err(closed)?;
+        let place = topic.slots.acquire_many(places).await.map_err(closed)?;
         let of_task = topic.bytes.acquire_many(bytes).await.map_err(closed)?;
         let of_all = self.shared.queues_bytes.acquire_many(bytes).await.map_err(closed)?;
-        self.push(topic, offer)?;
-        // From here on they are the offer's; the writer gives them back.
+        self.push(topic, work)?;
+        // From here on they are the work's; the writer gives them back.
         place.forget();
         of_task.forget();
         of_all.forget();
         Ok(())
     }
 
-    fn push(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
+    fn push(&self, topic: &Arc<Topic>, work: Work) -> Result<(), Refused> {
         if topic.is_closed() {
             return Err(Refused::LogGone);
         }
@@ -145,7 +180,7 @@ impl Publisher {
             return Err(Refused::Stopping);
         }
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.offers.push_back(offer);
+        queue.work.push_back(work);
         if !std::mem::replace(&mut queue.listed, true) {
             inbox.ready.push_back(Arc::clone(topic));
             self.shared.bell.notify_one();

@@ -1,5 +1,6 @@
 //! One task's stream in memory: the tail of its log behind one lock, and the queue in front of its writer.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::PoisonError;
@@ -8,6 +9,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::batch::Batch;
 use super::forwarder::{Connections, Forwarder};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
@@ -69,9 +71,32 @@ pub struct QueueLimits {
 /// Events that wait for the writer.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) offers: VecDeque<Offer>,
+    pub(super) work: VecDeque<Work>,
     /// Whether the writer already has this topic on its list.
     pub(super) listed: bool,
+}
+
+/// One place in the queue.
+#[derive(Debug)]
+pub(super) enum Work {
+    One(Offer),
+    Many(Batch),
+}
+
+impl Work {
+    pub(super) fn events(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(batch) => batch.len(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::One(offer) => offer.bytes(),
+            Self::Many(batch) => batch.bytes(),
+        }
+    }
 }
 
 /// An event on its way to the log: it has everything but its number.
@@ -82,7 +107,7 @@ pub struct Offer {
     /// When it happened.
     pub at: Timestamp,
     /// Its kind.
-    pub kind: Box<str>,
+    pub kind: Cow<'static, str>,
     /// Its data as JSON, already within the bounds of an event.
     pub data: Box<str>,
     /// Its data before it was cut, if it was.
@@ -102,6 +127,9 @@ pub enum Refused {
     /// The task was deleted, or its log replaced by another.
     #[error("the log of this task is no longer there")]
     LogGone,
+    /// Another request has taken the turn to speak for the run.
+    #[error("another request feeds this run now")]
+    Fenced,
     /// The server is going down.
     #[error("the server is stopping")]
     Stopping,

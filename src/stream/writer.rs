@@ -10,9 +10,10 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tracing::{error, info, warn};
 
-use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, weight};
+use super::batch::Batch;
+use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight};
 use super::numbering::{Numbering, Numberings};
-use super::topic::{Offer, Queue, Refused, Topic};
+use super::topic::{Offer, Queue, Refused, Topic, Work};
 use crate::event::Seq;
 use crate::failpoint;
 use crate::record::Fold;
@@ -72,13 +73,13 @@ impl Drop for Ending {
 #[derive(Default)]
 struct Group {
     jobs: Vec<Job>,
-    batches: Vec<(Arc<Topic>, Vec<Offer>)>,
+    batches: Vec<(Arc<Topic>, Vec<Work>)>,
     stop: bool,
 }
 
 impl Intake {
     pub(super) fn write_until_stopped(&self, connection: &Connection) {
-        let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
+        let mut kept: Vec<(Arc<Topic>, Vec<Work>)> = Vec::new();
         let mut pause = RETRY.0;
         loop {
             let waiting = match (kept.is_empty(), self.is_writable()) {
@@ -97,7 +98,7 @@ impl Intake {
             } else if self.is_stopping() {
                 // Tried once more after the stop was asked for; a full disk must not keep the server alive.
                 warn!(
-                    events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
+                    events = unsaved.iter().flat_map(|(_, work)| work).map(Work::events).sum::<usize>(),
                     "stopping while the store cannot be written: these events are lost, nobody has seen them"
                 );
                 break;
@@ -138,8 +139,7 @@ impl Intake {
         let mut lost = 0;
         for topic in inbox.ready.drain(..) {
             let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            lost += queue.offers.len();
-            queue.offers.clear();
+            lost += queue.work.drain(..).map(|work| work.events()).sum::<usize>();
             queue.listed = false;
         }
         drop(inbox);
@@ -153,7 +153,7 @@ impl Intake {
     }
 
     /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
-    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Offer>)>, retry: Option<Duration>) -> Group {
+    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Work>)>, retry: Option<Duration>) -> Group {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || !kept.is_empty());
@@ -179,7 +179,7 @@ impl Intake {
     }
 
     /// Commits a group, then tells everyone. Gives back the batches of a group that could not be saved.
-    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Offer>)> {
+    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Work>)> {
         let Group { jobs, batches, .. } = group;
         if jobs.is_empty() && batches.is_empty() {
             if !self.is_writable() {
@@ -197,10 +197,13 @@ impl Intake {
             for job in jobs.by_ref() {
                 run_job(connection, &mut numberings, job, &mut answers)?;
             }
-            for (topic, offers) in &batches {
+            for (topic, works) in &batches {
                 let numbering = numberings.of(topic);
-                for offer in offers {
-                    acks.push(numbering.number(connection, offer)?);
+                for work in works {
+                    acks.push(match work {
+                        Work::One(offer) => numbering.number(connection, offer)?,
+                        Work::Many(batch) => numbering.number_batch(connection, batch)?,
+                    });
                 }
             }
             for numbering in &mut numberings.all {
@@ -237,7 +240,7 @@ impl Intake {
     }
 
     fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, numbered, staged, .. } = numbering;
+        let Numbering { topic, segments, kinds, numbered, producers, staged, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
         let apply = |fold: &mut Fold| {
@@ -245,29 +248,34 @@ impl Intake {
                 let text = event.text.as_deref().unwrap_or_default();
                 fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
             }
+            for turned in &producers {
+                fold.note_producer(turned.run, turned.seq, Some(turned.turn.last_n));
+                turned.turn.note_saved();
+            }
         };
-        topic.show(&self.connections, segments, apply, numbered.iter().map(|event| &*event.kind));
+        topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
         if changes_task {
             self.changes.note(id);
         }
     }
 
     /// Gives the places in the queue back and tells those who wait for their numbers.
-    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Offer>)>, results: Vec<Result<Seq, Refused>>) {
+    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Work>)>, results: Vec<Result<Seq, Refused>>) {
         let mut results = results.into_iter();
-        for (topic, offers) in batches {
-            let (mut places, mut bytes) = (0, 0);
-            for offer in offers {
+        for (topic, works) in batches {
+            let (mut free, mut bytes) = (0, 0);
+            for work in works {
                 let result = results.next().unwrap_or(Err(Refused::Stopping));
-                if !offer.is_from_reserve() {
-                    places += 1;
-                    bytes += weight(&offer, &self.limits) as usize;
+                if !matches!(&work, Work::One(offer) if offer.is_from_reserve()) {
+                    free += places(work.events(), &self.limits) as usize;
+                    bytes += weight(work.bytes(), &self.limits) as usize;
                 }
-                if let Some(ack) = offer.ack {
+                let (Work::One(Offer { ack, .. }) | Work::Many(Batch { ack, .. })) = work;
+                if let Some(ack) = ack {
                     let _ = ack.send(result);
                 }
             }
-            topic.slots.add_permits(places);
+            topic.slots.add_permits(free);
             topic.bytes.add_permits(bytes);
             self.queues_bytes.add_permits(bytes);
         }
@@ -312,9 +320,9 @@ fn take_batches(inbox: &mut Inbox, group: &mut Group) {
         let most_bytes = (GROUP_BYTES / share).min(GROUP_BYTES - bytes);
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = take(&mut queue, most_events, most_bytes);
-        events += taken.len();
-        bytes += taken.iter().map(Offer::bytes).sum::<usize>();
-        queue.listed = !queue.offers.is_empty();
+        events += taken.iter().map(Work::events).sum::<usize>();
+        bytes += taken.iter().map(Work::bytes).sum::<usize>();
+        queue.listed = !queue.work.is_empty();
         let again = queue.listed;
         drop(queue);
         if again {
@@ -326,20 +334,20 @@ fn take_batches(inbox: &mut Inbox, group: &mut Group) {
     }
 }
 
-fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Offer> {
-    let mut bytes = 0;
+fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Work> {
+    let (mut events, mut bytes) = (0, 0);
     let count = queue
-        .offers
+        .work
         .iter()
-        .take(most_events)
-        .take_while(|offer| {
-            bytes += offer.bytes();
-            bytes <= most_bytes
+        .take_while(|work| {
+            events += work.events();
+            bytes += work.bytes();
+            events <= most_events && bytes <= most_bytes
         })
         .count()
         .max(1)
-        .min(queue.offers.len());
-    queue.offers.drain(..count).collect()
+        .min(queue.work.len());
+    queue.work.drain(..count).collect()
 }
 
 /// Runs one job in a savepoint: what it fails at is undone and answered, the group goes on. An error here means
