@@ -21,14 +21,17 @@ use crate::stream::log;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::Topic;
 
+use act::Acts;
 use door::Door;
 use error::ApiError;
 use live::{Live, Opening};
 use socket::Came;
 use wire::Viewer;
 
+pub mod act;
 pub mod auth;
 pub mod board;
+pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -56,6 +59,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// What can be asked of them.
+    pub acts: Acts,
     /// Their streams.
     pub publisher: Publisher,
     /// What is kept.
@@ -87,6 +92,10 @@ pub fn router(api: Api) -> Router {
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
         .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/retry", post(runs::retry))
+        .route("/runs/{run}/message", post(runs::message))
+        .route("/runs/{run}/approve", post(runs::approve))
+        .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
         .route("/session/codes", post(session::make_code))

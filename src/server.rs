@@ -14,14 +14,18 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::api::act::Acts;
 use crate::api::auth::{self, Authority};
 use crate::api::board::Board;
+use crate::api::command::Commands;
 use crate::api::door::Door;
 use crate::api::hub::{Closing, Hub, SocketLimits};
 use crate::api::live::{Live, LiveLimits};
 use crate::api::notice::Notices;
+use crate::api::once::Keys;
 use crate::api::socket::{self, Tcp, Unix};
 use crate::api::status::About;
 use crate::api::wire::Viewer;
@@ -290,7 +294,11 @@ impl Server {
         let grace = self.config.runs.shutdown_grace;
         tokio::join!(self.api.runs.shut_down(grace), self.say_goodbye());
         self.stop.cancel();
-        let last = async { while self.tasks.join_next().await.is_some() {} };
+        self.api.live.commands.under_way.close();
+        let last = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.api.live.commands.under_way.wait().await;
+        };
         if tokio::time::timeout(LAST_REQUESTS, last).await.is_err() {
             self.tasks.shutdown().await;
         }
@@ -377,7 +385,12 @@ fn api(
         address: format!("http://{address}"),
         authority: Arc::clone(&authority),
     };
+    let acts = Acts {
+        runs: runs.clone(),
+        keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()),
+    };
     let live = Live {
+        commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
             per_credential: stream.connections_per_credential,
@@ -404,6 +417,7 @@ fn api(
         store: Arc::clone(&viewer.store),
         viewer,
         runs,
+        acts,
         door: Arc::new(door),
         live,
         planner: Arc::new(Notify::new()),
@@ -424,7 +438,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         continue;
                     }
                     Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
-                    Some(_) => registry.redefine(&id, definition, Some(path)).await,
+                    Some(_) => registry.redefine(&id, definition, Some(path), |_| Ok(())).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
                 match done {

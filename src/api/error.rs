@@ -78,6 +78,16 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         self.status
     }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -171,6 +181,7 @@ impl From<RunError> for ApiError {
             RunError::NoTask(id) => Self::no_task(id.as_str()),
             RunError::NoRun(id) => Self::no_run(&id.to_string()),
             RunError::Over(run) => Self::new(StatusCode::CONFLICT, "run_over", detail).with("run", json!(run)),
+            RunError::NotOver(run) => Self::new(StatusCode::CONFLICT, "conflict", detail).with("run", json!(run)),
             RunError::QueueFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail),
             RunError::Param(name, _) if name.is_empty() => Self::invalid("params", detail),
             RunError::Param(name, _) => Self::invalid(&format!("params.{name}"), detail),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
@@ -42,6 +42,9 @@ pub enum ClientFrame {
         /// Chosen by the client; the answer names it.
         #[serde(default)]
         id: Value,
+        /// What, and what that needs.
+        #[serde(flatten)]
+        what: Map<String, Value>,
     },
 }
 
@@ -174,6 +177,11 @@ pub fn events(sub: u32, slice: &Slice) -> String {
 /// `caught_up`.
 pub fn caught_up(sub: u32, seq: Seq) -> String {
     json!({ "type": "caught_up", "sub": sub, "seq": seq }).to_string()
+}
+
+/// `done`: a command was carried out, now or before.
+pub fn done(id: &Value, result: &Value) -> String {
+    json!({ "type": "done", "id": id, "result": result }).to_string()
 }
 
 /// `error` about a frame, a sub or a command.

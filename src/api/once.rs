@@ -98,9 +98,15 @@ impl Drop for Place {
     }
 }
 
-/// A request under a key, in its turn: nobody else acts under that key as long as this is there.
-#[derive(Debug)]
+/// A request in its turn: nobody else acts under its key as long as this is there. One without a key has no turn to
+/// wait for, and nothing of it is noted.
+#[derive(Debug, Default)]
 pub struct Once {
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
     keys: Keys,
     key: Key,
     request: Request,
@@ -125,11 +131,12 @@ impl Keys {
         Self { store, publisher, lines: Arc::default() }
     }
 
-    /// Waits until nobody else acts under this key. `asked` is the whole request in one text.
+    /// Waits until nobody else acts under this key, if there is one. `asked` is the whole request in one text.
     ///
     /// # Errors
     /// 409 `conflict` when somebody is at another request under this key.
-    pub async fn enter(&self, key: Key, asked: &str, by: &Credential) -> Result<Once, ApiError> {
+    pub async fn enter(&self, key: Option<Key>, asked: &str, by: &Credential) -> Result<Once, ApiError> {
+        let Some(key) = key else { return Ok(Once::default()) };
         let request: Request = Sha256::digest(asked.as_bytes()).into();
         let (turn, place) = {
             let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,23 +148,8 @@ impl Keys {
             (Arc::clone(&line.turn), Place { lines: Arc::clone(&self.lines), key: key.clone() })
         };
         let turn = turn.lock_owned().await;
-        Ok(Once { keys: self.clone(), key, request, by: Arc::clone(&by.id), _turn: turn, _place: place })
-    }
-
-    /// The same for a call whose key is in a header; none without one.
-    ///
-    /// # Errors
-    /// As for [`Keys::enter`], and 400 for a key that is none.
-    pub async fn of_call(
-        &self,
-        headers: &HeaderMap,
-        asked: &str,
-        by: &Credential,
-    ) -> Result<Option<Once>, ApiError> {
-        match Key::of(headers)? {
-            Some(key) => Ok(Some(self.enter(key, asked, by).await?)),
-            None => Ok(None),
-        }
+        let held = Held { keys: self.clone(), key, request, by: Arc::clone(&by.id), _turn: turn, _place: place };
+        Ok(Once { held: Some(held) })
     }
 }
 
@@ -167,17 +159,49 @@ impl Once {
     /// # Errors
     /// 409 `conflict` when the key was used for something else, 429 `limit` when no more keys can be remembered.
     pub async fn done(&self) -> Result<Option<Done>, ApiError> {
-        self.look(self.key.clone()).await
+        match &self.held {
+            Some(held) => held.look(held.key.clone()).await,
+            None => Ok(None),
+        }
     }
 
-    /// What the second half of the call did already. It has a transaction, and so a key, of its own.
+    /// What the second half of the request did already. It has a transaction, and so a key, of its own.
     ///
     /// # Errors
     /// As for [`Once::done`].
     pub async fn done_of(&self, part: &str) -> Result<Option<Done>, ApiError> {
-        self.look(self.key.then(part)).await
+        match &self.held {
+            Some(held) => held.look(held.key.then(part)).await,
+            None => Ok(None),
+        }
     }
 
+    /// What notes the effect, for the transaction in which it is done.
+    pub fn note(&self) -> Note {
+        Note(self.held.as_ref().map(|held| held.entry(held.key.clone())))
+    }
+
+    /// The same for the second half of the request.
+    pub fn note_of(&self, part: &str) -> Note {
+        Note(self.held.as_ref().map(|held| held.entry(held.key.then(part))))
+    }
+
+    /// Notes an effect that is there already and that comes to the same when it is asked for again.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn keep(&self, done: Done) -> Result<(), StoreError> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let note = self.note();
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            note.write(connection, &done.task, done.run)?;
+            Ok(((), Vec::new()))
+        };
+        held.keys.publisher.transact(act).await.map(drop)
+    }
+}
+
+impl Held {
     async fn look(&self, key: Key) -> Result<Option<Done>, ApiError> {
         let (by, now) = (Arc::clone(&self.by), self.now());
         match self.keys.store.read(move |connection| look_up(connection, &key, &by, now)).await? {
@@ -191,31 +215,8 @@ impl Once {
         }
     }
 
-    /// What notes the effect, for the transaction in which it is done.
-    pub fn note(&self) -> Note {
-        self.note_as(self.key.clone())
-    }
-
-    /// The same for the second half of the call.
-    pub fn note_of(&self, part: &str) -> Note {
-        self.note_as(self.key.then(part))
-    }
-
-    fn note_as(&self, key: Key) -> Note {
-        Note { key, request: self.request, by: Arc::clone(&self.by), now: self.now() }
-    }
-
-    /// Notes an effect that is there already and that comes to the same when it is asked for again.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn keep(&self, done: Done) -> Result<(), StoreError> {
-        let note = self.note();
-        let act = move |connection: &Connection| -> Result<_, StoreError> {
-            note.write(connection, &done.task, done.run)?;
-            Ok(((), Vec::new()))
-        };
-        self.keys.publisher.transact(act).await.map(drop)
+    fn entry(&self, key: Key) -> Entry {
+        Entry { key, request: self.request, by: Arc::clone(&self.by), now: self.now() }
     }
 
     fn now(&self) -> Timestamp {
@@ -238,7 +239,10 @@ fn too_many_keys() -> ApiError {
 
 /// Notes what is done under a key, in the transaction in which it is done.
 #[derive(Debug)]
-pub struct Note {
+pub struct Note(Option<Entry>);
+
+#[derive(Debug)]
+struct Entry {
     key: Key,
     request: Request,
     by: Arc<str>,
@@ -246,20 +250,21 @@ pub struct Note {
 }
 
 impl Note {
-    /// Notes it. Keys that are too old go, a few at a time.
+    /// Notes it, if there is a key. Keys that are too old go, a few at a time.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub fn write(&self, connection: &Connection, task: &TaskId, run: Option<RunId>) -> rusqlite::Result<()> {
+        let Some(Entry { key, request, by, now }) = &self.0 else { return Ok(()) };
         let sweep = "DELETE FROM effects WHERE key IN (SELECT key FROM effects WHERE at <= ?1 ORDER BY at LIMIT ?2)";
-        connection.prepare_cached(sweep)?.execute(params![oldest(self.now), SWEPT])?;
+        connection.prepare_cached(sweep)?.execute(params![oldest(*now), SWEPT])?;
         // In its turn nobody else has it: what may be there is too old and not swept yet.
         let insert = "INSERT OR REPLACE INTO effects (key, request, run, task, at, credential)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let run = run.map(|run| run.to_string()).unwrap_or_default();
         connection
             .prepare_cached(insert)?
-            .execute(params![&*self.key.0, self.request, run, task.as_str(), self.now.as_microsecond(), &*self.by])
+            .execute(params![&*key.0, request, run, task.as_str(), now.as_microsecond(), &**by])
             .map(drop)
     }
 }

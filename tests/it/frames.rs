@@ -473,23 +473,6 @@ async fn two_subs_of_one_socket_do_not_hold_each_other_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_over_the_socket_is_answered_with_where_to_send_it() {
-    let home = Home::new("");
-    let server = home.serve().await;
-    let mut watcher = server.client.watch(json!([])).await;
-    for n in 0..8 {
-        watcher.send(json!({ "type": "command", "id": format!("c{n}"), "op": "run", "task": "x" })).await;
-        let error = watcher.next().await;
-        assert_eq!(
-            (&error["code"], &error["id"]),
-            (&json!("forbidden"), &json!(format!("c{n}"))),
-            "and is no bad frame"
-        );
-    }
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_ping_of_the_transport_is_a_sign_of_life_and_is_answered() {
     use futures_util::StreamExt;
     let home = Home::new(NO_HEARTBEAT);

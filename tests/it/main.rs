@@ -6,6 +6,7 @@ mod attack;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod commands;
 mod config;
 #[cfg(feature = "failpoints")]
 mod disk;
