@@ -7,6 +7,8 @@ mod cli;
 mod cli_commands;
 mod cli_live;
 mod commands;
+#[cfg(feature = "failpoints")]
+mod commands_faults;
 mod config;
 #[cfg(feature = "failpoints")]
 mod disk;
