@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::wire::Viewer;
+use super::wire::{TaskView, Viewer};
 use crate::event::TaskId;
 use crate::store::StoreError;
 use crate::stream::forwarder::Peer;
@@ -17,6 +17,11 @@ use crate::stream::forwarder::Peer;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// How many changes are kept for those who lag; who lags more gets the whole list.
 const KEPT: usize = 64;
+/// The most bytes of one frame: a list that is longer comes in several, far below what a frame may have.
+const MOST_BYTES: usize = 256 * 1024;
+/// Where the count of changes begins. A whole list that comes in parts counts up to the change at which it stands, so
+/// there must be numbers below it.
+const FIRST_REV: u64 = 1_000_000;
 
 /// The list of tasks as it changes.
 #[derive(Debug)]
@@ -25,7 +30,7 @@ pub struct Board {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     rev: u64,
     /// The frames of the last changes, the newest last.
@@ -47,7 +52,8 @@ pub enum Due {
 impl Board {
     /// A board nobody looks at yet.
     pub fn new(viewer: Viewer) -> Arc<Self> {
-        Arc::new(Self { viewer, state: Mutex::default() })
+        let state = State { rev: FIRST_REV, frames: VecDeque::new(), lookers: HashMap::new() };
+        Arc::new(Self { viewer, state: Mutex::new(state) })
     }
 
     /// Follows the changes until told to stop.
@@ -74,20 +80,21 @@ impl Board {
             self.state().rev += 1;
             return Ok(());
         }
-        let (mut items, mut removed) = (Vec::new(), Vec::new());
+        let mut parts = Parts::default();
         for id in changed {
             match self.viewer.one(&id).await? {
-                Some(view) => items.push(view),
-                None => removed.push(id),
+                Some(view) => parts.item(&view),
+                None => parts.removed(&id),
             }
         }
         let peers: Vec<_> = {
             let mut state = self.state();
-            state.rev += 1;
-            let rev = state.rev;
-            let frame = json!({ "type": "tasks", "rev": rev, "full": false, "items": items, "removed": removed });
-            state.frames.push_back((rev, frame.to_string().into()));
-            if state.frames.len() > KEPT {
+            for part in parts.all {
+                state.rev += 1;
+                let rev = state.rev;
+                state.frames.push_back((rev, part.frame(rev, false).into()));
+            }
+            while state.frames.len() > KEPT {
                 state.frames.pop_front();
             }
             state.lookers.values().cloned().collect()
@@ -120,19 +127,77 @@ impl Board {
         }
     }
 
-    /// The whole list, at the revision that goes with it.
+    /// The whole list, at the revision that goes with it: one frame, or several that follow each other.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn all(&self) -> Result<(u64, String), StoreError> {
+    pub async fn all(&self) -> Result<(u64, Vec<String>), StoreError> {
         // The number first: a change in between comes again as a change, which is harmless.
         let rev = self.state().rev;
-        let items = self.viewer.all().await?;
-        let frame = json!({ "type": "tasks", "rev": rev, "full": true, "items": items, "removed": [] });
-        Ok((rev, frame.to_string()))
+        let mut parts = Parts::default();
+        for view in self.viewer.all().await? {
+            parts.item(&view);
+        }
+        if parts.all.is_empty() {
+            parts.all.push(Part::default());
+        }
+        let before = parts.all.len() as u64 - 1;
+        let first = rev.saturating_sub(before);
+        let frames = parts.all.iter().zip(first..).map(|(part, rev)| part.frame(rev, rev == first));
+        Ok((rev, frames.collect()))
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A list in pieces, each of which fits into a frame.
+#[derive(Debug, Default)]
+struct Parts {
+    all: Vec<Part>,
+}
+
+/// What goes into one frame.
+#[derive(Debug, Default)]
+struct Part {
+    items: String,
+    removed: String,
+}
+
+impl Parts {
+    fn item(&mut self, view: &TaskView) {
+        let text = view.fitted(MOST_BYTES / 2).to_string();
+        let items = &mut self.with_room(text.len()).items;
+        push(items, &text);
+    }
+
+    fn removed(&mut self, id: &TaskId) {
+        let text = json!(id).to_string();
+        let removed = &mut self.with_room(text.len()).removed;
+        push(removed, &text);
+    }
+
+    fn with_room(&mut self, bytes: usize) -> &mut Part {
+        let is_full = |part: &Part| part.items.len() + part.removed.len() + bytes > MOST_BYTES;
+        if self.all.last().is_none_or(is_full) {
+            self.all.push(Part::default());
+        }
+        let last = self.all.len() - 1;
+        &mut self.all[last]
+    }
+}
+
+fn push(list: &mut String, text: &str) {
+    if !list.is_empty() {
+        list.push(',');
+    }
+    list.push_str(text);
+}
+
+impl Part {
+    fn frame(&self, rev: u64, full: bool) -> String {
+        let Self { items, removed } = self;
+        format!(r#"{{"type":"tasks","rev":{rev},"full":{full},"items":[{items}],"removed":[{removed}]}}"#)
     }
 }

@@ -406,9 +406,9 @@ impl Session {
     }
 
     async fn send_list(&mut self) -> Result<(), End> {
-        let (rev, text) = self.live.board.all().await?;
+        let (rev, frames) = self.live.board.all().await?;
         self.list = Some(rev);
-        self.outbox.push_back(text.into());
+        self.outbox.extend(frames.into_iter().map(Utf8Bytes::from));
         Ok(())
     }
 
@@ -543,7 +543,7 @@ impl Session {
         let log = Bounds { generation, head, ..sub.reader.bounds() };
         let id = &sub.reader.topic().id;
         info!(task = %id, ?why, %have, "watcher starts again behind a snapshot");
-        let view = self.live.viewer.one(id).await?;
+        let view = self.live.viewer.one(id).await?.map(|view| view.fitted(frame::MAX_SNAPSHOT / 4));
         if again {
             let runs = sub.open_runs();
             self.outbox.push_back(frame::subscribed(sub.number, id, "reset", &log, seq.next(), &runs).into());

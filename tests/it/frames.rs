@@ -535,3 +535,131 @@ async fn a_client_that_closes_is_let_go_and_its_run_goes_on() {
     assert!(is_terminal(server.client.pages("job").await.last().unwrap()));
     server.stop().await;
 }
+
+/// The text of the next frame of a type.
+async fn text_of(watcher: &mut Watcher, wanted: &str) -> String {
+    use futures_util::StreamExt;
+    loop {
+        let message = timeout(SOON, watcher.socket.next()).await.expect("nothing came").unwrap().unwrap();
+        let Message::Text(text) = message else { continue };
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        if frame["type"] == wanted {
+            return text.as_str().to_owned();
+        }
+    }
+}
+
+/// The most bytes of a frame of the server.
+const MOST: usize = 384 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_too_large_for_one_frame_comes_in_several_whose_revs_grow_by_one() {
+    let home = Home::new(NO_HEARTBEAT);
+    let server = home.serve().await;
+    let words = "x".repeat(2000);
+    let task = |n: usize| json!({ "id": format!("t{n:04}"), "title": "t", "description": words, "run": false,
+                                  "steps": [{ "run": "true" }] });
+    let add = async |numbers: std::ops::Range<usize>| {
+        for n in numbers {
+            assert_eq!(server.client.post("/tasks", task(n)).await.0, 201);
+        }
+    };
+    add(0..300).await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let mut rev = 0;
+    // Asked twice, and each time it is the same whole list.
+    for _ in 0..2 {
+        watcher.send(json!({ "type": "tasks" })).await;
+        let mut ids: Vec<Value> = Vec::new();
+        let mut frames = 0;
+        while ids.len() < 300 {
+            let text = text_of(&mut watcher, "tasks").await;
+            assert!(text.len() <= MOST, "{} bytes", text.len());
+            let frame: Value = serde_json::from_str(&text).unwrap();
+            if ids.is_empty() && frame["full"] == false {
+                // A change that was on its way when the list was asked for.
+                continue;
+            }
+            assert_eq!(frame["full"], ids.is_empty(), "the first is the list, the others go on with it");
+            assert!(ids.is_empty() || frame["rev"] == rev + 1, "{} follows {rev}", frame["rev"]);
+            rev = frame["rev"].as_u64().unwrap();
+            ids.extend(frame["items"].as_array().unwrap().iter().map(|task| task["id"].clone()));
+            frames += 1;
+        }
+        assert!(frames > 1);
+        assert_eq!(ids, (0..300).map(|n| json!(format!("t{n:04}"))).collect::<Vec<_>>());
+    }
+    // Many changes at once do not make a frame too large either.
+    add(300..320).await;
+    for n in 0..320 {
+        server.client.post(&format!("/tasks/t{n:04}/pause"), json!({})).await;
+    }
+    let mut paused = std::collections::BTreeSet::new();
+    while paused.len() < 320 {
+        let text = text_of(&mut watcher, "tasks").await;
+        assert!(text.len() <= MOST, "{} bytes", text.len());
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&frame["full"], &frame["rev"]), (&json!(false), &json!(rev + 1)));
+        rev += 1;
+        let items = frame["items"].as_array().unwrap().iter();
+        paused.extend(items.filter(|task| task["state"] == "paused").map(|task| task["id"].to_string()));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_changes_is_a_few_frames_and_who_lags_behind_gets_the_whole_list() {
+    let home = Home::new(NO_HEARTBEAT).shell_task("a", "true").shell_task("b", "true");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    watcher.send(json!({ "type": "tasks" })).await;
+    let mut rev = watcher.next().await["rev"].as_u64().unwrap();
+    let begin = tokio::time::Instant::now();
+    for n in 0..200 {
+        let call = if n % 2 == 0 { "pause" } else { "resume" };
+        server.client.post(&format!("/tasks/a/{call}"), json!({})).await;
+    }
+    server.client.post("/tasks/b/pause", json!({})).await;
+    let mut frames = 0;
+    loop {
+        let frame = watcher.next().await;
+        assert_eq!((&frame["type"], &frame["rev"], &frame["full"]), (&json!("tasks"), &json!(rev + 1), &json!(false)));
+        (rev, frames) = (rev + 1, frames + 1);
+        if frame["items"].as_array().unwrap().iter().any(|task| task["id"] == "b") {
+            break;
+        }
+    }
+    let most = begin.elapsed().as_millis() / 100 + 2;
+    assert!(frames <= most, "{frames} frames for 201 changes within {:?}", begin.elapsed());
+
+    // Revisions that are no longer kept: the board says "all".
+    let board = &server.server.api().live.board;
+    assert!(matches!(board.due(rev - 1000), rejoin::api::board::Due::All));
+    assert!(matches!(board.due(rev), rejoin::api::board::Due::Nothing));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_of_any_size_fits_into_the_frames_that_show_it() {
+    let home = Home::new(&format!("{NO_HEARTBEAT}\nreplay_events = 2"));
+    let server = home.serve().await;
+    let params: serde_json::Map<String, Value> =
+        (0..4000).map(|n| (format!("p{n}"), json!({ "default": "y".repeat(60) }))).collect();
+    let large = json!({ "id": "large", "title": "Large", "description": "d".repeat(500_000), "params": params,
+                        "steps": [{ "run": "true" }], "run": false });
+    let (status, made) = server.client.post("/tasks", large).await;
+    assert_eq!(status, 201, "{made}");
+    Play::begin(&server, "large").await.thoughts(10).await;
+    server.client.until("/tasks/large", |task| task["head"] == 12).await;
+    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "large" }])).await;
+    let snapshot = text_of(&mut watcher, "snapshot").await;
+    assert!(snapshot.len() <= 256 * 1024, "{} bytes", snapshot.len());
+    watcher.send(json!({ "type": "tasks" })).await;
+    let list = text_of(&mut watcher, "tasks").await;
+    assert!(list.len() <= MOST, "{} bytes", list.len());
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list["items"][0]["id"], &list["items"][0]["truncated"]), (&json!("large"), &json!(true)));
+    let (_, whole) = server.client.get("/tasks/large").await;
+    assert_eq!(whole["description"].as_str().unwrap().len(), 500_000, "the whole is there over HTTP");
+    server.stop().await;
+}
