@@ -14,12 +14,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
-use crate::event::Gen;
 use crate::run::queue::Runs;
-use crate::store::{Store, StoreError};
-use crate::stream::log;
+use crate::store::Store;
 use crate::stream::publish::Publisher;
-use crate::stream::topic::Topic;
 
 use act::Acts;
 use door::Door;
@@ -155,39 +152,6 @@ async fn open_live(
         .max_message_size(frame::MAX_MESSAGE)
         .max_frame_size(frame::MAX_MESSAGE)
         .on_upgrade(move |socket| api.live.serve(socket, opening))
-}
-
-/// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come next
-/// must not be taken for those that were seen. Gives the id that is in force then.
-///
-/// # Errors
-/// When the store cannot be written.
-pub async fn renew_log(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
-    // To its end, whoever hangs up: the log and what readers know of it never part.
-    let renewed = tokio::spawn(async move { renew(&publisher, &topic, seen).await });
-    renewed.await.map_err(|error| StoreError::Broken(error.to_string()))?
-}
-
-async fn renew(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    if topic.tail().generation != seen {
-        return Ok(topic.tail().generation);
-    }
-    let (fresh, no) = (Gen::random(), topic.no);
-    let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
-        // Another may have renewed it since.
-        let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
-        let renewed = now == Some(seen);
-        if renewed {
-            log::set_generation(connection, no, fresh)?;
-        }
-        Ok((if renewed { fresh } else { now.unwrap_or(fresh) }, Vec::new()))
-    };
-    let (generation, _) = publisher.transact(act).await?;
-    topic.tail().generation = generation;
-    tracing::warn!(task = %topic.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
-    publisher.wake_all(topic);
-    Ok(generation)
 }
 
 /// Reads a JSON body; an empty one is an empty object.

@@ -208,6 +208,11 @@ impl Mark {
         }
     }
 
+    /// Whether events of a kind mean anything for the state of their task.
+    pub fn is_made_by(kind: &str) -> bool {
+        matches!(kind, "status" | "tool_use" | "tool_result")
+    }
+
     /// The mark of an event as it stands in the log.
     pub fn of_stored(kind: &str, data: &str) -> Self {
         #[derive(Deserialize)]

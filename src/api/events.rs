@@ -104,7 +104,7 @@ pub async fn page(
         Err(gone) => {
             let mut generation = bounds.generation;
             if gone == Gone::Future {
-                generation = super::renew_log(&api.publisher, &topic, bounds.generation).await?;
+                generation = api.publisher.renew(&topic, bounds.generation).await?;
             }
             Err(gone.error(&bounds, generation))
         }

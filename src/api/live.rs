@@ -532,7 +532,7 @@ impl Session {
         if why == Why::Future {
             // The log has lost its end: what comes next must not be taken for what the client has seen.
             let topic = sub.reader.topic();
-            super::renew_log(&self.live.viewer.publisher, topic, sub.reader.bounds().generation).await?;
+            self.live.viewer.publisher.renew(topic, sub.reader.bounds().generation).await?;
         }
         let snapshot = match why {
             Why::FromStart => sub.reader.snapshot_before_last_work(store, limits).await?,
