@@ -9,8 +9,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -244,9 +245,11 @@ impl Server {
         self.tasks.spawn(runs.clone().dispatch());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
+        let (held, clock_held) = watch::channel(None);
         let planner =
-            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
+            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again, held };
         self.tasks.spawn(planner.run(self.no_more.clone()));
+        self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         let limits = self.config.retention.clone();
@@ -499,6 +502,30 @@ async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken
         tokio::select! {
             () = stop.cancelled() => return,
             changed = writable.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
+async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Live, stop: CancellationToken) {
+    const CODE: &str = "clock_wrong";
+    loop {
+        let until = *held.borrow_and_update();
+        match until {
+            Some(until) => {
+                let until = crate::clock::rfc3339(until);
+                let text = format!(
+                    "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
+                    Schedules are held until it has caught up; set the clock and they go on. Runs by hand are not held."
+                );
+                live.notices.say(CODE, text, live.clock.now());
+            }
+            None => live.notices.lift(CODE, "The clock is right again: schedules go on."),
+        }
+        live.hub.wake_all();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = held.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures_util::SinkExt;
+use jiff::{SignedDuration, Timestamp};
+use rejoin::clock::Clock;
 use rejoin::event::State;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -441,6 +443,34 @@ async fn a_notice_is_told_on_change_and_to_newcomers_before_anything_else_while_
     assert_eq!((&over["code"], &over["over"]), (&json!("clock_wrong"), &json!(true)));
     let mut later = server.client.watch(json!([{ "sub": 1, "task": "job" }])).await;
     assert_eq!(later.next().await["type"], "subscribed", "what is over is no news");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_is_told_while_it_lasts_and_when_it_is_over() {
+    let begin = "2026-03-01T12:00:00Z".parse::<Timestamp>().unwrap();
+    let clock = Clock::standing_at(begin);
+    // Due once a day: behind the clock that was set back nothing is due for hours.
+    let daily = "title = \"daily\"\n[schedule]\ncron = \"0 0 * * *\"\n[[steps]]\nrun = \"true\"\n";
+    let home = Home::new(NO_HEARTBEAT).task("daily", daily);
+    let server = home.serve_at(clock.clone()).await;
+    let mut watcher = server.client.watch(json!([])).await;
+    clock.set(begin - SignedDuration::from_mins(80));
+    let notice = watcher.next().await;
+    assert_eq!(
+        (&notice["type"], &notice["code"], &notice["over"]),
+        (&json!("notice"), &json!("clock_wrong"), &json!(false)),
+        "{notice}"
+    );
+    assert!(notice["text"].as_str().unwrap().contains("2026-03-01T12:00:00"), "{notice}");
+    assert_eq!(server.client.watch(json!([])).await.next().await, notice, "newcomers are told too");
+    // Runs by hand are not held.
+    let run = server.client.run("daily").await;
+    server.client.ended(&run).await;
+    clock.set(begin - SignedDuration::from_mins(40));
+    let over = watcher.next().await;
+    assert_eq!((&over["code"], &over["over"]), (&json!("clock_wrong"), &json!(true)), "{over}");
+    assert_eq!(server.client.get("/status").await.1["notices"], json!([]));
     server.stop().await;
 }
 
