@@ -20,6 +20,7 @@ use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
 
+use act::Acts;
 use auth::Credential;
 use door::Door;
 use error::ApiError;
@@ -27,8 +28,10 @@ use live::{Live, Opening};
 use socket::Came;
 use wire::Viewer;
 
+pub mod act;
 pub mod auth;
 pub mod board;
+pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -59,6 +62,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// What can be asked of them.
+    pub acts: Acts,
     /// Their streams.
     pub publisher: Publisher,
     /// What is kept.
@@ -90,6 +95,10 @@ pub fn router(api: Api) -> Router {
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
         .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
+        .route("/runs/{run}/retry", post(runs::retry))
+        .route("/runs/{run}/message", post(runs::message))
+        .route("/runs/{run}/approve", post(runs::approve))
+        .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))

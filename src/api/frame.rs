@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
@@ -50,6 +50,9 @@ pub enum ClientFrame {
         /// Chosen by the client; the answer names it.
         #[serde(default)]
         id: Value,
+        /// What, and what that needs.
+        #[serde(flatten)]
+        what: Map<String, Value>,
     },
 }
 
@@ -259,6 +262,11 @@ pub fn events(sub: u32, slice: &Slice) -> String {
 /// `caught_up`.
 pub fn caught_up(sub: Option<u32>, seq: Seq) -> Said {
     Said::new("caught_up", sub, json!({ "seq": seq }))
+}
+
+/// `done`: a command was carried out, now or before.
+pub fn done(id: &Value, result: &Value) -> String {
+    json!({ "type": "done", "id": id, "result": result }).to_string()
 }
 
 /// `error` about a frame, a sub or a command.

@@ -302,7 +302,7 @@ impl Story {
                 let status = rejoin::event::Status::new(rejoin::event::State::Cancelled, "removed");
                 let _ = running.api.publisher.publish(&topic, Some(run), &rejoin::event::Body::Status(status)).await;
             }
-            match running.api.viewer.registry.remove(&id).await {
+            match running.api.viewer.registry.remove(&id, |_| Ok(())).await {
                 Ok(_) => {
                     self.world.tick();
                     return self.world.trace("story", &format!("{task} removed"));
