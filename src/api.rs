@@ -43,6 +43,7 @@ pub mod runs;
 pub mod session;
 pub mod socket;
 pub mod status;
+pub mod sub;
 pub mod tasks;
 pub mod web;
 pub mod wire;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
+use super::auth::Refused;
 use crate::stream::forwarder::Peer;
 
 /// Why a socket is closed (`docs/protocol.md`, "Close codes").
@@ -43,6 +44,14 @@ impl Closing {
     pub const EXPIRED: Self = Self { code: 4505, word: "expired", retry_ms: None };
     /// A newer socket of the same client took its place.
     pub const REPLACED: Self = Self { code: 4514, word: "replaced", retry_ms: None };
+
+    /// What somebody is told who is not known.
+    pub const fn of_refused(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => Self::BAD_CREDENTIAL,
+            Refused::Expired => Self::EXPIRED,
+        }
+    }
 
     /// The reason as it goes into the close frame: JSON, at most 123 bytes.
     pub fn reason(&self) -> String {
