@@ -380,7 +380,7 @@ fn api(
         address: format!("http://{address}"),
         authority: Arc::clone(&authority),
     };
-    let live = Live {
+    let live = Arc::new(Live {
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
             per_credential: stream.connections_per_credential,
@@ -401,7 +401,7 @@ fn api(
         },
         boot: boot.as_str().into(),
         clock: viewer.publisher.clock().clone(),
-    };
+    });
     Api {
         publisher: viewer.publisher.clone(),
         store: Arc::clone(&viewer.store),
@@ -470,7 +470,7 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
 /// for: a machine that slept has not counted.
-async fn close_expired(live: Live, stop: CancellationToken) {
+async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
     loop {
         tokio::select! {
@@ -484,7 +484,7 @@ async fn close_expired(live: Live, stop: CancellationToken) {
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.
-async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {
