@@ -119,9 +119,11 @@ impl Live {
     pub async fn serve(self: Arc<Self>, upgraded: Upgraded, opening: Opening) {
         let meter = Arc::clone(&opening.meter);
         let mut wire = WebSocket::new(upgraded, Pace::new(meter, self.limits.slow_bytes));
-        let end = match self.hub.knock() {
+        let is_known = matches!(opening.header.as_ref().or(opening.cookie.as_ref()), Some(Ok(_)));
+        let end = match self.hub.knock(is_known) {
             Err(closing) => End::Close(closing),
-            Ok(knock) => match self.welcome(&mut wire, opening, knock).await {
+            // What happens once or seldom has a place of its own: what is in this one is memory of every watcher.
+            Ok(knock) => match Box::pin(self.welcome(&mut wire, opening, knock)).await {
                 Ok(mut session) => {
                     let end = session.run(&mut wire).await;
                     if let End::Close(closing) = &end {
@@ -134,8 +136,8 @@ impl Live {
         };
         match end {
             End::Gone => {}
-            End::Left => wire.answer_close().await,
-            End::Close(closing) => wire.goodbye(&closing).await,
+            End::Left => Box::pin(wire.answer_close()).await,
+            End::Close(closing) => Box::pin(wire.goodbye(&closing)).await,
         }
     }
 
@@ -172,7 +174,7 @@ impl Live {
         let mut session = Session {
             live: Arc::clone(self),
             member,
-            subs: Vec::new(),
+            subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
             greeting: hello.subscribe.into_iter().map(ClientFrame::Subscribe).collect(),
@@ -245,13 +247,17 @@ impl Session {
                 && self.greeting.is_empty()
                 && let Some(next) = inbox.pop_front()
             {
-                self.handle(next).await?;
+                Box::pin(self.handle(next)).await?;
             }
             let due = wire.takes() && (!self.outbox.is_empty() || self.has_due());
             if due && !wire.turn_is_over() {
                 continue;
             }
             wire.rest_if_idle();
+            self.rest();
+            if inbox.is_empty() {
+                inbox = VecDeque::new();
+            }
             let reads = inbox.len() < WAITING_FRAMES;
             let silent = reads.then(|| wire.heard() + limits.life);
             let stalls = wire.stalls_at(limits.slow_window);
@@ -314,9 +320,9 @@ impl Session {
                 return Ok(Some(next.into()));
             }
             if let Some(asked) = self.greeting.pop_front() {
-                self.handle(asked).await?;
+                Box::pin(self.handle(asked)).await?;
             } else if std::mem::take(&mut self.look) {
-                self.look_around().await?;
+                self.look_around().await;
             } else if std::mem::take(&mut self.heartbeat_due) {
                 return Ok(Some(Utf8Bytes::from(self.heartbeat()).into()));
             } else {
@@ -345,7 +351,7 @@ impl Session {
             }
             let mut pull = sub.reader.pull(max_bytes);
             if matches!(pull, Pull::InLog) {
-                if let Err(error) = sub.reader.fetch(&self.live.viewer.store).await {
+                if let Err(error) = Box::pin(sub.reader.fetch(&self.live.viewer.store)).await {
                     return Ok(self.give_up_now(index, &error));
                 }
                 pull = sub.reader.pull(max_bytes);
@@ -358,13 +364,13 @@ impl Session {
                 Pull::Nothing => {}
                 // Read and not there: retention took it meanwhile, or the log is damaged.
                 Pull::InLog => match sub.reader.lost() {
-                    Some(lost) => return Ok(self.lose_now(index, lost).await),
+                    Some(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
                     None => {
                         let error = StoreError::Broken("an event of the log is not there".to_owned());
                         return Ok(self.give_up_now(index, &error));
                     }
                 },
-                Pull::Lost(lost) => return Ok(self.lose_now(index, lost).await),
+                Pull::Lost(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
             }
         }
         Ok(None)
@@ -379,15 +385,14 @@ impl Session {
 
     /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a
     /// snapshot is large, and there may be many.
-    async fn look_around(&mut self) -> Result<(), End> {
+    async fn look_around(&mut self) {
         self.tell_notices();
         let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
         if let Some((index, lost)) = lost {
             self.look = true;
-            self.lose(index, lost).await;
-            return Ok(());
+            return Box::pin(self.lose(index, lost)).await;
         }
-        let Some(rev) = self.list else { return Ok(()) };
+        let Some(rev) = self.list else { return };
         match self.live.board.due(rev) {
             Due::Nothing => {}
             Due::Frame(rev, text) => {
@@ -395,9 +400,15 @@ impl Session {
                 self.outbox.push_back(Utf8Bytes::from(&*text));
                 self.look = true;
             }
-            Due::All => self.send_list().await,
+            Due::All => Box::pin(self.send_list()).await,
         }
-        Ok(())
+    }
+
+    /// Gives back what was held for frames, now that none is due.
+    fn rest(&mut self) {
+        if self.outbox.is_empty() && self.greeting.is_empty() {
+            (self.outbox, self.greeting) = (VecDeque::new(), VecDeque::new());
+        }
     }
 
     fn tell_notices(&mut self) {
