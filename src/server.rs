@@ -408,7 +408,7 @@ fn api(
         authority: Arc::clone(&authority),
     };
     let acts = Acts { runs: runs.clone(), keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()) };
-    let live = Live {
+    let live = Arc::new(Live {
         commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
@@ -430,7 +430,7 @@ fn api(
         },
         boot: boot.as_str().into(),
         clock: viewer.publisher.clock().clone(),
-    };
+    });
     Api {
         publisher: viewer.publisher.clone(),
         store: Arc::clone(&viewer.store),
@@ -500,7 +500,7 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
 /// for: a machine that slept has not counted.
-async fn close_expired(live: Live, stop: CancellationToken) {
+async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
     loop {
         tokio::select! {
@@ -514,7 +514,7 @@ async fn close_expired(live: Live, stop: CancellationToken) {
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.
-pub async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {
@@ -538,7 +538,7 @@ pub async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationT
 }
 
 /// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
-async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Live, stop: CancellationToken) {
+async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "clock_wrong";
     loop {
         let until = *held.borrow_and_update();
