@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
 use jiff::SignedDuration;
 
-use super::auth::{Authority, Credential, Kind};
+use super::auth::{Authority, Credential, Kind, Refused};
 use super::error::ApiError;
 use super::socket::Came;
 use crate::config::Network;
@@ -83,17 +83,17 @@ impl Door {
     }
 
     /// Who the `Authorization` header names: `None` without one, `Err` when it names nobody.
-    pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, ()>> {
+    pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, Refused>> {
         let value = headers.get(header::AUTHORIZATION)?;
         let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-        Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(()))
+        Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(Refused::Unknown))
     }
 
     /// Who the cookie names.
-    pub fn by_cookie(&self, headers: &HeaderMap, came: &Came) -> Option<Result<Credential, ()>> {
+    pub fn by_cookie(&self, headers: &HeaderMap, came: &Came) -> Option<Result<Credential, Refused>> {
         let jar = CookieJar::from_headers(headers);
         let cookie = jar.get(&self.cookie_name(self.is_secure(headers, came)))?;
-        Some(self.authority.by_cookie(cookie.value()).ok_or(()))
+        Some(self.authority.by_cookie(cookie.value()))
     }
 
     /// Whether the request was made by the server's own page, as far as the browser tells. `required` where a

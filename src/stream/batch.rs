@@ -11,8 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use super::log;
-use super::offer;
-use super::topic::Refused;
+use super::offer::{self, Refused};
 use crate::event::{RunId, Seq, TaskId};
 use crate::record::Mark;
 
