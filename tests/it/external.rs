@@ -787,9 +787,12 @@ async fn a_task_file_says_external_and_no_steps() {
         let (status, answer) = server.client.post("/tasks", body).await;
         assert_eq!((status, &answer["field"]), (400, &json!(member)), "{answer}");
     }
-    // Without a schedule it runs at once, as any other: the run waits for lines.
+    // Its program opens the runs; one is opened at once only for who says so.
     let (status, made) = server.client.post("/tasks", json!({ "title": "Made", "agent": "external" })).await;
-    assert_eq!((status, &made["run"]["state"]), (201, &json!("running")), "{made}");
+    assert_eq!((status, &made["run"]), (201, &Value::Null), "{made}");
+    let at_once = json!({ "title": "At once", "agent": "external", "run": true });
+    let (status, at_once) = server.client.post("/tasks", at_once).await;
+    assert_eq!((status, &at_once["run"]["state"]), (201, &json!("running")), "{at_once}");
     let (status, patched) = server
         .client
         .request(reqwest::Method::PATCH, "/tasks/made")
