@@ -73,6 +73,8 @@ pub struct Run {
     pub state: RunState,
     /// Which attempt of its slot, from 1.
     pub attempt: u32,
+    /// The run that it does once more, if it is a retry.
+    pub retry_of: Option<RunId>,
     /// What made it: `hand`, `schedule` or `catchup`.
     pub trigger: String,
     /// The slot it is for, unless a person started it.
@@ -118,6 +120,7 @@ impl Run {
             task: task.clone(),
             state: RunState::Queued,
             attempt: status.attempt.unwrap_or(1),
+            retry_of: status.retry_of,
             trigger: status.trigger.clone().unwrap_or_else(|| "hand".to_owned()),
             scheduled_for: status.scheduled_for,
             queued_at: at,
@@ -166,6 +169,9 @@ impl Run {
         }
         if status.state == State::Started {
             self.started_at = Some(at);
+            if status.other.get("agent").is_some_and(|agent| agent == "external") {
+                self.last_n = self.last_n.or(Some(0));
+            }
         }
         if let Some(stage) = &status.stage {
             self.stopping = Some(Stopping { stage: stage.clone(), since: at });
@@ -203,6 +209,11 @@ impl Mark {
             Body::ToolResult { call, .. } => Self::Closes(call.clone()),
             _ => Self::Plain,
         }
+    }
+
+    /// Whether events of a kind mean anything for the state of their task.
+    pub fn is_made_by(kind: &str) -> bool {
+        matches!(kind, "status" | "tool_use" | "tool_result")
     }
 
     /// The mark of an event as it stands in the log.

@@ -86,14 +86,8 @@ impl Fleet {
             "{head}Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: rejoin.v1\r\n\r\n"
         );
-        let away = || Socket {
-            stream: None,
-            phase: Phase::Away,
-            rest: Vec::new(),
-            generation: None,
-            position: 0,
-            attempt: 0,
-        };
+        let away =
+            || Socket { stream: None, phase: Phase::Away, rest: Vec::new(), generation: None, position: 0, attempt: 0 };
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(1024),
@@ -365,14 +359,7 @@ impl Socket {
         }
     }
 
-    fn event(
-        &mut self,
-        items: &[u8],
-        seq: u64,
-        seen: &mut Seen,
-        script: Option<&Script>,
-        now: u64,
-    ) -> Result<usize> {
+    fn event(&mut self, items: &[u8], seq: u64, seen: &mut Seen, script: Option<&Script>, now: u64) -> Result<usize> {
         let due = self.position + 1;
         if seq != due {
             ensure!(seen.counts_losses, "event {seq} came where {due} was due");

@@ -55,7 +55,8 @@ pub fn read_answer(answer: &[u8]) -> Result<Value> {
     let (head, body) = text.split_once("\r\n\r\n").context("the answer has no end of its head")?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     ensure!(status.starts_with('2'), "{}: {body}", head.lines().next().unwrap_or_default());
-    let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body)? } else { body.into() };
+    let body =
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body)? } else { body.into() };
     Ok(if body.trim().is_empty() { Value::Null } else { serde_json::from_str(&body)? })
 }
 

@@ -103,7 +103,8 @@ fn per_million(cpu: Duration, deliveries: u64) -> Option<f64> {
 /// S1: one watcher, 1,000 events a second: publish to receipt.
 pub fn s1(bench: &Bench) -> Vec<Row> {
     let micros = |nanos: Option<&u64>| Sample::from(nanos.map_or(f64::NAN, |nanos| *nanos as f64 / 1e3));
-    let mut p99 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
+    let mut p99 =
+        Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
     let p50 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p50", "µs", Some(Bound::AtMost(200.0)));
     let p50 = bench.row(p50, || {
         const EVENTS: u64 = 5000;
@@ -212,7 +213,8 @@ pub fn s3(bench: &Bench) -> Vec<Row> {
 /// S4: 10,000 events missed, one watcher: from connect to the last event.
 pub fn s4(bench: &Bench) -> Vec<Row> {
     const MISSED: u64 = 10_000;
-    let row = Row::new("S4", "10,000 events missed, one watcher: connect to last event", "ms", Some(Bound::AtMost(9.0)));
+    let row =
+        Row::new("S4", "10,000 events missed, one watcher: connect to last event", "ms", Some(Bound::AtMost(9.0)));
     let row = bench.row(row, || {
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
@@ -275,7 +277,8 @@ pub fn s6(bench: &Bench) -> Vec<Row> {
     const WATCHERS: usize = 5000;
     /// Longer than one interval of heartbeats.
     const IDLE: Duration = Duration::from_secs(25);
-    let mut busy = Row::new("S6", "5,000 idle watchers: CPU, heartbeats and their answers included", "% of a core", None);
+    let mut busy =
+        Row::new("S6", "5,000 idle watchers: CPU, heartbeats and their answers included", "% of a core", None);
     let row = Row::new("S6", "5,000 idle watchers: server memory of each", "KiB", Some(Bound::AtMost(6.0)));
     let row = bench.row(row, || {
         let server = bench.start()?;
@@ -342,7 +345,11 @@ fn kill_in_between(bench: &Bench) -> Result<(u64, u64)> {
                 server.kill()?;
                 server.start_again()?;
             }
-            (0..WATCHERS).filter(|index| !fleet.is_there(*index)).collect::<Vec<_>>().into_iter().try_for_each(|index| fleet.connect(index))?;
+            (0..WATCHERS)
+                .filter(|index| !fleet.is_there(*index))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .try_for_each(|index| fleet.connect(index))?;
         }
         publishing.join().map_err(|_| anyhow::anyhow!("the publisher panicked"))?
     })?;

@@ -35,7 +35,8 @@ pub struct Server {
 /// When `taskset` cannot be run.
 pub fn pin_client() -> Result<()> {
     let pid = std::process::id().to_string();
-    let pinned = Command::new("taskset").args(["-pc", &CLIENT_CORE.to_string(), &pid]).stdout(Stdio::null()).status()?;
+    let pinned =
+        Command::new("taskset").args(["-pc", &CLIENT_CORE.to_string(), &pid]).stdout(Stdio::null()).status()?;
     ensure!(pinned.success(), "the load client could not be pinned to core {CLIENT_CORE}: {pinned}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
@@ -49,6 +49,9 @@ pub enum ClientFrame {
         /// Chosen by the client; the answer names it.
         #[serde(default)]
         id: Value,
+        /// What, and what that needs.
+        #[serde(flatten)]
+        what: Map<String, Value>,
     },
 }
 
@@ -254,6 +257,11 @@ pub fn around_events(before: &mut impl Write, sub: u32, first: Seq, last: Seq) -
 /// `caught_up`.
 pub fn caught_up(sub: Option<u32>, seq: Seq) -> Said {
     Said::new("caught_up", sub, json!({ "seq": seq }))
+}
+
+/// `done`: a command was carried out, now or before.
+pub fn done(id: &Value, result: &Value) -> String {
+    json!({ "type": "done", "id": id, "result": result }).to_string()
 }
 
 /// `error` about a frame, a sub or a command.

@@ -1,6 +1,7 @@
-//! The sockets that are open: who they belong to, how they are closed from outside, and the limits on them.
+//! The sockets and streams that are open: who they belong to, how they are closed from outside, and the limits on
+//! them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
@@ -76,7 +77,7 @@ pub struct SocketLimits {
     pub unauthenticated: usize,
 }
 
-/// One open socket, as others see it.
+/// One open socket or stream of events, as others see it.
 #[derive(Debug)]
 pub struct Handle {
     /// Wakes its task; also its number.
@@ -84,6 +85,8 @@ pub struct Handle {
     /// Whose it is.
     credential: Arc<str>,
     attempt: u64,
+    /// Whether it belongs to a client that has names for its sockets; a stream of events has none.
+    named: bool,
     closing: Mutex<Option<Closing>>,
 }
 
@@ -115,7 +118,8 @@ struct Sockets {
     expected: usize,
     /// Set while the server goes down: nobody enters any more.
     draining: bool,
-    by_number: HashMap<u64, Arc<Handle>>,
+    /// In the order of their coming: so they are told and woken.
+    by_number: BTreeMap<u64, Arc<Handle>>,
     /// How many of those each credential has.
     of_credential: HashMap<Arc<str>, usize>,
     /// The newest socket of each client of each credential.
@@ -124,9 +128,34 @@ struct Sockets {
     order: VecDeque<(Arc<str>, Arc<str>)>,
 }
 
+impl SocketLimits {
+    /// Whether there is room for one more of a credential, once so many have left.
+    fn check(&self, sockets: &Sockets, credential: &str, leave: usize) -> Result<(), Closing> {
+        let same = sockets.of_credential.get(credential).copied().unwrap_or(0);
+        let full = sockets.by_number.len() - leave >= self.connections || same - leave >= self.per_credential;
+        if full { Err(Closing::LIMIT) } else { Ok(()) }
+    }
+}
+
 impl Sockets {
     fn knocking(&mut self, is_known: bool) -> &mut usize {
         if is_known { &mut self.expected } else { &mut self.unauthenticated }
+    }
+
+    fn add(
+        &mut self,
+        credential: Arc<str>,
+        user: Arc<str>,
+        client: Arc<str>,
+        attempt: u64,
+        named: bool,
+    ) -> Arc<Handle> {
+        self.last += 1;
+        let peer = Arc::new(Peer::new(self.last, user, client));
+        *self.of_credential.entry(Arc::clone(&credential)).or_default() += 1;
+        let handle = Arc::new(Handle { peer, credential, attempt, named, closing: Mutex::default() });
+        self.by_number.insert(self.last, Arc::clone(&handle));
+        handle
     }
 }
 
@@ -206,24 +235,31 @@ impl Hub {
         if older.as_ref().is_some_and(|older| older.attempt > attempt) {
             return Err(Closing::REPLACED);
         }
-        let same = sockets.of_credential.get(&credential).copied().unwrap_or(0);
         let leaves = usize::from(older.is_some());
-        if sockets.by_number.len() - leaves >= self.limits.connections || same - leaves >= self.limits.per_credential {
-            return Err(Closing::LIMIT);
-        }
-        sockets.last += 1;
-        let number = sockets.last;
-        let peer = Arc::new(Peer::new(number, user, client));
-        *sockets.of_credential.entry(Arc::clone(&credential)).or_default() += 1;
-        let handle = Arc::new(Handle { peer, credential, attempt, closing: Mutex::default() });
-        sockets.by_number.insert(number, Arc::clone(&handle));
+        self.limits.check(&sockets, &credential, leaves)?;
+        let handle = sockets.add(credential, user, client, attempt, true);
         let last_close = sockets.last_closes.get(&key).copied();
-        sockets.by_client.insert(key, number);
+        sockets.by_client.insert(key, handle.peer.id);
         drop(sockets);
         if let Some(older) = older {
             older.close(Closing::REPLACED);
         }
         Ok(Member { hub: Arc::clone(self), handle, last_close })
+    }
+
+    /// A stream of events: it counts as a socket, but has no name by which it could take another's place.
+    ///
+    /// # Errors
+    /// The [`Closing`] to refuse it with.
+    pub fn enter_stream(self: &Arc<Self>, credential: Arc<str>, user: Arc<str>) -> Result<Member, Closing> {
+        let mut sockets = self.sockets();
+        if sockets.draining {
+            return Err(Closing::draining(1000));
+        }
+        self.limits.check(&sockets, &credential, 0)?;
+        let handle = sockets.add(credential, user, "events".into(), 0, false);
+        drop(sockets);
+        Ok(Member { hub: Arc::clone(self), handle, last_close: None })
     }
 
     fn leave(&self, handle: &Handle) {
@@ -234,6 +270,9 @@ impl Hub {
             if *count == 0 {
                 sockets.of_credential.remove(&handle.credential);
             }
+        }
+        if !handle.named {
+            return;
         }
         let key = (Arc::clone(&handle.credential), Arc::clone(&handle.peer.client));
         // Only its own entry: a newer socket of the client stays (T-03).

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::auth::{Authority, Credential, Refused};
 use super::board::{self, Board, Due};
+use super::command::{Commands, Desk, Taken};
 use super::frame::{self, ClientFrame, Hello, Subscribe};
 use super::hub::{Closing, Hub, Knock, Member};
 use super::notice::Notices;
@@ -66,6 +67,8 @@ pub struct Live {
     pub notices: Arc<Notices>,
     /// Tasks and their streams.
     pub viewer: Viewer,
+    /// Carries out commands.
+    pub commands: Commands,
     /// Who may come in.
     pub authority: Arc<Authority>,
     /// The times and sizes.
@@ -171,9 +174,11 @@ impl Live {
             },
             "last_close": member.last_close,
         });
+        let desk = Desk::new(self.commands.clone(), credential, Arc::clone(&member.handle));
         let mut session = Session {
             live: Arc::clone(self),
             member,
+            desk,
             subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
@@ -210,6 +215,8 @@ struct Session {
     /// The revision of the list of tasks it has seen, if it shows the list.
     list: Option<u64>,
     notices_seen: u64,
+    /// Its commands that are under way.
+    desk: Desk,
     bad_frames: u32,
     frames: u32,
     heartbeat_due: bool,
@@ -358,7 +365,7 @@ impl Session {
             }
             match pull {
                 Pull::Slice(slice) => {
-                    sub.log_delivery(&self.member.handle.peer, &slice);
+                    sub.log_delivery(&self.member.handle.peer, slice.events());
                     return Ok(Some(Frame::Events { sub: sub.number, slice }));
                 }
                 Pull::Nothing => {}
@@ -387,6 +394,7 @@ impl Session {
     /// snapshot is large, and there may be many.
     async fn look_around(&mut self) {
         self.tell_notices();
+        self.outbox.extend(self.desk.fetch().into_iter().map(Utf8Bytes::from));
         let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
         if let Some((index, lost)) = lost {
             self.look = true;
@@ -491,11 +499,14 @@ impl Session {
                 Ok(())
             }
             ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
-            ClientFrame::Command { id } => {
-                let message = "this server takes commands over HTTP only: POST /api/v1/tasks/{task}/runs, /api/v1/runs/{run}/stop";
-                self.outbox.push_back(frame::error(Some(("id", id)), "forbidden", message, false).into());
-                Ok(())
-            }
+            ClientFrame::Command { id, what } => match self.desk.take(&id, what) {
+                Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
+                Taken::Said(text) => {
+                    self.outbox.push_back(text.into());
+                    Ok(())
+                }
+                Taken::Later => Ok(()),
+            },
         }
     }
 

@@ -13,7 +13,6 @@ use crate::store::StoreError;
 use crate::stream::forwarder::{Peer, Watcher};
 use crate::stream::log::{self, Bounds};
 use crate::stream::reader::{Lost, Reader, ReplayLimits, Snapshot, Span, Verdict, Why};
-use crate::stream::segment::Slice;
 use crate::stream::topic::Topic;
 
 /// Where a client says that it is.
@@ -23,6 +22,11 @@ pub struct Position {
     pub generation: Option<Gen>,
     /// The last event it has; none when it said something that is no position of any log.
     pub after: Option<Seq>,
+}
+
+impl Position {
+    /// What is no position of any log.
+    pub const NONE: Self = Self { generation: None, after: None };
 }
 
 /// One subscription.
@@ -107,7 +111,7 @@ impl Sub {
         if why == Why::Future {
             // The log has lost its end: what comes next must not be taken for what the client has seen.
             let topic = self.reader.topic();
-            super::renew_log(&viewer.publisher, topic, self.reader.bounds().generation).await?;
+            viewer.publisher.renew(topic, self.reader.bounds().generation).await?;
         }
         let snapshot = match why {
             Why::FromStart => self.reader.snapshot_before_last_work(&viewer.store, limits).await?,
@@ -144,12 +148,12 @@ impl Sub {
     }
 
     /// One line for each event that went out; held back by the default filter.
-    pub fn log_delivery(&self, peer: &Peer, slice: &Slice) {
+    pub fn log_delivery<'a>(&self, peer: &Peer, events: impl Iterator<Item = (Seq, &'a str)>) {
         if !tracing::enabled!(target: "rejoin::delivery", tracing::Level::INFO) {
             return;
         }
         let (task, user, session) = (&self.reader.topic().id, &peer.user, peer.id);
-        for (seq, event) in slice.events() {
+        for (seq, event) in events {
             let kind = log::kind_of(event);
             info!(target: "rejoin::delivery", %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
         }

@@ -44,7 +44,8 @@ pub fn accept(request: &mut Request) -> Result<(Response, OnUpgrade), ApiError> 
     let refused = |error: Error| ApiError::new(StatusCode::BAD_REQUEST, "invalid", format!("no WebSocket: {error}"));
     let mut response = create_response_with_body(request, Body::empty).map_err(refused)?;
     let offered = request.headers().get_all(header::SEC_WEBSOCKET_PROTOCOL);
-    let offers = |list: &HeaderValue| list.to_str().is_ok_and(|list| list.split(',').any(|it| it.trim() == SUBPROTOCOL));
+    let offers =
+        |list: &HeaderValue| list.to_str().is_ok_and(|list| list.split(',').any(|it| it.trim() == SUBPROTOCOL));
     if offered.iter().any(offers) {
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
@@ -177,9 +178,8 @@ impl WebSocket {
     /// When the client is gone.
     pub async fn write(&mut self, more: bool) -> Result<bool, Over> {
         let waited = self.outgoing.bytes();
-        let written = std::future::poll_fn(|context| {
-            Poll::Ready(self.outgoing.poll_write(Pin::new(&mut self.io), context))
-        });
+        let written =
+            std::future::poll_fn(|context| Poll::Ready(self.outgoing.poll_write(Pin::new(&mut self.io), context)));
         let all = match written.await {
             Poll::Ready(written) => written.map(|()| true).map_err(|_| Over::Gone)?,
             Poll::Pending => false,
