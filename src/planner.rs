@@ -193,7 +193,8 @@ fn plan_one(
         }
         if let (Some(trigger), Some(id)) = (run_of(row), claimed) {
             let slot = Some(row.scheduled_for);
-            let queue = Queued { trigger, scheduled_for: slot, attempt: 1, retry_of: None, params: serde_json::Map::new() };
+            let queue =
+                Queued { trigger, scheduled_for: slot, attempt: 1, retry_of: None, params: serde_json::Map::new() };
             offers.push((topic.clone(), queue.offer(id, now)));
             queued.push(id);
         }

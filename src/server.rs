@@ -388,10 +388,7 @@ fn api(
         address: format!("http://{address}"),
         authority: Arc::clone(&authority),
     };
-    let acts = Acts {
-        runs: runs.clone(),
-        keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()),
-    };
+    let acts = Acts { runs: runs.clone(), keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()) };
     let live = Live {
         commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
+use crate::stream::delta::Piece;
 use crate::stream::log::Bounds;
 use crate::stream::reader::{Snapshot, Why};
 use crate::stream::segment::Slice;
@@ -172,6 +173,12 @@ pub fn events(sub: u32, slice: &Slice) -> String {
         frame.push_str("]}");
     }
     frame
+}
+
+/// `delta`: a piece of a text that is being written.
+pub fn delta(sub: u32, piece: &Piece) -> String {
+    let Piece { run, key, offset, text } = piece;
+    json!({ "type": "delta", "sub": sub, "run": run, "key": key, "offset": offset, "text": text }).to_string()
 }
 
 /// `caught_up`.

@@ -57,6 +57,8 @@ const WAITING_FRAMES: usize = 64;
 const FRAMES_PER_HEARTBEAT: u32 = 2000;
 /// How much of a flush may wait in front of a socket that takes nothing more: the buffer it waits in never shrinks.
 const MOST_WAITING: u64 = 64 * 1024;
+/// The most text of one `delta`: its frame is memory per watcher for ever.
+const DELTA_BYTES: usize = 16 * 1024;
 /// The longest client id.
 const MAX_CLIENT: usize = 64;
 /// How long a close frame may take to go out.
@@ -207,6 +209,8 @@ struct Sub {
     reader: Reader,
     /// `caught_up` is due once the position has passed this.
     catch_up: Option<Seq>,
+    /// It begins: what is being written is shown before the events.
+    begins: bool,
 }
 
 /// One socket after its welcome.
@@ -321,6 +325,9 @@ impl Session {
             let index = self.turn % self.subs.len();
             self.turn = index + 1;
             let sub = &mut self.subs[index];
+            if let Some(text) = sub.delta(max_bytes) {
+                return Ok(Some(text.into()));
+            }
             if let Some(text) = sub.caught_up() {
                 return Ok(Some(text.into()));
             }
@@ -354,7 +361,7 @@ impl Session {
         self.heartbeat_due
             || self.look
             || !self.greeting.is_empty()
-            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up() || sub.reader.has_draft())
     }
 
     /// One line for each event that went out; held back by the default filter.
@@ -504,7 +511,7 @@ impl Session {
             self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
             return Ok(());
         }
-        let mut sub = Sub { number, reader, catch_up: None };
+        let mut sub = Sub { number, reader, catch_up: None, begins: true };
         let (generation, after) = frame::position(&subscribe);
         let (verdict, log) =
             sub.reader.verdict(&self.live.viewer.store, generation, after, self.live.limits.replay).await?;
@@ -551,6 +558,7 @@ impl Session {
         self.outbox.push_back(frame::reset(sub.number, &log, why, have).into());
         self.outbox.push_back(frame::snapshot(sub.number, &snapshot, &json!(view)).into());
         sub.catch_up = Some(head);
+        sub.begins = true;
         Ok(())
     }
 
@@ -579,6 +587,16 @@ impl Session {
 }
 
 impl Sub {
+    /// What is being written, in pieces: the text so far where the sub begins, and later what is new of it, where no
+    /// event waits. An event may be the whole of what is written; who is behind is not kept from it by pieces.
+    fn delta(&mut self, max_bytes: usize) -> Option<String> {
+        let is_next = self.begins || !(self.reader.is_due() || self.is_caught_up());
+        let piece =
+            if is_next && self.reader.has_draft() { self.reader.draft(max_bytes.min(DELTA_BYTES)) } else { None };
+        self.begins &= piece.is_some();
+        piece.map(|piece| frame::delta(self.number, &piece))
+    }
+
     fn is_caught_up(&self) -> bool {
         self.catch_up.is_some_and(|head| self.reader.next() > head)
     }

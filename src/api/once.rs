@@ -272,7 +272,11 @@ impl Note {
 /// What the table says of a key.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    Effect { request: Request, task: String, run: String },
+    Effect {
+        request: Request,
+        task: String,
+        run: String,
+    },
     Nothing,
     /// Nothing, and no more can be remembered for this credential.
     Full,

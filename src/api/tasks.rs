@@ -129,10 +129,7 @@ pub async fn patch(
 }
 
 /// Notes a change of a task under its key, in the transaction of the change.
-fn noting(
-    once: &Once,
-    task: &TaskId,
-) -> impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<()> + Send + use<> {
+fn noting(once: &Once, task: &TaskId) -> impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<()> + Send + use<> {
     let (note, task) = (once.note(), task.clone());
     move |connection| note.write(connection, &task, None)
 }

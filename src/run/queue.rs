@@ -163,8 +163,7 @@ impl Runs {
         given: Map<String, Value>,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
-        let queued =
-            Queued { trigger: "hand", scheduled_for: None, attempt: 1, retry_of: None, params: given };
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, retry_of: None, params: given };
         self.make_by_hand(task, queued, also).await
     }
 

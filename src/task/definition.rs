@@ -44,6 +44,10 @@ pub enum AgentKind {
     /// The steps written in the task.
     #[default]
     Steps,
+    /// An agent for tests, which says what it is told to.
+    #[cfg(feature = "failpoints")]
+    #[serde(rename = "echo_model")]
+    EchoModel,
 }
 
 /// When a task runs by itself.

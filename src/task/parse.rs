@@ -321,7 +321,14 @@ impl Reader {
                 }
             }
         }
-        let steps = self.steps(&mut open);
+        let steps = match agent {
+            #[cfg(feature = "failpoints")]
+            Some(AgentKind::EchoModel) => {
+                let _ = open.take("steps");
+                Vec::new()
+            }
+            _ => self.steps(&mut open),
+        };
         let attention = self.condition(&mut open, "attention");
         let summary = self.line(&mut open, "summary");
         if summary.is_some() && attention.is_none() && open.take("attention").is_none() {
@@ -376,6 +383,8 @@ impl Reader {
         }
         let words = [
             ("steps", Some(AgentKind::Steps)),
+            #[cfg(feature = "failpoints")]
+            ("echo_model", Some(AgentKind::EchoModel)),
             ("script", None),
             ("model", None),
             ("acp", None),

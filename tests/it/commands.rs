@@ -585,8 +585,10 @@ async fn a_retry_is_a_new_run_with_the_same_parameters_and_says_of_which() {
     assert_eq!(client.ended(&first).await["retry_of"], Value::Null);
     // What the log says is what the run is.
     let queued = home.logged_events("job").into_iter().map(|(_, text)| serde_json::from_str::<Value>(&text).unwrap());
-    let retries: Vec<Value> =
-        queued.filter(|event| event["data"]["state"] == "queued").map(|event| event["data"]["retry_of"].clone()).collect();
+    let retries: Vec<Value> = queued
+        .filter(|event| event["data"]["state"] == "queued")
+        .map(|event| event["data"]["retry_of"].clone())
+        .collect();
     assert_eq!(retries, [Value::Null, json!(first), json!(second)]);
     server.stop().await;
 }
@@ -611,8 +613,7 @@ async fn t_18_every_call_that_changes_a_task_or_a_run_acts_once_under_its_key() 
     resume(4).await;
 
     let title = async |n, title: &str| {
-        let (status, task) =
-            with_key(client, Method::PATCH, "/tasks/made", &key(n), &json!({ "title": title })).await;
+        let (status, task) = with_key(client, Method::PATCH, "/tasks/made", &key(n), &json!({ "title": title })).await;
         (status, task["title"].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(title(5, "One").await, (200, "One".to_owned()));
@@ -636,8 +637,7 @@ async fn t_18_every_call_that_changes_a_task_or_a_run_acts_once_under_its_key() 
     assert_eq!(with_key(client, Method::PATCH, "/tasks/job", &key(9), &json!({ "title": "x" })).await.0, 409);
     let over = client.run("job").await;
     client.ended(&over).await;
-    let (status, problem) =
-        with_key(client, Method::POST, &format!("/runs/{over}/stop"), &key(9), &json!({})).await;
+    let (status, problem) = with_key(client, Method::POST, &format!("/runs/{over}/stop"), &key(9), &json!({})).await;
     assert_eq!((status, &problem["code"]), (409, &json!("run_over")));
     for path in ["/tasks/job/pause", "/tasks/job/resume", "/tasks/job/runs"] {
         let key = Uuid::new_v4().to_string();

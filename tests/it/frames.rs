@@ -587,8 +587,10 @@ async fn a_list_that_is_too_large_for_one_frame_comes_in_several_whose_revs_grow
     let home = Home::new(NO_HEARTBEAT);
     let server = home.serve().await;
     let words = "x".repeat(2000);
-    let task = |n: usize| json!({ "id": format!("t{n:04}"), "title": "t", "description": words, "run": false,
-                                  "steps": [{ "run": "true" }] });
+    let task = |n: usize| {
+        json!({ "id": format!("t{n:04}"), "title": "t", "description": words, "run": false,
+                                  "steps": [{ "run": "true" }] })
+    };
     let add = async |numbers: std::ops::Range<usize>| {
         for n in numbers {
             assert_eq!(server.client.post("/tasks", task(n)).await.0, 201);

@@ -11,6 +11,8 @@ mod commands;
 mod commands_faults;
 mod config;
 #[cfg(feature = "failpoints")]
+mod deltas;
+#[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod faults;
