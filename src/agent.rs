@@ -121,5 +121,10 @@ pub async fn carry_out(assignment: Assignment, emitter: Emitter) -> Outcome {
         AgentKind::Steps => steps::run(assignment, emitter).await,
         #[cfg(feature = "failpoints")]
         AgentKind::EchoModel => echo_model::run(assignment, emitter).await,
+        AgentKind::External => Outcome::Failed {
+            reason: "the task is carried out elsewhere since this run was queued: run it again".to_owned(),
+            exit: None,
+            attention: None,
+        },
     }
 }

@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State, WebSocketUpgrade};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
@@ -19,6 +21,7 @@ use crate::store::Store;
 use crate::stream::publish::Publisher;
 
 use act::Acts;
+use auth::Credential;
 use door::Door;
 use error::ApiError;
 use live::{Live, Opening};
@@ -32,8 +35,10 @@ pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
+pub mod feed;
 pub mod frame;
 pub mod hub;
+pub mod ingest;
 pub mod live;
 pub mod notice;
 pub mod once;
@@ -42,6 +47,7 @@ pub mod runs;
 pub mod session;
 pub mod socket;
 pub mod status;
+pub mod sub;
 pub mod tasks;
 pub mod web;
 pub mod wire;
@@ -84,30 +90,38 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}/next", get(tasks::next))
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
-        .route("/tasks/{task}/events", get(events::page))
+        .route("/tasks/{task}/events", get(events_of_task))
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
-        .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
         .route("/runs/{run}/retry", post(runs::retry))
         .route("/runs/{run}/message", post(runs::message))
         .route("/runs/{run}/approve", post(runs::approve))
         .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
+        .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
+    let waiting = Router::new()
+        .route("/tasks/{task}/claim", post(ingest::claim))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require_for_waiting));
     let v1 = known
+        .merge(waiting)
         .route("/session", get(session::show).post(session::sign_in).delete(session::sign_out))
         .route("/live", any(open_live))
         .fallback(no_such_call);
     // Output of agents may hold what an attacker chose beside what is secret: no compression over both (BREACH);
     // the page's own files are compressed.
-    let small =
-        SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
+    // Nor over a stream of them: what waits for more to be packed with it is late.
+    let small = SizeAbove::new(1024)
+        .and(NotForContentType::new("application/json"))
+        .and(NotForContentType::new("text/plain"))
+        .and(NotForContentType::SSE);
     let door = Arc::clone(&api.door);
     Router::new()
         .nest("/api/v1", v1)
@@ -127,6 +141,25 @@ pub fn router(api: Api) -> Router {
 async fn no_such_call(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(120).collect();
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no call {} {path}", request.method()))
+}
+
+/// A task's events: as a page, or as a stream for those who ask for one.
+async fn events_of_task(
+    State(api): State<Api>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    Extension(credential): Extension<Credential>,
+    Path(task): One,
+    Query(query): Query<events::EventsQuery>,
+    parts: Parts,
+) -> Result<Response, ApiError> {
+    match events::Form::asked_for(&parts.headers) {
+        Some(events::Form::Page) => events::page(&api, &task, &query).await,
+        Some(events::Form::Stream) => feed::open(&api, &came, &credential, &task, &query, &parts).await,
+        None => {
+            let detail = "events come as application/json, as text/event-stream, and live over /api/v1/live";
+            Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail))
+        }
+    }
 }
 
 /// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad

@@ -169,6 +169,9 @@ impl Run {
         }
         if status.state == State::Started {
             self.started_at = Some(at);
+            if status.other.get("agent").is_some_and(|agent| agent == "external") {
+                self.last_n = self.last_n.or(Some(0));
+            }
         }
         if let Some(stage) = &status.stage {
             self.stopping = Some(Stopping { stage: stage.clone(), since: at });

@@ -4,10 +4,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::frame;
 use super::wire::{TaskView, Viewer};
 use crate::event::TaskId;
 use crate::store::StoreError;
@@ -17,11 +18,15 @@ use crate::stream::forwarder::Peer;
 const TOGETHER: Duration = Duration::from_millis(100);
 /// How many changes are kept for those who lag; who lags more gets the whole list.
 const KEPT: usize = 64;
-/// The most bytes of one frame: a list that is longer comes in several, far below what a frame may have.
-const MOST_BYTES: usize = 256 * 1024;
-/// Where the count of changes begins. A whole list that comes in parts counts up to the change at which it stands, so
-/// there must be numbers below it.
-const FIRST_REV: u64 = 1_000_000;
+
+/// The revision of one who has seen no list; none is ever at it.
+pub const NOTHING: u64 = 0;
+/// Where revisions begin. A list in several frames is numbered up to the revision it is at, so there must be room
+/// below the first.
+const FIRST: u64 = 1_000_000;
+
+/// More than this gone at once is told by the whole list: a frame has a size.
+const MOST_REMOVED: usize = 1000;
 
 /// The list of tasks as it changes.
 #[derive(Debug)]
@@ -52,7 +57,7 @@ pub enum Due {
 impl Board {
     /// A board nobody looks at yet.
     pub fn new(viewer: Viewer) -> Arc<Self> {
-        let state = State { rev: FIRST_REV, frames: VecDeque::new(), lookers: HashMap::new() };
+        let state = State { rev: FIRST, frames: VecDeque::new(), lookers: HashMap::new() };
         Arc::new(Self { viewer, state: Mutex::new(state) })
     }
 
@@ -80,22 +85,30 @@ impl Board {
             self.state().rev += 1;
             return Ok(());
         }
-        let mut parts = Parts::default();
+        let (mut items, mut removed) = (Vec::new(), Vec::new());
         for id in changed {
             match self.viewer.one(&id).await? {
-                Some(view) => parts.item(&view),
-                None => parts.removed(&id),
+                Some(view) => items.push(view),
+                None => removed.push(id),
             }
         }
         let peers: Vec<_> = {
             let mut state = self.state();
-            for part in parts.all {
+            // What goes, goes with the first.
+            let mut removed = removed;
+            if removed.len() > MOST_REMOVED {
+                removed.clear();
+                state.frames.clear();
                 state.rev += 1;
-                let rev = state.rev;
-                state.frames.push_back((rev, part.frame(rev, false).into()));
             }
-            while state.frames.len() > KEPT {
-                state.frames.pop_front();
+            for items in in_parts(items) {
+                state.rev += 1;
+                let (rev, removed) = (state.rev, std::mem::take(&mut removed));
+                let frame = json!({ "type": "tasks", "rev": rev, "full": false, "items": items, "removed": removed });
+                state.frames.push_back((rev, frame.to_string().into()));
+                if state.frames.len() > KEPT {
+                    state.frames.pop_front();
+                }
             }
             state.lookers.values().cloned().collect()
         };
@@ -127,23 +140,23 @@ impl Board {
         }
     }
 
-    /// The whole list, at the revision that goes with it: one frame, or several that follow each other.
+    /// The whole list in as many frames as it takes, and the revision that the last of them is at.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub async fn all(&self) -> Result<(u64, Vec<String>), StoreError> {
         // The number first: a change in between comes again as a change, which is harmless.
         let rev = self.state().rev;
-        let mut parts = Parts::default();
-        for view in self.viewer.all().await? {
-            parts.item(&view);
-        }
-        if parts.all.is_empty() {
-            parts.all.push(Part::default());
-        }
-        let before = parts.all.len() as u64 - 1;
-        let first = rev.saturating_sub(before);
-        let frames = parts.all.iter().zip(first..).map(|(part, rev)| part.frame(rev, rev == first));
+        let parts = in_parts(self.viewer.all().await?);
+        let last = parts.len() - 1;
+        let frames = parts.into_iter().enumerate().map(|(index, items)| {
+            let rev = rev - (last - index) as u64;
+            let mut frame = json!({ "type": "tasks", "rev": rev, "full": index == 0, "items": items, "removed": [] });
+            if index < last {
+                frame["more"] = true.into();
+            }
+            frame.to_string()
+        });
         Ok((rev, frames.collect()))
     }
 
@@ -152,52 +165,26 @@ impl Board {
     }
 }
 
-/// A list in pieces, each of which fits into a frame.
-#[derive(Debug, Default)]
-struct Parts {
-    all: Vec<Part>,
-}
-
-/// What goes into one frame.
-#[derive(Debug, Default)]
-struct Part {
-    items: String,
-    removed: String,
-}
-
-impl Parts {
-    fn item(&mut self, view: &TaskView) {
-        let text = view.fitted(MOST_BYTES / 2).to_string();
-        let items = &mut self.with_room(text.len()).items;
-        push(items, &text);
-    }
-
-    fn removed(&mut self, id: &TaskId) {
-        let text = json!(id).to_string();
-        let removed = &mut self.with_room(text.len()).removed;
-        push(removed, &text);
-    }
-
-    fn with_room(&mut self, bytes: usize) -> &mut Part {
-        let is_full = |part: &Part| part.items.len() + part.removed.len() + bytes > MOST_BYTES;
-        if self.all.last().is_none_or(is_full) {
-            self.all.push(Part::default());
+/// Tasks in parts that fit a frame each; one part at least. A task that is too much by itself is cut.
+fn in_parts(views: Vec<TaskView>) -> Vec<Vec<Value>> {
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
+    for view in views {
+        let mut item = json!(view);
+        let mut size = item.to_string().len();
+        if size > frame::MAX_STATE / 2 {
+            frame::shorten(&mut item);
+            item["truncated"] = true.into();
+            size = item.to_string().len();
         }
-        let last = self.all.len() - 1;
-        &mut self.all[last]
+        if bytes + size > frame::MAX_STATE {
+            parts.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size + 1;
+        if let Some(part) = parts.last_mut() {
+            part.push(item);
+        }
     }
-}
-
-fn push(list: &mut String, text: &str) {
-    if !list.is_empty() {
-        list.push(',');
-    }
-    list.push_str(text);
-}
-
-impl Part {
-    fn frame(&self, rev: u64, full: bool) -> String {
-        let Self { items, removed } = self;
-        format!(r#"{{"type":"tasks","rev":{rev},"full":{full},"items":[{items}],"removed":[{removed}]}}"#)
-    }
+    parts
 }

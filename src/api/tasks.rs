@@ -124,6 +124,7 @@ pub async fn patch(
         let also = noting(&once, &task.id);
         api.viewer.registry.redefine(&task.id, definition, None, also).await?;
         api.planner.notify_one();
+        api.runs.look_again();
     }
     show(State(api), Path(id)).await
 }

@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::segment::Segment;
-use super::topic::Offer;
+use super::offer::Offer;
+use super::segment::{Damaged, Segment};
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
 use crate::store::{TaskNo, from_sql, sql};
@@ -188,8 +188,12 @@ pub fn page_back(connection: &Connection, task: TaskNo, through: Seq) -> rusqlit
 
 fn segment(row: &Row<'_>) -> rusqlite::Result<Segment> {
     let ends = row.get_ref(1)?.as_blob()?;
-    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends)
-        .map_err(|damaged| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(damaged)))
+    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends).map_err(|_| damaged())
+}
+
+/// What a reader says of a log that does not hold what it should.
+pub fn damaged() -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(Damaged))
 }
 
 /// The bytes of event JSON from `from` to the head of `bounds`. O(log rows): from running totals.

@@ -15,6 +15,7 @@ mod deltas;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
+mod external;
 mod faults;
 mod faults_life;
 mod frames;
