@@ -447,6 +447,44 @@ async fn a_server_that_is_killed_forgets_what_was_being_written_and_the_next_one
     assert!(server.terminate().await.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_are_shown_in_a_stream_of_events_too_and_of_one_run_only_where_that_is_asked_for() {
+    let home = stage("job");
+    let server = home.serve().await;
+    let (one, two) = (Play::begin(&server, "job").await, Play::begin(&server, "job").await);
+    write(&one, &server, "k", "Of the one");
+    write(&two, &server, "k", "Of the other");
+    let open = async |query: &str| {
+        let request = server.client.request(reqwest::Method::GET, &format!("/tasks/job/events{query}"));
+        request.header("Accept", "text/event-stream").send().await.unwrap()
+    };
+    let (mut all, mut of_one) = (open("").await, open(&format!("?run={}", one.run)).await);
+    let mut wait_for = async |stream: &mut reqwest::Response, words: &str| {
+        let mut text = String::new();
+        while !text.contains(words) {
+            let chunk = timeout(SOON, stream.chunk()).await.expect("nothing came").unwrap().expect("it ended");
+            text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        text
+    };
+    let text = wait_for(&mut all, "caught_up").await;
+    let at = |words: &str| text.find(words).unwrap_or_else(|| panic!("no {words} in {text}"));
+    assert!(at("event: subscribed") < at("event: delta") && at("Of the other") < at("event: event"), "{text}");
+    assert!(!text.contains("\"sub\""), "{text}");
+    let text = wait_for(&mut of_one, "caught_up").await;
+    assert!(text.contains("Of the one") && !text.contains("Of the other"), "{text}");
+    // A piece moves no position: it has no id.
+    let delta = text.split("\n\n").find(|event| event.contains("event: delta")).unwrap();
+    assert!(!delta.contains("id:"), "{delta}");
+    write(&two, &server, "k", " and more");
+    write(&one, &server, "k", " goes on");
+    let text = wait_for(&mut of_one, "goes on").await;
+    assert!(text.contains("\"offset\":10") && !text.contains("and more"), "{text}");
+    finish(&one, "k", "Of the one goes on to its end").await;
+    wait_for(&mut of_one, "to its end").await;
+    server.stop().await;
+}
+
 #[test]
 fn the_agent_for_tests_is_in_no_program_that_is_shipped() {
     let definition = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/task/definition.rs")).unwrap();
