@@ -12,6 +12,8 @@ mod commands_faults;
 mod config;
 mod conformance;
 #[cfg(feature = "failpoints")]
+mod deltas;
+#[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod external;
