@@ -166,6 +166,9 @@ impl Run {
         }
         if status.state == State::Started {
             self.started_at = Some(at);
+            if status.other.get("agent").is_some_and(|agent| agent == "external") {
+                self.last_n = self.last_n.or(Some(0));
+            }
         }
         if let Some(stage) = &status.stage {
             self.stopping = Some(Stopping { stage: stage.clone(), since: at });
@@ -203,6 +206,11 @@ impl Mark {
             Body::ToolResult { call, .. } => Self::Closes(call.clone()),
             _ => Self::Plain,
         }
+    }
+
+    /// Whether events of a kind mean anything for the state of their task.
+    pub fn is_made_by(kind: &str) -> bool {
+        matches!(kind, "status" | "tool_use" | "tool_result")
     }
 
     /// The mark of an event as it stands in the log.

@@ -31,7 +31,7 @@ use crate::config::{Config, LogFormat};
 use crate::planner::Planner;
 use crate::retention::Retention;
 use crate::run::process::StopStages;
-use crate::run::queue::Runs;
+use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
@@ -52,6 +52,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// How many sockets are told per second that the server goes down.
 const GOODBYES_PER_SECOND: usize = 500;
+/// How often it is looked who is no longer signed in: as soon as a revoked one is let go.
+const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(1);
 /// How long requests under way may take when the server goes down.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
@@ -193,7 +195,7 @@ impl Server {
         let dir = self.config.tasks_dir.clone();
         let mut changes = folder::watch(dir, self.config.schedule.policy(), self.stop.clone());
         let registry = self.api.viewer.registry.clone();
-        let planner = Arc::clone(&self.api.planner);
+        let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
         let mut known = match changes.recv().await {
             Some(first) => {
                 let ids = first.iter().filter_map(|change| match change {
@@ -218,6 +220,7 @@ impl Server {
             while let Some(batch) = changes.recv().await {
                 apply(&registry, batch).await;
                 planner.notify_one();
+                runs.look_again();
             }
         });
     }
@@ -232,6 +235,7 @@ impl Server {
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
+        self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let limits = self.config.retention.clone();
         let every = limits.every;
         let output_dir = Arc::clone(&self.api.output_dir);
@@ -349,6 +353,7 @@ pub async fn assemble(
         registry.clone(),
         Arc::clone(store),
         config.runs.places(),
+        Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
     );
     let token = auth::token(&config.data_dir)?;
     let authority =
@@ -477,6 +482,21 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
         error!(task = %id, %error, "the task could not be switched off");
     }
     registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
+}
+
+/// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
+/// for: a machine that slept has not counted.
+async fn close_expired(live: Live, stop: CancellationToken) {
+    let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = look.tick() => {}
+        }
+        for device in live.authority.expired() {
+            live.hub.close_credential(&device, &Closing::EXPIRED);
+        }
+    }
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.

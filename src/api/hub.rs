@@ -1,10 +1,12 @@
-//! The sockets that are open: who they belong to, how they are closed from outside, and the limits on them.
+//! The sockets and streams that are open: who they belong to, how they are closed from outside, and the limits on
+//! them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
+use super::auth::Refused;
 use crate::stream::forwarder::Peer;
 
 /// Why a socket is closed (`docs/protocol.md`, "Close codes").
@@ -44,6 +46,14 @@ impl Closing {
     /// A newer socket of the same client took its place.
     pub const REPLACED: Self = Self { code: 4514, word: "replaced", retry_ms: None };
 
+    /// What somebody is told who is not known.
+    pub const fn of_refused(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => Self::BAD_CREDENTIAL,
+            Refused::Expired => Self::EXPIRED,
+        }
+    }
+
     /// The reason as it goes into the close frame: JSON, at most 123 bytes.
     pub fn reason(&self) -> String {
         match self.retry_ms {
@@ -67,7 +77,7 @@ pub struct SocketLimits {
     pub unauthenticated: usize,
 }
 
-/// One open socket, as others see it.
+/// One open socket or stream of events, as others see it.
 #[derive(Debug)]
 pub struct Handle {
     /// Wakes its task; also its number.
@@ -75,6 +85,8 @@ pub struct Handle {
     /// Whose it is.
     credential: Arc<str>,
     attempt: u64,
+    /// Whether it belongs to a client that has names for its sockets; a stream of events has none.
+    named: bool,
     closing: Mutex<Option<Closing>>,
 }
 
@@ -110,6 +122,32 @@ struct Sockets {
     by_client: HashMap<(Arc<str>, Arc<str>), u64>,
     last_closes: HashMap<(Arc<str>, Arc<str>), &'static str>,
     order: VecDeque<(Arc<str>, Arc<str>)>,
+}
+
+impl SocketLimits {
+    /// Whether there is room for one more of a credential, once so many have left.
+    fn check(&self, sockets: &Sockets, credential: &str, leave: usize) -> Result<(), Closing> {
+        let same = sockets.by_number.values().filter(|handle| &*handle.credential == credential).count();
+        let full = sockets.by_number.len() - leave >= self.connections || same - leave >= self.per_credential;
+        if full { Err(Closing::LIMIT) } else { Ok(()) }
+    }
+}
+
+impl Sockets {
+    fn add(
+        &mut self,
+        credential: Arc<str>,
+        user: Arc<str>,
+        client: Arc<str>,
+        attempt: u64,
+        named: bool,
+    ) -> Arc<Handle> {
+        self.last += 1;
+        let peer = Arc::new(Peer::new(self.last, user, client));
+        let handle = Arc::new(Handle { peer, credential, attempt, named, closing: Mutex::default() });
+        self.by_number.insert(self.last, Arc::clone(&handle));
+        handle
+    }
 }
 
 /// A place among the sockets without a credential; given back when dropped.
@@ -184,18 +222,11 @@ impl Hub {
         if older.as_ref().is_some_and(|older| older.attempt > attempt) {
             return Err(Closing::REPLACED);
         }
-        let same = sockets.by_number.values().filter(|handle| handle.credential == credential).count();
         let leaves = usize::from(older.is_some());
-        if sockets.by_number.len() - leaves >= self.limits.connections || same - leaves >= self.limits.per_credential {
-            return Err(Closing::LIMIT);
-        }
-        sockets.last += 1;
-        let number = sockets.last;
-        let peer = Arc::new(Peer::new(number, user, client));
-        let handle = Arc::new(Handle { peer, credential, attempt, closing: Mutex::default() });
-        sockets.by_number.insert(number, Arc::clone(&handle));
+        self.limits.check(&sockets, &credential, leaves)?;
+        let handle = sockets.add(credential, user, client, attempt, true);
         let last_close = sockets.last_closes.get(&key).copied();
-        sockets.by_client.insert(key, number);
+        sockets.by_client.insert(key, handle.peer.id);
         drop(sockets);
         if let Some(older) = older {
             older.close(Closing::REPLACED);
@@ -203,9 +234,27 @@ impl Hub {
         Ok(Member { hub: Arc::clone(self), handle, last_close })
     }
 
+    /// A stream of events: it counts as a socket, but has no name by which it could take another's place.
+    ///
+    /// # Errors
+    /// The [`Closing`] to refuse it with.
+    pub fn enter_stream(self: &Arc<Self>, credential: Arc<str>, user: Arc<str>) -> Result<Member, Closing> {
+        let mut sockets = self.sockets();
+        if sockets.draining {
+            return Err(Closing::draining(1000));
+        }
+        self.limits.check(&sockets, &credential, 0)?;
+        let handle = sockets.add(credential, user, "events".into(), 0, false);
+        drop(sockets);
+        Ok(Member { hub: Arc::clone(self), handle, last_close: None })
+    }
+
     fn leave(&self, handle: &Handle) {
         let mut sockets = self.sockets();
         sockets.by_number.remove(&handle.peer.id);
+        if !handle.named {
+            return;
+        }
         let key = (Arc::clone(&handle.credential), Arc::clone(&handle.peer.client));
         // Only its own entry: a newer socket of the client stays (T-03).
         if sockets.by_client.get(&key) == Some(&handle.peer.id) {

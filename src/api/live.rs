@@ -12,22 +12,21 @@ use futures_util::{Sink, Stream};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Error as WireError;
-use tracing::{debug, info};
+use tracing::{info, warn};
 
-use super::auth::{Authority, Credential};
-use super::board::{Board, Due};
+use super::auth::{Authority, Credential, Refused};
+use super::board::{self, Board, Due};
 use super::frame::{self, ClientFrame, Hello, Subscribe};
 use super::hub::{Closing, Hub, Knock, Member};
 use super::notice::Notices;
 use super::pace::Pace;
 use super::socket::Meter;
+use super::sub::{Position, Sub};
 use super::wire::Viewer;
 use crate::clock::{Clock, rfc3339};
-use crate::event::{Seq, TaskId};
+use crate::event::TaskId;
 use crate::store::StoreError;
-use crate::stream::forwarder::Watcher;
-use crate::stream::log::{self, Bounds};
-use crate::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Verdict, Why};
+use crate::stream::reader::{Lost, Pull, ReplayLimits, Span};
 
 /// The times and sizes of a socket (`docs/protocol.md`, "Numbers to start from").
 #[derive(Clone, Debug)]
@@ -86,9 +85,9 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Opening {
     /// From a header; wins over the hello's token.
-    pub header: Option<Result<Credential, ()>>,
+    pub header: Option<Result<Credential, Refused>>,
     /// From a cookie; the hello's token wins over it.
-    pub cookie: Option<Result<Credential, ()>>,
+    pub cookie: Option<Result<Credential, Refused>>,
     /// Counts what the network accepted.
     pub meter: Arc<Meter>,
 }
@@ -107,13 +106,6 @@ enum End {
 impl From<Closing> for End {
     fn from(closing: Closing) -> Self {
         Self::Close(closing)
-    }
-}
-
-impl From<StoreError> for End {
-    fn from(error: StoreError) -> Self {
-        debug!(%error, "the log could not be read for a watcher; it comes back by itself");
-        Self::Gone
     }
 }
 
@@ -151,15 +143,14 @@ impl Live {
         if hello.protocol != frame::PROTOCOL {
             return Err(Closing::PROTOCOL.into());
         }
-        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(()));
-        let credential = opening.header.or(from_token).or(opening.cookie);
-        let credential = match credential {
-            Some(Ok(credential)) => credential,
-            _ => return Err(Closing::BAD_CREDENTIAL.into()),
-        };
+        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(Refused::Unknown));
+        let credential = opening.header.or(from_token).or(opening.cookie).unwrap_or(Err(Refused::Unknown));
+        let credential = credential.map_err(Closing::of_refused)?;
         let client: String = hello.client.chars().take(MAX_CLIENT).collect();
         let member = self.hub.enter(credential.id.clone(), credential.user.clone(), client.into(), hello.attempt)?;
         drop(knock);
+        // Behind the entry: who is signed out from here on is found among the sockets.
+        self.authority.stands(&credential).map_err(|_| Closing::EXPIRED)?;
         info!(connection = member.handle.peer.id, user = %credential.user, attempt = hello.attempt, "watcher connected");
         let limits = &self.limits;
         let welcome = json!({
@@ -193,15 +184,6 @@ impl Live {
         }
         Ok(session)
     }
-}
-
-/// One subscription.
-#[derive(Debug)]
-struct Sub {
-    number: u32,
-    reader: Reader,
-    /// `caught_up` is due once the position has passed this.
-    catch_up: Option<Seq>,
 }
 
 /// One socket after its welcome.
@@ -311,36 +293,47 @@ impl Session {
         }
     }
 
+    fn give_up_now(&mut self, index: usize, error: &StoreError) -> Option<Utf8Bytes> {
+        let sub = self.subs.remove(index);
+        self.give_up(sub.number, error);
+        self.outbox.pop_front()
+    }
+
     /// The next events of whichever sub's turn it is.
     async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
         for _ in 0..self.subs.len() {
             let index = self.turn % self.subs.len();
             self.turn = index + 1;
             let sub = &mut self.subs[index];
-            if let Some(text) = sub.caught_up() {
-                return Ok(Some(text.into()));
+            if let Some(said) = sub.caught_up() {
+                return Ok(Some(said.text.into()));
             }
             if !sub.reader.is_due() {
                 continue;
             }
             let mut pull = sub.reader.pull(max_bytes);
             if matches!(pull, Pull::InLog) {
-                sub.reader.fetch(&self.live.viewer.store).await?;
+                if let Err(error) = sub.reader.fetch(&self.live.viewer.store).await {
+                    return Ok(self.give_up_now(index, &error));
+                }
                 pull = sub.reader.pull(max_bytes);
             }
             match pull {
                 Pull::Slice(slice) => {
                     let text = frame::events(sub.number, &slice);
-                    self.log_delivery(index, &slice);
+                    sub.log_delivery(&self.member.handle.peer, slice.events());
                     return Ok(Some(text.into()));
                 }
                 Pull::Nothing => {}
                 // Read and not there: retention took it meanwhile, or the log is damaged.
                 Pull::InLog => match sub.reader.lost() {
-                    Some(lost) => return self.lose_now(index, lost).await,
-                    None => return Err(End::Gone),
+                    Some(lost) => return Ok(self.lose_now(index, lost).await),
+                    None => {
+                        let error = StoreError::Broken("an event of the log is not there".to_owned());
+                        return Ok(self.give_up_now(index, &error));
+                    }
                 },
-                Pull::Lost(lost) => return self.lose_now(index, lost).await,
+                Pull::Lost(lost) => return Ok(self.lose_now(index, lost).await),
             }
         }
         Ok(None)
@@ -353,19 +346,6 @@ impl Session {
             || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
     }
 
-    /// One line for each event that went out; held back by the default filter.
-    fn log_delivery(&self, index: usize, slice: &crate::stream::segment::Slice) {
-        if !tracing::enabled!(target: "rejoin::delivery", tracing::Level::INFO) {
-            return;
-        }
-        let peer = &self.member.handle.peer;
-        let (task, user, session) = (&self.subs[index].reader.topic().id, &peer.user, peer.id);
-        for (seq, event) in slice.events() {
-            let kind = log::kind_of(event);
-            info!(target: "rejoin::delivery", %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
-        }
-    }
-
     /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a
     /// snapshot is large, and there may be many.
     async fn look_around(&mut self) -> Result<(), End> {
@@ -373,7 +353,7 @@ impl Session {
         let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
         if let Some((index, lost)) = lost {
             self.look = true;
-            self.lose(index, lost).await?;
+            self.lose(index, lost).await;
             return Ok(());
         }
         let Some(rev) = self.list else { return Ok(()) };
@@ -384,7 +364,7 @@ impl Session {
                 self.outbox.push_back(Utf8Bytes::from(&*text));
                 self.look = true;
             }
-            Due::All => self.send_list().await?,
+            Due::All => self.send_list().await,
         }
         Ok(())
     }
@@ -395,16 +375,23 @@ impl Session {
         self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
     }
 
-    async fn show_list(&mut self) -> Result<(), End> {
+    async fn show_list(&mut self) {
         self.live.board.look(Arc::clone(&self.member.handle.peer));
-        self.send_list().await
+        self.send_list().await;
     }
 
-    async fn send_list(&mut self) -> Result<(), End> {
-        let (rev, text) = self.live.board.all().await?;
-        self.list = Some(rev);
-        self.outbox.push_back(text.into());
-        Ok(())
+    async fn send_list(&mut self) {
+        match self.live.board.all().await {
+            Ok((rev, parts)) => {
+                self.list = Some(rev);
+                self.outbox.extend(parts.into_iter().map(Utf8Bytes::from));
+            }
+            Err(error) => {
+                warn!(%error, "the list of tasks could not be sent; its next change brings the whole of it");
+                self.list.get_or_insert(board::NOTHING);
+                self.outbox.push_back(frame::store_error(None, &error).into());
+            }
+        }
     }
 
     fn heartbeat(&self) -> String {
@@ -427,10 +414,7 @@ impl Session {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(error) => ("bad_frame", format!("this frame is not understood: {error}")),
             },
-            Incoming::Text(text) => (
-                "too_large",
-                format!("{} bytes are too many: a frame has at most {}", text.len(), frame::MAX_CLIENT_FRAME),
-            ),
+            Incoming::Text(text) => ("too_large", too_large(text.len())),
             Incoming::Binary => ("bad_frame", "a frame is a text message".to_owned()),
         };
         self.complain(None, code, &message)?;
@@ -460,7 +444,10 @@ impl Session {
                 self.subs.retain(|held| held.number != sub);
                 Ok(())
             }
-            ClientFrame::Tasks {} => self.show_list().await,
+            ClientFrame::Tasks {} => {
+                self.show_list().await;
+                Ok(())
+            }
             ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
             ClientFrame::Command { id } => {
                 let message = "this server takes commands over HTTP only: POST /api/v1/tasks/{task}/runs, /api/v1/runs/{run}/stop";
@@ -479,7 +466,7 @@ impl Session {
         }
         let topic = subscribe.task.parse::<TaskId>().ok().and_then(|id| self.live.viewer.publisher.topic(&id));
         let Some(topic) = topic else {
-            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+            self.outbox.push_back(frame::not_found(Some(number), &subscribe.task).text.into());
             return Ok(());
         };
         // A new subscribe for a task replaces the older one.
@@ -489,103 +476,52 @@ impl Session {
             self.outbox.push_back(frame::error(Some(("sub", number.into())), "limit", &message, false).into());
             return Ok(());
         }
-        let watcher = Arc::new(Watcher::new(Arc::clone(&self.member.handle.peer), number, topic.head().next()));
-        let reader = Reader::enter(&self.live.viewer.publisher, topic, watcher);
-        // Deleted since it was found: whoever told the watchers may not have found this one yet.
-        if reader.topic().is_closed() {
-            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+        let peer = &self.member.handle.peer;
+        let Some(mut sub) = Sub::enter(&self.live.viewer, topic, peer, Some(number)) else {
+            self.outbox.push_back(frame::not_found(Some(number), &subscribe.task).text.into());
             return Ok(());
-        }
-        let mut sub = Sub { number, reader, catch_up: None };
-        let (generation, after) = frame::position(&subscribe);
-        let (verdict, log) =
-            sub.reader.verdict(&self.live.viewer.store, generation, after, self.live.limits.replay).await?;
-        match verdict {
-            Verdict::Resume(from) => {
-                sub.reader.seek(log.generation, from);
-                let missed = log.head.0 + 1 - from.0;
-                if after > Seq(0) {
-                    info!(task = %sub.reader.topic().id, missed, "watcher resumed; what it missed is replayed");
-                }
-                let runs = sub.open_runs();
-                let text = frame::subscribed(number, &sub.reader.topic().id, "resumed", &log, from, &runs);
-                self.outbox.push_back(text.into());
-                sub.catch_up = Some(log.head);
-            }
-            Verdict::Reset(why) => self.reset(&mut sub, why, after, true).await?,
-        }
-        self.subs.push(sub);
-        Ok(())
-    }
-
-    /// Says the gap aloud: (subscribed →) reset → snapshot, and no event before it.
-    async fn reset(&mut self, sub: &mut Sub, why: Why, have: Seq, again: bool) -> Result<(), End> {
-        let (store, limits) = (&self.live.viewer.store, self.live.limits.replay);
-        if why == Why::Future {
-            // The log has lost its end: what comes next must not be taken for what the client has seen.
-            let topic = sub.reader.topic();
-            super::renew_log(&self.live.viewer.publisher, topic, sub.reader.bounds().generation).await?;
-        }
-        let snapshot = match why {
-            Why::FromStart => sub.reader.snapshot_before_last_work(store, limits).await?,
-            _ => sub.reader.snapshot_at_head(store).await?,
         };
-        let Snapshot { generation, seq, head, .. } = snapshot;
-        sub.reader.seek(generation, seq.next());
-        let log = Bounds { generation, head, ..sub.reader.bounds() };
-        let id = &sub.reader.topic().id;
-        info!(task = %id, ?why, %have, "watcher starts again behind a snapshot");
-        let view = self.live.viewer.one(id).await?;
-        if again {
-            let runs = sub.open_runs();
-            self.outbox.push_back(frame::subscribed(sub.number, id, "reset", &log, seq.next(), &runs).into());
+        let (generation, after) = frame::position(&subscribe);
+        let position = Position { generation, after: Some(after) };
+        match sub.answer(&self.live.viewer, self.live.limits.replay, position, Span::ALL).await {
+            Ok(said) => {
+                self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
+                self.subs.push(sub);
+            }
+            Err(error) => self.give_up(number, &error),
         }
-        self.outbox.push_back(frame::reset(sub.number, &log, why, have).into());
-        self.outbox.push_back(frame::snapshot(sub.number, &snapshot, &json!(view)).into());
-        sub.catch_up = Some(head);
         Ok(())
     }
 
-    async fn lose_now(&mut self, index: usize, lost: Lost) -> Result<Option<Utf8Bytes>, End> {
-        self.lose(index, lost).await?;
-        Ok(self.outbox.pop_front())
+    /// A sub that the store cannot serve ends and is asked for again by the client; the socket and its other subs
+    /// have nothing to do with it.
+    fn give_up(&mut self, number: u32, error: &StoreError) {
+        warn!(%error, "a subscription could not be served; its client asks again");
+        self.outbox.push_back(frame::store_error(Some(("sub", number.into())), error).into());
+    }
+
+    async fn lose_now(&mut self, index: usize, lost: Lost) -> Option<Utf8Bytes> {
+        self.lose(index, lost).await;
+        self.outbox.pop_front()
     }
 
     /// A position that is no longer one: the sub ends, or starts again.
-    async fn lose(&mut self, index: usize, lost: Lost) -> Result<(), End> {
+    async fn lose(&mut self, index: usize, lost: Lost) {
         let mut sub = self.subs.remove(index);
-        let have = sub.reader.next().prev();
-        let (why, again) = match lost {
-            Lost::Deleted => {
-                let text = frame::not_found(sub.number, sub.reader.topic().id.as_str());
-                self.outbox.push_back(text.into());
-                return Ok(());
+        match sub.start_again(&self.live.viewer, self.live.limits.replay, lost).await {
+            Ok(said) => {
+                self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
+                if lost != Lost::Deleted {
+                    self.subs.insert(index, sub);
+                }
             }
-            Lost::Replaced => (Why::Generation, true),
-            Lost::Retention => (Why::Retention, false),
-        };
-        self.reset(&mut sub, why, have, again).await?;
-        self.subs.insert(index, sub);
-        Ok(())
+            Err(error) => self.give_up(sub.number, &error),
+        }
     }
 }
 
-impl Sub {
-    fn is_caught_up(&self) -> bool {
-        self.catch_up.is_some_and(|head| self.reader.next() > head)
-    }
-
-    fn caught_up(&mut self) -> Option<String> {
-        if !self.is_caught_up() {
-            return None;
-        }
-        self.catch_up = None;
-        Some(frame::caught_up(self.number, self.reader.next().prev()))
-    }
-
-    fn open_runs(&self) -> Vec<crate::record::Run> {
-        self.reader.topic().tail().fold.runs().cloned().collect()
-    }
+fn too_large(bytes: usize) -> String {
+    format!("{bytes} bytes are too many: a frame has at most {}", frame::MAX_CLIENT_FRAME)
 }
 
 /// What a client sent.
@@ -702,6 +638,12 @@ impl Wire {
     async fn hello(&mut self) -> Result<Hello, End> {
         loop {
             return match self.step(true).await? {
+                Step::Frame(Incoming::Text(text)) if text.len() > frame::MAX_CLIENT_FRAME => {
+                    // Not read: nobody is known yet. Without a hello there is no socket that could be asked again.
+                    let error = frame::error(None, "too_large", &too_large(text.len()), false);
+                    self.feed(error.into())?;
+                    Err(Closing::BAD_FRAMES.into())
+                }
                 Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
                     Ok(ClientFrame::Hello(hello)) => Ok(hello),
                     // Another version may have another shape.

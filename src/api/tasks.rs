@@ -127,6 +127,7 @@ pub async fn patch(
     let definition = parse::patched(&task.definition, &body, api.viewer.registry.defaults())?;
     api.viewer.registry.redefine(&task.id, definition, None).await?;
     api.planner.notify_one();
+    api.runs.look_again();
     show(State(api), Path(id)).await
 }
 

@@ -373,7 +373,7 @@ enum Ended {
 }
 
 /// Saves what `act` makes. While the store cannot be written it waits and tries again.
-async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
+pub(super) async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
@@ -459,7 +459,7 @@ fn failed(task: &TaskId, reason: String, exit: Option<i32>) -> Status {
     status
 }
 
-fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
+pub(super) fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
     let (state, mut reason) = match cause {
         StopCause::Asked => (State::Cancelled, "stopped on request".to_owned()),
         StopCause::TimedOut(limit) => {

@@ -11,8 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use super::log;
-use super::offer;
-use super::topic::Refused;
+use super::offer::{self, Refused};
 use crate::event::{RunId, Seq, TaskId};
 use crate::record::Mark;
 
@@ -28,8 +27,10 @@ pub struct Batch {
     pub(super) at: Timestamp,
     /// What stands before the number of each event.
     pub(super) head: Box<str>,
-    /// What stands between number and kind: the time, rendered once for all.
-    at_text: Box<str>,
+    /// What stands between number and kind: the time, rendered once for all that happened then.
+    at_text: String,
+    /// The time in `at_text`.
+    said_at: Timestamp,
     /// What stands behind the number, event after event.
     text: String,
     pub(super) pieces: Vec<Piece>,
@@ -115,13 +116,24 @@ impl Batch {
             run,
             at,
             head: format!(r#"{{"task":"{task}","run":"{run}","seq":"#).into(),
-            at_text: format!(r#","at":"{at:.6}","kind":"#).into(),
+            at_text: format!(r#","at":"{at:.6}","kind":"#),
+            said_at: at,
             text: String::new(),
             pieces: Vec::new(),
             marks: Vec::new(),
             wholes: Vec::new(),
             turn: None,
             ack: None,
+        }
+    }
+
+    /// The events that follow happened at `at`; without, at the time of the batch.
+    pub fn happened(&mut self, at: Option<Timestamp>) {
+        let at = at.unwrap_or(self.at);
+        if at != self.said_at {
+            self.said_at = at;
+            self.at_text.clear();
+            let _ = write!(self.at_text, r#","at":"{at:.6}","kind":"#);
         }
     }
 
@@ -172,10 +184,12 @@ impl Batch {
     }
 
     /// An event as it was before it was cut.
-    pub(super) fn whole(&self, data: &str, seq: Seq, kind: &str) -> String {
+    pub(super) fn whole(&self, data: &str, seq: Seq, index: usize) -> String {
         let mut event = String::with_capacity(data.len() + 192);
-        let _ = write!(event, "{}{seq}{}", self.head, self.at_text);
-        log::write_kind(&mut event, kind);
+        // Every time is written with as many characters.
+        let at_text = &self.tail(index)[..self.at_text.len()];
+        let _ = write!(event, "{}{seq}{at_text}", self.head);
+        log::write_kind(&mut event, &self.pieces[index].kind);
         let _ = write!(event, r#","data":{data}}}"#);
         event
     }

@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::segment::Segment;
-use super::topic::Offer;
+use super::offer::Offer;
+use super::segment::{Damaged, Segment};
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
 use crate::store::{TaskNo, from_sql, sql};
@@ -20,6 +20,8 @@ pub const PAGE_EVENTS: usize = 500;
 pub const PAGE_BYTES: usize = 128 * 1024;
 
 const SEQ_BITS: u32 = 40;
+/// A UUID in words.
+const RUN_ID_CHARS: usize = 36;
 
 /// The key of a row: rows of a task lie side by side, in the order of their events.
 fn key(task: TaskNo, seq: Seq) -> i64 {
@@ -186,8 +188,12 @@ pub fn page_back(connection: &Connection, task: TaskNo, through: Seq) -> rusqlit
 
 fn segment(row: &Row<'_>) -> rusqlite::Result<Segment> {
     let ends = row.get_ref(1)?.as_blob()?;
-    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends)
-        .map_err(|damaged| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(damaged)))
+    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends).map_err(|_| damaged())
+}
+
+/// What a reader says of a log that does not hold what it should.
+pub fn damaged() -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(Damaged))
 }
 
 /// The bytes of event JSON from `from` to the head of `bounds`. O(log rows): from running totals.
@@ -358,6 +364,13 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
             if seq < next || seq > at {
                 continue;
             }
+            // Most events change nothing but where their run ends: a run of millions is folded without parsing them.
+            if !Mark::is_made_by(kind_of(json)) {
+                if let Some(run) = run_of(json, id) {
+                    fold.note_producer(run, seq, None);
+                }
+                continue;
+            }
             let Ok(event) = serde_json::from_str::<Stored<'_>>(json) else { continue };
             let mark = Mark::of_stored(event.kind, event.data.get());
             fold.apply(id, event.run, seq, event.at, &mark, json);
@@ -464,6 +477,12 @@ pub fn kind_of(event: &str) -> &str {
     let Some(start) = event.find(BEFORE) else { return "" };
     let rest = &event[start + BEFORE.len()..];
     rest.find('"').map_or("", |end| &rest[..end])
+}
+
+/// The run of an event as it stands in the log, likewise.
+fn run_of(event: &str, task: &TaskId) -> Option<RunId> {
+    let start = r#"{"task":"","run":""#.len() + task.as_str().len();
+    event.get(start..start + RUN_ID_CHARS)?.parse().ok()
 }
 
 /// Whether a state of an event ends a run; for those who read the log.

@@ -230,7 +230,7 @@ impl Numbering {
             self.bytes += bytes as u64;
             self.kinds.push(piece.kind.clone());
             if let Some((_, data)) = wholes.next_if(|(at, _)| *at == index) {
-                log::keep_whole(connection, self.topic.no, seq, &batch.whole(data, seq, &piece.kind))?;
+                log::keep_whole(connection, self.topic.no, seq, &batch.whole(data, seq, index))?;
             }
             if let Some((_, mark)) = marks.next_if(|(at, _)| *at == index) {
                 let text = matches!(mark, Mark::Opens(_)).then(|| format!("{}{digits}{tail}", batch.head));

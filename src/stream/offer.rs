@@ -5,9 +5,9 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 
-use super::topic::Offer;
-use crate::event::{Body, MAX_EVENT_BYTES, RunId, State, known_kind};
+use crate::event::{Body, MAX_EVENT_BYTES, RunId, Seq, State, known_kind};
 use crate::record::Mark;
 
 /// What an event has around its data, at most: ids, number, time, kind and punctuation.
@@ -20,6 +20,42 @@ const SHORTEST_CUT: usize = 256;
 const MOST_CUTS: usize = 64;
 /// So many short members stay beside the head of data that could not be cut: 8 KiB at most.
 const MOST_MEMBERS: usize = 32;
+
+/// An event on its way to the log: it has everything but its number.
+#[derive(Debug)]
+pub struct Offer {
+    /// The run it is of, if any.
+    pub run: Option<RunId>,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Its kind.
+    pub kind: Cow<'static, str>,
+    /// Its data as JSON, already within the bounds of an event.
+    pub data: Box<str>,
+    /// Its data before it was cut, if it was.
+    pub whole: Option<Box<str>>,
+    /// What it means for the state of the task.
+    pub mark: Mark,
+    /// Told the number once it is committed, or why not.
+    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
+}
+
+/// Why an event was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No event of a run follows its terminal status (T-28).
+    #[error("the run is over")]
+    RunOver,
+    /// The task was deleted, or its log replaced by another.
+    #[error("the log of this task is no longer there")]
+    LogGone,
+    /// Another request has taken the turn to speak for the run.
+    #[error("another request feeds this run now")]
+    Fenced,
+    /// The server is going down.
+    #[error("the server is stopping")]
+    Stopping,
+}
 
 impl Offer {
     /// The event that says `body`.

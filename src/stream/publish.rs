@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::warn;
 
 use super::batch::{Batch, Producer, Turn};
 use super::changes::Changes;
@@ -16,7 +17,7 @@ use super::writer::{Ending, Rounds, Stepper, Writer};
 
 pub use super::intake::{Limits, Writable};
 use crate::clock::Clock;
-use crate::event::{Body, RunId, Seq, TaskId};
+use crate::event::{Body, Gen, RunId, Seq, TaskId};
 use crate::store::{StoreError, TaskNo};
 
 /// Offers events to the writer and asks it for changes of state. Cheap to clone.
@@ -213,17 +214,31 @@ impl Publisher {
         E: From<StoreError> + Send + 'static,
         F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
     {
+        self.change(act, |_| None).await
+    }
+
+    /// As [`transact`](Self::transact); `follow` says what brings memory up to what was saved. That is done after
+    /// the commit and before anyone is shown an event of it.
+    async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
+        M: FnOnce(&T) -> Option<Box<dyn FnOnce() + Send>> + Send + 'static,
+    {
         let (sender, answer) = oneshot::channel::<Result<(T, Vec<Seq>), E>>();
         let job = Job {
             act: Box::new(move |connection| match connection.map_err(E::from).and_then(act) {
                 Ok((value, offers)) => Acted {
                     offers: Ok(offers),
+                    follow: follow(&value),
                     answer: Box::new(move |saved| {
                         let _ = sender.send(saved.map(|numbers| (value, numbers)).map_err(E::from));
                     }),
                 },
                 Err(error) => Acted {
                     offers: Err(()),
+                    follow: None,
                     answer: Box::new(move |_| {
                         let _ = sender.send(Err(error));
                     }),
@@ -294,14 +309,51 @@ impl Publisher {
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             Ok((log::raise_oldest(connection, no, oldest)?, Vec::new()))
         };
-        if let (Some(raised), _) = self.transact(act).await? {
-            let mut tail = topic.tail();
-            tail.oldest = tail.oldest.max(raised);
-            tail.ring.forget_below(raised);
-            drop(tail);
-            self.wake_all(topic);
+        let (raised, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |oldest: &Option<Seq>| -> Option<Box<dyn FnOnce() + Send>> {
+            let oldest = (*oldest)?;
+            Some(Box::new(move || {
+                let mut tail = raised.tail();
+                tail.oldest = tail.oldest.max(oldest);
+                tail.ring.forget_below(oldest);
+                drop(tail);
+                publisher.wake_all(&raised);
+            }))
+        };
+        self.change(act, follow).await.map(drop)
+    }
+
+    /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come
+    /// next must not be taken for those that were seen. `seen` is the id that was looked at; gives the one that is
+    /// in force then. No event that is numbered after this is shown under the old id.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+        let now = topic.tail().generation;
+        if now != seen {
+            return Ok(now);
         }
-        Ok(())
+        let (fresh, no) = (Gen::random(), topic.no);
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            // Another may have renewed it since.
+            let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
+            if now == Some(seen) {
+                log::set_generation(connection, no, fresh)?;
+                return Ok((fresh, Vec::new()));
+            }
+            Ok((now.unwrap_or(fresh), Vec::new()))
+        };
+        let (renewed, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |generation: &Gen| -> Option<Box<dyn FnOnce() + Send>> {
+            let generation = *generation;
+            Some(Box::new(move || {
+                renewed.tail().generation = generation;
+                publisher.wake_all(&renewed);
+                warn!(task = %renewed.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
+            }))
+        };
+        Ok(self.change(act, follow).await?.0)
     }
 
     /// The clock that events are stamped with.

@@ -56,6 +56,20 @@ pub enum Verdict {
     Reset(Why),
 }
 
+/// The part of a log that somebody wants events of: all of it, or where one run lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Nothing that is wanted lies before it.
+    pub first: Seq,
+    /// Nothing that is wanted lies behind it; none while it grows.
+    pub last: Option<Seq>,
+}
+
+impl Span {
+    /// All of a log.
+    pub const ALL: Self = Self { first: Seq(0), last: None };
+}
+
 /// The rows of the resume table that need no look at sizes: `None` means "it depends on how much is missing".
 pub fn judge(generation: Option<Gen>, after: Seq, log: &Bounds) -> Option<Verdict> {
     if after == Seq(0) {
@@ -182,15 +196,32 @@ impl Reader {
         after: Seq,
         limits: ReplayLimits,
     ) -> Result<(Verdict, Bounds), StoreError> {
+        self.verdict_within(store, generation, after, limits, Span::ALL).await
+    }
+
+    /// The same for one who wants only what lies in a part of the log: only that counts as missing.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn verdict_within(
+        &self,
+        store: &Arc<Store>,
+        generation: Option<Gen>,
+        after: Seq,
+        limits: ReplayLimits,
+        span: Span,
+    ) -> Result<(Verdict, Bounds), StoreError> {
         let log = self.bounds();
         if let Some(verdict) = judge(generation, after, &log) {
             return Ok((verdict, log));
         }
         let (from, too_much) = match after {
-            Seq(0) => (log.oldest, Why::FromStart),
+            // For a newcomer it begins where there is something for it; never behind the next event.
+            Seq(0) => (log.oldest.max(span.first).min(log.head.next()), Why::FromStart),
             after => (after.next(), Why::TooFar),
         };
-        let fits = self.fits(store, &log, from, limits).await?;
+        let missing = Span { first: from.max(span.first), last: span.last };
+        let fits = self.fits(store, &log, missing, limits).await?;
         Ok((if fits { Verdict::Resume(from) } else { Verdict::Reset(too_much) }, log))
     }
 
@@ -198,13 +229,15 @@ impl Reader {
         &self,
         store: &Arc<Store>,
         log: &Bounds,
-        from: Seq,
+        missing: Span,
         limits: ReplayLimits,
     ) -> Result<bool, StoreError> {
-        if from > log.head {
+        let from = missing.first;
+        let through = missing.last.unwrap_or(log.head).min(log.head);
+        if from > through {
             return Ok(true);
         }
-        if log.head.0 - from.0 + 1 > limits.events {
+        if through.0 - from.0 + 1 > limits.events {
             return Ok(false);
         }
         let in_ring = {
@@ -215,8 +248,11 @@ impl Reader {
             return Ok(true);
         }
         let (no, log) = (self.topic.no, *log);
-        let bytes = store.read(move |connection| log::bytes_from(connection, no, &log, from)).await?;
-        Ok(bytes <= limits.bytes)
+        let read = move |connection: &rusqlite::Connection| {
+            let behind = log::bytes_from(connection, no, &log, through.next())?;
+            Ok(log::bytes_from(connection, no, &log, from)?.saturating_sub(behind))
+        };
+        Ok(store.read(read).await? <= limits.bytes)
     }
 
     /// The state at the head: from memory, and the ended runs from the store.
@@ -247,7 +283,8 @@ impl Reader {
         let (no, id, log) = (self.topic.no, self.topic.id.clone(), self.bounds());
         let first = store.read(move |connection| log::start_of_last_work(connection, no)).await?;
         let from = first.unwrap_or(log.head.next()).max(log.oldest);
-        if from > log.head || !self.fits(store, &log, from, limits).await? {
+        let work = Span { first: from, last: None };
+        if from > log.head || !self.fits(store, &log, work, limits).await? {
             return self.snapshot_at_head(store).await;
         }
         let seq = from.prev();

@@ -1,22 +1,21 @@
 //! One task's stream in memory: the tail of its log behind one lock, and the queue in front of its writer.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use jiff::Timestamp;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use super::batch::Batch;
 use super::forwarder::{Connections, Forwarder};
+pub use super::offer::{Offer, Refused};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
-use crate::event::{Gen, RunId, Seq, TaskId};
+use crate::event::{Gen, Seq, TaskId};
 use crate::failpoint;
-use crate::record::{Fold, Mark};
+use crate::record::Fold;
 use crate::store::TaskNo;
 
 /// The tail of a log: what readers pull from. Locked for moments only, never over an await.
@@ -98,42 +97,6 @@ impl Work {
             Self::Many(batch) => batch.bytes(),
         }
     }
-}
-
-/// An event on its way to the log: it has everything but its number.
-#[derive(Debug)]
-pub struct Offer {
-    /// The run it is of, if any.
-    pub run: Option<RunId>,
-    /// When it happened.
-    pub at: Timestamp,
-    /// Its kind.
-    pub kind: Cow<'static, str>,
-    /// Its data as JSON, already within the bounds of an event.
-    pub data: Box<str>,
-    /// Its data before it was cut, if it was.
-    pub whole: Option<Box<str>>,
-    /// What it means for the state of the task.
-    pub mark: Mark,
-    /// Told the number once it is committed, or why not.
-    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
-}
-
-/// Why an event was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// No event of a run follows its terminal status (T-28).
-    #[error("the run is over")]
-    RunOver,
-    /// The task was deleted, or its log replaced by another.
-    #[error("the log of this task is no longer there")]
-    LogGone,
-    /// Another request has taken the turn to speak for the run.
-    #[error("another request feeds this run now")]
-    Fenced,
-    /// The server is going down.
-    #[error("the server is stopping")]
-    Stopping,
 }
 
 impl Topic {

@@ -280,12 +280,12 @@ impl Intake {
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let mut numberings = Numberings::default();
         let mut jobs = jobs.into_iter();
-        let mut answers = Vec::new();
+        let (mut answers, mut follows) = (Vec::new(), Vec::new());
         let mut acks = Vec::new();
         let written = (|| -> Result<(), StoreError> {
             connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
             for job in jobs.by_ref() {
-                run_job(connection, &mut numberings, job, &mut answers)?;
+                run_job(connection, &mut numberings, job, &mut answers, &mut follows)?;
             }
             for (topic, works) in &batches {
                 let numbering = numberings.of(topic);
@@ -319,6 +319,9 @@ impl Intake {
         drop(gate);
         failpoint::hit("committed-not-woken");
         self.note_writable();
+        for follow in follows {
+            follow();
+        }
         for numbering in numberings.all {
             self.show(numbering);
         }
@@ -447,6 +450,7 @@ fn run_job(
     numberings: &mut Numberings,
     job: Job,
     answers: &mut Vec<(Answer, Result<Vec<Seq>, StoreError>)>,
+    follows: &mut Vec<Box<dyn FnOnce() + Send>>,
 ) -> Result<(), StoreError> {
     if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
         let error = StoreError::from(error);
@@ -455,7 +459,7 @@ fn run_job(
     }
     // A panic in a job undoes that job; its asker is told by the drop of the answer.
     let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
-    let Ok(Acted { offers, answer }) = acted else {
+    let Ok(Acted { offers, follow, answer }) = acted else {
         error!("a change of state ended by a panic; it is undone");
         return undo_job(connection);
     };
@@ -474,6 +478,7 @@ fn run_job(
         return undo_job(connection);
     }
     answers.push((answer, numbered));
+    follows.extend(follow);
     connection.prepare_cached("RELEASE job")?.execute([])?;
     Ok(())
 }

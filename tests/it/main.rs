@@ -10,6 +10,7 @@ mod config;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
+mod external;
 mod faults;
 mod faults_life;
 mod frames;

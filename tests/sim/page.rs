@@ -84,7 +84,7 @@ pub async fn fetch(
         .header(header::HOST, "localhost:7171")
         .header(header::ACCEPT, "application/json")
         .header(header::AUTHORIZATION, format!("Bearer {}", running.token))
-        .extension(ConnectInfo(Came { from: Some(CLIENT.ip()), meter: Arc::default() }))
+        .extension(ConnectInfo(Came { from: Some(CLIENT.ip()), meter: Arc::default(), place: Arc::default() }))
         .body(Body::empty())
         .unwrap();
     let response = running.router.clone().oneshot(request).await.unwrap();
