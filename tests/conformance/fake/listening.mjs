@@ -144,6 +144,7 @@ export class Listening {
     const sockets = new WebSocketServer({ noServer: true });
     server.on('upgrade', (request, socket, head) => {
       socket.on('error', () => {});
+      if (logs.gone) return void socket.destroy();
       this.arrivals.put({
         via: 'live',
         ask: { headers: request.headers },

@@ -30,6 +30,8 @@ export class Logs {
     this.asked = [];
     /** Nothing answers over HTTP, as where there is no server. */
     this.down = false;
+    /** ... and sockets are refused before they are looked at. */
+    this.gone = false;
     /** What else is answered, by call: `POST /tasks/job/runs`. */
     this.calls = new Map();
     for (const { task, gen, after } of watches) {
@@ -225,7 +227,8 @@ class Player {
         });
       }
       case 'http':
-        if (step.call === undefined) this.logs.down = step.is === 'down';
+        if (step.call === undefined)
+          Object.assign(this.logs, { down: step.is !== 'up', gone: step.is === 'gone' });
         else this.logs.calls.set(step.call, { status: step.status, body: fill(step.body, memory) });
         return;
       case 'answers':

@@ -116,8 +116,8 @@ class StreamLine {
   }
 
   async close() {
+    if (!this.ended) this.controller.close();
     this.ended = true;
-    this.controller.close();
     await rest();
   }
 
@@ -156,6 +156,10 @@ class World {
     sockets: true,
     openSocket: () => {
       const socket = new FakeSocket(this);
+      if (this.server.gone) {
+        queueMicrotask(() => socket.refuse());
+        return socket;
+      }
       const accept = async () => {
         await socket.accept();
         await rest();
