@@ -13,7 +13,22 @@ import { TaskLog } from '../src/log.ts';
 const KIT = fileURLToPath(new URL('../../../tests/conformance/', import.meta.url));
 
 /** What this client can do beside following tasks. */
-const CAN = ['virtual_clock', 'chance', 'wake', 'retry', 'gives_up', 'tasks', 'states', 'several', 'stays', 'pages', 'deltas', 'commands', 'feed', 'fallback'];
+const CAN = [
+  'virtual_clock',
+  'chance',
+  'wake',
+  'retry',
+  'gives_up',
+  'tasks',
+  'states',
+  'several',
+  'stays',
+  'pages',
+  'deltas',
+  'commands',
+  'feed',
+  'fallback',
+];
 
 /** Everything that was promised to happen without time passing has happened. */
 const rest = async () => {
@@ -183,7 +198,9 @@ class World {
     const url = new URL(address, 'http://server');
     const path = url.pathname.replace(/^\/api\/v1/, '');
     const query = url.searchParams;
-    const headers = Object.fromEntries(Object.entries(said).map(([name, value]) => [name.toLowerCase(), value]));
+    const headers = Object.fromEntries(
+      Object.entries(said).map(([name, value]) => [name.toLowerCase(), value]),
+    );
     return new Promise((resolve, reject) => {
       const abort = () => reject(new DOMException('aborted', 'AbortError'));
       if (signal?.aborted) return abort();
@@ -284,7 +301,9 @@ class World {
     const end = this.time + Math.max(0, ms);
     await rest();
     while (!good()) {
-      const due = this.timers.filter((timer) => timer.at <= end).sort((a, b) => a.at - b.at || a.order - b.order)[0];
+      const due = this.timers
+        .filter((timer) => timer.at <= end)
+        .sort((a, b) => a.at - b.at || a.order - b.order)[0];
       if (due === undefined) {
         this.time = end;
         return;
@@ -389,7 +408,9 @@ const files = (folder) =>
 for (const file of files('client')) {
   const casus = JSON.parse(readFileSync(path.join(KIT, file), 'utf8'));
   const cannot = (casus.needs ?? []).filter((need) => !CAN.includes(need));
-  test.skipIf(cannot.length > 0)(`${file.replace(/\.json$/, '')}: ${casus.case}`, () => play(casus, new World()));
+  test.skipIf(cannot.length > 0)(`${file.replace(/\.json$/, '')}: ${casus.case}`, () =>
+    play(casus, new World()),
+  );
 }
 
 test('patterns mean here what they mean in the other languages', () => {
