@@ -73,7 +73,9 @@ fn every_row_code_frame_and_trap_has_a_case() {
             .as_object()
             .unwrap()
             .iter()
-            .flat_map(|(group, names)| names.as_array().unwrap().iter().map(move |name| format!("{group}:{}", name.as_str().unwrap())))
+            .flat_map(|(group, names)| {
+                names.as_array().unwrap().iter().map(move |name| format!("{group}:{}", name.as_str().unwrap()))
+            })
             .collect();
         let mut covered = BTreeSet::new();
         for path in case_files(side) {

@@ -6,6 +6,9 @@ mod attack;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod commands;
+#[cfg(feature = "failpoints")]
+mod commands_faults;
 mod config;
 mod conformance;
 #[cfg(feature = "failpoints")]
@@ -14,6 +17,9 @@ mod doors;
 mod external;
 mod faults;
 mod faults_life;
+mod feed;
+mod feed_faults;
+mod feed_stage;
 mod frames;
 mod harness;
 mod house;

@@ -25,7 +25,9 @@ pub fn check(pattern: &Value, value: Option<&Value>, memory: &mut Memory, at: &s
             let Some(Value::Object(got)) = value else {
                 return Err(format!("{at}: an object was to come, not {}", shown()));
             };
-            members.iter().try_for_each(|(name, pattern)| check(pattern, got.get(name), memory, &format!("{at}.{name}")))
+            members
+                .iter()
+                .try_for_each(|(name, pattern)| check(pattern, got.get(name), memory, &format!("{at}.{name}")))
         }
         Value::Array(items) => {
             let Some(Value::Array(got)) = value else {
@@ -54,12 +56,7 @@ fn same(left: Option<&Value>, right: Option<&Value>) -> bool {
     }
 }
 
-fn operators(
-    object: &Map<String, Value>,
-    value: Option<&Value>,
-    memory: &mut Memory,
-    at: &str,
-) -> Result<(), String> {
+fn operators(object: &Map<String, Value>, value: Option<&Value>, memory: &mut Memory, at: &str) -> Result<(), String> {
     let shown = || value.map_or("nothing".to_owned(), |value| shorten(&value.to_string()));
     let wrong = |what: String| Err(format!("{at}: {what} was to come, not {}", shown()));
     let number = || value.and_then(Value::as_i64);
@@ -116,9 +113,9 @@ fn operators(
                 }
             }
             "$seqs" => {
-                let seqs = value.and_then(Value::as_array).map(|items| {
-                    items.iter().map(|item| item["seq"].as_u64().unwrap_or_default()).collect::<Vec<_>>()
-                });
+                let seqs = value
+                    .and_then(Value::as_array)
+                    .map(|items| items.iter().map(|item| item["seq"].as_u64().unwrap_or_default()).collect::<Vec<_>>());
                 let (first, last) = (operand[0].as_u64(), operand[1].as_u64());
                 let (Some(first), Some(last)) = (first, last) else { return Err("$seqs takes two numbers".into()) };
                 if seqs != Some((first..=last).collect()) {

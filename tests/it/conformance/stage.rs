@@ -189,7 +189,8 @@ impl Stage {
                     _ => return Err("either a frame or a text is sent".to_owned()),
                 };
                 for _ in 0..times.unwrap_or(1) {
-                    let message = if binary { Message::binary(text.clone().into_bytes()) } else { Message::text(text.clone()) };
+                    let message =
+                        if binary { Message::binary(text.clone().into_bytes()) } else { Message::text(text.clone()) };
                     self.line(&to)?.say(message).await?;
                 }
                 Ok(())
@@ -202,7 +203,8 @@ impl Stage {
                 while !frames.is_empty() {
                     let got = self.message(&from, "").await?;
                     let fits = |frame: &Value| check(frame, Some(&got), &mut self.memory.clone(), "").is_ok();
-                    let index = frames.iter().position(fits).ok_or_else(|| format!("none of these was to come: {got}"))?;
+                    let index =
+                        frames.iter().position(fits).ok_or_else(|| format!("none of these was to come: {got}"))?;
                     check(&frames.remove(index), Some(&got), &mut self.memory, "the frame")?;
                 }
                 Ok(())
@@ -305,7 +307,11 @@ impl Stage {
             "clock_wrong" => "clock_wrong",
             other => return Err(format!("there is no notice {other}")),
         };
-        if over { live.notices.lift(code, &text) } else { live.notices.say(code, text, jiff::Timestamp::UNIX_EPOCH) }
+        if over {
+            live.notices.lift(code, &text)
+        } else {
+            live.notices.say(code, text, jiff::Timestamp::UNIX_EPOCH)
+        }
         live.hub.wake_all();
         Ok(())
     }
@@ -313,7 +319,8 @@ impl Stage {
     async fn sign_in(&mut self, name: String) -> Result<(), String> {
         let address = self.server().client.address;
         let (_, made) = self.server().client.post("/session/codes", json!({})).await;
-        let post = http().post(format!("http://{address}/api/v1/session")).header("Origin", format!("http://{address}"));
+        let post =
+            http().post(format!("http://{address}/api/v1/session")).header("Origin", format!("http://{address}"));
         let response = post.json(&json!({ "code": made["code"] })).send().await.map_err(|error| error.to_string())?;
         let cookie = response.headers().get("set-cookie").and_then(|cookie| cookie.to_str().ok());
         let cookie = cookie.and_then(|cookie| cookie.split(';').next()).ok_or("no cookie came")?.to_owned();
@@ -382,8 +389,11 @@ impl Stage {
     async fn ask(&mut self, ask: &Asked) -> Result<Value, String> {
         let response = self.request(ask)?.timeout(PATIENCE).send().await.map_err(|error| error.to_string())?;
         let status = response.status().as_u16();
-        let headers: Value =
-            response.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())).collect();
+        let headers: Value = response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default()))
+            .collect();
         let text = response.text().await.map_err(|error| error.to_string())?;
         let body: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
         Ok(json!({ "status": status, "headers": headers, "body": body }))
@@ -501,7 +511,12 @@ impl Stage {
         if let Some(pattern) = &wanted.id {
             check(pattern, Some(&id), &mut self.memory, "the id")?;
         }
-        check(&wanted.frames.unwrap_or_else(|| json!({ "$any": true })), Some(&json!(frames)), &mut self.memory, "frames")
+        check(
+            &wanted.frames.unwrap_or_else(|| json!({ "$any": true })),
+            Some(&json!(frames)),
+            &mut self.memory,
+            "frames",
+        )
     }
 
     async fn silent(&mut self, name: &str) -> Result<(), String> {
@@ -513,7 +528,8 @@ impl Stage {
             };
         }
         self.questions += 1;
-        let question = json!({ "type": "subscribe", "sub": self.questions, "task": "nothing-has-this-name", "after": 0 });
+        let question =
+            json!({ "type": "subscribe", "sub": self.questions, "task": "nothing-has-this-name", "after": 0 });
         self.send(name, question).await?;
         let got = self.message(name, "").await?;
         if got["sub"] == self.questions && got["outcome"] == "not_found" {
