@@ -43,6 +43,9 @@ const WHOLE_LOG: u64 = 20_000;
 /// Subscribing again this often without a single event in order means that the socket itself is at fault.
 const RESUBSCRIBES: u32 = 3;
 
+/// When a subscription that could not be served is asked for again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// How many tasks a connection may follow.
 const MOST_FOLLOWED: usize = 256;
 
@@ -193,6 +196,10 @@ struct Follow {
     stuck_at: Option<u64>,
     /// How often it was subscribed again since the last event in order.
     resubscribes: u32,
+    /// When it is asked for again, after the server could not serve it.
+    again: Option<Instant>,
+    /// Whether that was said: once is enough.
+    said_again: bool,
 }
 
 #[derive(Debug)]
@@ -378,6 +385,8 @@ impl<T: Transport> Live<T> {
             absent: 0,
             stuck_at: None,
             resubscribes: 0,
+            again: None,
+            said_again: false,
         });
         if matches!(&self.link, Link::Up(socket) if socket.welcomed) {
             self.subscribe(self.follows.len() - 1);
@@ -453,6 +462,7 @@ impl<T: Transport> Live<T> {
         follow.missed = 0;
         follow.absent = 0;
         follow.stuck_at = None;
+        follow.again = None;
         json!({ "sub": sub, "task": follow.task, "gen": follow.generation, "after": follow.position })
     }
 
@@ -460,6 +470,16 @@ impl<T: Transport> Live<T> {
         let mut frame = self.subscription(index);
         frame["type"] = "subscribe".into();
         self.outbox.push_back(frame);
+    }
+
+    /// Asks for what the server could not serve some time ago.
+    fn ask_again(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.follows.len() {
+            if self.follows[index].again.is_some_and(|at| at <= now) {
+                self.subscribe(index);
+            }
+        }
     }
 
     /// Subscribes again because what came does not fit; what the old subscription still sends is discarded.
@@ -494,6 +514,7 @@ impl<T: Transport> Live<T> {
             follow.sub = None;
             follow.gap_to = None;
             follow.resubscribes = 0;
+            follow.again = None;
         }
         self.pending.push_back(Step::Reconnecting { attempt: self.failures, wait, why: lost.why });
     }
@@ -503,10 +524,19 @@ impl<T: Transport> Live<T> {
         if let Err(lost) = self.speak().await {
             return Ok(Err(lost));
         }
+        let again = self.follows.iter().filter_map(|follow| follow.again).min();
         let Link::Up(socket) = &mut self.link else { return Ok(Ok(())) };
         // A new wait for each message: it is over when *nothing* came for that long. What is there already is
         // taken first, so that a reader of the output that paused does not count as a dead server.
-        let message = match timeout(LIFE, socket.stream.next()).await {
+        let heard = tokio::select! {
+            biased;
+            heard = timeout(LIFE, socket.stream.next()) => heard,
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                self.ask_again();
+                return Ok(self.speak().await);
+            }
+        };
+        let message = match heard {
             Err(_) => return Ok(Err(Lost::because("nothing was heard for 35 s"))),
             Ok(None) => return Ok(Err(Lost::because("the server closed the connection"))),
             Ok(Some(Err(error))) => return Ok(Err(Lost::because(broken(&error)))),
@@ -569,7 +599,10 @@ impl<T: Transport> Live<T> {
                 self.pending.push_back(Step::CaughtUp { task: follow.task.clone(), missed, position });
                 Ok(())
             }
-            "error" => self.refused(index, frame),
+            "error" => {
+                self.refused(index, frame);
+                Ok(())
+            }
             _ => Ok(()),
         })
     }
@@ -625,6 +658,7 @@ impl<T: Transport> Live<T> {
                     return self.resubscribe(index, "resumed at another place");
                 }
                 follow.phase = Phase::Open;
+                follow.said_again = false;
                 follow.position = before;
                 follow.wire = before;
                 follow.missed = frame.missed.unwrap_or(0);
@@ -656,6 +690,7 @@ impl<T: Transport> Live<T> {
             after = begin;
         }
         follow.generation = frame.generation.or(follow.generation.take());
+        follow.said_again = false;
         follow.position = after;
         follow.wire = seq;
         follow.gap_to = (after < seq).then_some(seq);
@@ -685,14 +720,24 @@ impl<T: Transport> Live<T> {
         Ok(())
     }
 
-    fn refused(&mut self, index: usize, frame: Frame<'_>) -> Result<(), Lost> {
+    /// The server cannot serve a subscription: for the moment, or at all. The others have nothing to do with it.
+    fn refused(&mut self, index: usize, frame: Frame<'_>) {
         let message = frame.message.unwrap_or_else(|| "refused".into());
         if frame.retryable == Some(true) {
-            return Err(Lost::because(message));
+            let follow = &mut self.follows[index];
+            follow.sub = None;
+            follow.gap_to = None;
+            follow.phase = Phase::Asked;
+            follow.again = Some(Instant::now() + ASK_AGAIN_AFTER);
+            if !std::mem::replace(&mut follow.said_again, true) {
+                let text =
+                    format!("Task {} cannot be followed at the moment ({message}); it is tried again.", follow.task);
+                self.pending.push_back(Step::Notice { text, over: false });
+            }
+            return;
         }
         let follow = self.follows.remove(index);
         self.pending.push_back(Step::Refused { task: follow.task, message });
-        Ok(())
     }
 
     /// Answers a heartbeat, and compares what the server says it sent with what came.

@@ -8,6 +8,7 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::bounds::Broken;
 use crate::feed_stage::{Said, Stream, names, shown};
 use crate::harness::{Home, InProcess, PATIENCE, events_of, is_terminal, seqs};
 use crate::rows_stage::{NO_HEARTBEAT, Play, SOON, forget_below, keep_log, logged, stage};
@@ -504,26 +505,6 @@ async fn a_store_that_cannot_be_read_is_said_in_the_stream_and_not_by_a_status()
     let mut stream = Stream::open(&server.client, "job", "", &[]).await;
     assert_eq!(seqs(&shown(&stream.until("caught_up").await)), (1..=43).collect::<Vec<_>>());
     server.stop().await;
-}
-
-/// A store in which events and runs cannot be found.
-pub struct Broken(rusqlite::Connection);
-
-impl Broken {
-    /// Takes the tables away from under a server.
-    pub fn store_of(home: &Home) -> Self {
-        let file = rusqlite::Connection::open(home.database()).unwrap();
-        file.busy_timeout(PATIENCE).unwrap();
-        file.execute_batch("ALTER TABLE segments RENAME TO gone_segments; ALTER TABLE runs RENAME TO gone_runs")
-            .unwrap();
-        Self(file)
-    }
-
-    /// Puts them back.
-    pub fn mend(self) {
-        let back = "ALTER TABLE gone_segments RENAME TO segments; ALTER TABLE gone_runs RENAME TO runs";
-        self.0.execute_batch(back).unwrap();
-    }
 }
 
 // What the answer is like.
