@@ -729,3 +729,37 @@ async fn a_stream_of_a_browser_that_is_signed_out_ends_within_a_second_also_when
     assert_eq!(again.status, 401);
     server.stop().await;
 }
+
+// As people use it.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_the_readme_works() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let readme = include_str!("../../README.md");
+    let line = readme.lines().find(|line| line.starts_with("curl -N ")).expect("a line with curl -N");
+    let home = stage("long-task");
+    let server = home.serve().await;
+    let play = Play::begin(&server, "long-task").await;
+    let line = line.replace("127.0.0.1:7171", &server.client.address.to_string());
+    let mut curl = tokio::process::Command::new("sh")
+        .args(["-c", &format!("exec {line} --no-progress-meter --noproxy '*'")])
+        .current_dir(home.path())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("sh is there");
+    let mut lines = BufReader::new(curl.stdout.take().unwrap()).lines();
+    let mut until = async |word: &str| {
+        let mut all = Vec::new();
+        while !all.last().is_some_and(|line: &String| line.contains(word)) {
+            let line = timeout(PATIENCE, lines.next_line()).await.expect("curl says more").unwrap();
+            all.push(line.expect("curl goes on; it is needed for this test"));
+        }
+        all
+    };
+    let first = until("caught_up").await;
+    assert!(first.contains(&"event: subscribed".to_owned()), "{first:?}");
+    play.thought("as it happens").await;
+    assert!(until("as it happens").await.iter().any(|line| line == "event: event"));
+    server.stop().await;
+}
