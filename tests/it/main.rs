@@ -3,6 +3,7 @@
 
 mod api;
 mod attack;
+mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
