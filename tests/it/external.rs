@@ -223,6 +223,30 @@ async fn a_new_request_fences_the_old_one_and_nothing_of_that_is_saved_any_more(
 }
 
 #[tokio::test]
+async fn a_program_with_a_name_that_another_replaced_does_not_come_back() {
+    let home = home("");
+    let server = home.serve().await;
+    let run = server.client.run("elsewhere").await;
+    let as_name = async |name: &str, lines: String| {
+        let request = server.client.request(reqwest::Method::POST, &format!("/runs/{run}/events"));
+        let response = request.header("Rejoin-Producer", name).body(lines).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    assert_eq!(as_name("first", thought(1)).await.0, 200);
+    assert_eq!(as_name("first", thought(2)).await.0, 200, "its own requests replace each other");
+    assert_eq!(as_name("second", thought(3)).await.0, 200);
+    // The first hung, and knows nothing of it.
+    let (status, answer) = as_name("first", line(4, "thought", json!({ "text": "of the first" }))).await;
+    assert_eq!((status, &answer["code"], &answer["last_n"]), (409, &json!("fenced"), &json!(3)), "{answer}");
+    let asked = server.client.request(reqwest::Method::GET, &format!("/runs/{run}/stop"));
+    assert_eq!(asked.header("Rejoin-Producer", "first").send().await.unwrap().status(), 409);
+    assert_eq!(as_name("second", thought(4)).await.0, 200);
+    assert_eq!(said(&server.client, "elsewhere").await, numbered(4));
+    assert_eq!(as_name("a name", thought(5)).await.0, 400);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn of_many_requests_at_once_each_line_is_saved_once_and_in_order() {
     let home = home("");
     let server = home.serve().await;
