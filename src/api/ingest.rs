@@ -139,16 +139,13 @@ pub async fn append(
         }
     };
     tokio::pin!(cut_short);
-    let done = tokio::select! {
+    let (done, cut) = tokio::select! {
         biased;
-        done = read(&mut body, &mut feed) => done,
-        rejected = &mut cut_short => Err(rejected),
+        done = read(&mut body, &mut feed) => (done, false),
+        rejected = &mut cut_short => (Err(rejected), true),
     };
-    // The producer may have ended the run itself: that is no reason to hang up on it.
-    let done = match done {
-        Err(Rejected::RunOver) if feed.has_ended() => read_last(&mut body, &mut feed).await,
-        done => done,
-    };
+    // Where the producer ended the run itself, that is no reason to hang up on it.
+    let done = if cut && feed.has_ended() { read_last(&mut body, &mut feed).await } else { done };
     let done = match (done, tokio::time::timeout(LAST_EVENTS, feed.settle()).await) {
         (Ok(()), Ok(Err(rejected))) => Err(rejected),
         (done, _) => done,
