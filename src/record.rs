@@ -73,6 +73,8 @@ pub struct Run {
     pub state: RunState,
     /// Which attempt of its slot, from 1.
     pub attempt: u32,
+    /// The run that it does once more, if it is a retry.
+    pub retry_of: Option<RunId>,
     /// What made it: `hand`, `schedule` or `catchup`.
     pub trigger: String,
     /// The slot it is for, unless a person started it.
@@ -118,6 +120,7 @@ impl Run {
             task: task.clone(),
             state: RunState::Queued,
             attempt: status.attempt.unwrap_or(1),
+            retry_of: status.retry_of,
             trigger: status.trigger.clone().unwrap_or_else(|| "hand".to_owned()),
             scheduled_for: status.scheduled_for,
             queued_at: at,

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -14,8 +15,9 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
-use super::once::Once;
+use super::once::Key;
 use super::{Api, One};
 use crate::run::external::Elsewhere;
 use crate::run::external::feed::{Feed, Receipt, Rejected};
@@ -55,27 +57,21 @@ impl WaitQuery {
 /// 404, 409 `not_external`, 409 for a key that is taken.
 pub async fn claim(
     State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
     Path(id): One,
     Query(query): Query<WaitQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
-    let once = Once::of(&headers, &format!("POST /tasks/{task}/claim"), &Value::Null)?;
-    let now = api.publisher.clock().now();
-    if let Some(once) = &once
-        && let Some(run) = once.done(&api.store, now).await?.and_then(|done| done.run)
-    {
+    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("claim {task}"), &credential).await?;
+    if let Some(run) = once.done().await?.and_then(|done| done.run) {
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let also = once.map(|once| {
-        let task = task.clone();
-        Arc::new(move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
-            Ok(once.note(connection, &task, Some(run), now)?)
-        }) as Also
-    });
-    match api.runs.claim(&task, wait, also).await? {
+    let (note, id) = (once.note(), task.clone());
+    let also: Also = Arc::new(move |connection, run| Ok(note.write(connection, &id, Some(run))?));
+    match api.runs.claim(&task, wait, Some(also)).await? {
         Some(run) => Ok(Json(json!({ "run": run })).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }

@@ -6,7 +6,11 @@ mod attack;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod commands;
+#[cfg(feature = "failpoints")]
+mod commands_faults;
 mod config;
+mod conformance;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
