@@ -30,7 +30,10 @@ mod house;
 mod kills;
 #[cfg(feature = "failpoints")]
 mod kills_recorder;
+#[cfg(feature = "failpoints")]
+mod kills_scene;
 mod process;
+mod producer;
 mod proxy;
 mod resume;
 mod rows;
