@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
@@ -22,7 +23,6 @@ use super::{Api, One};
 use crate::run::external::feed::{Feed, Receipt, Rejected};
 use crate::run::external::{Elsewhere, Replaced};
 use crate::run::queue::RunError;
-use crate::run::queue::elsewhere::Also;
 use crate::run::runner::StopCause;
 
 /// The longest name of a producer.
@@ -66,13 +66,24 @@ pub async fn claim(
 ) -> Result<Response, ApiError> {
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
-    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("claim {task}"), &credential).await?;
+    let begin = Instant::now();
+    let (key, asked) = (Key::of(&headers)?, format!("POST /tasks/{task}/claim"));
+    // Whoever waits with this key already, over a line that is dead, is not waited for any longer than for a run.
+    let Ok(once) = tokio::time::timeout(wait, api.acts.keys.enter(key, &asked, &credential)).await else {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    };
+    let once = once?;
     if let Some(run) = once.done().await?.and_then(|done| done.run) {
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let (note, id) = (once.note(), task.clone());
-    let also: Also = Arc::new(move |connection, run| Ok(note.write(connection, &id, Some(run))?));
+    let (note, noted) = (once.note(), task.clone());
+    // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
+    let also = Arc::new(move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
+        let _turn = &once;
+        Ok(note.write(connection, &noted, Some(run))?)
+    });
+    let wait = wait.saturating_sub(begin.elapsed());
     match api.runs.claim(&task, wait, Some(also)).await? {
         Some(run) => Ok(Json(json!({ "run": run })).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),

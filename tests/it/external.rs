@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rejoin::clock::Clock;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::harness::{Client, Home, PATIENCE, is_terminal, seqs};
+use crate::producer::Producer;
 
 /// A task whose work is done elsewhere.
 const EXTERNAL: &str = "title = \"Elsewhere\"\nagent = \"external\"\n";
@@ -34,69 +35,6 @@ fn end(n: u64) -> String {
 /// Lines `first` to `last`.
 fn thoughts(first: u64, last: u64) -> String {
     (first..=last).map(thought).collect()
-}
-
-/// One streamed request of a producer, in the hands of the test.
-struct Producer {
-    stream: TcpStream,
-}
-
-impl Producer {
-    async fn open(client: &Client, run: &str) -> Self {
-        Self::with(client, run, "Transfer-Encoding: chunked\r\n").await
-    }
-
-    async fn with(client: &Client, run: &str, headers: &str) -> Self {
-        let mut stream = TcpStream::connect(client.address).await.unwrap();
-        let head = format!(
-            "POST /api/v1/runs/{run}/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n{headers}\r\n",
-            client.address, client.token
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        Self { stream }
-    }
-
-    /// Sends a chunk.
-    async fn say(&mut self, text: impl AsRef<[u8]>) {
-        self.try_say(text).await.unwrap();
-    }
-
-    async fn try_say(&mut self, text: impl AsRef<[u8]>) -> std::io::Result<()> {
-        let text = text.as_ref();
-        let chunk = [format!("{:x}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat();
-        self.stream.write_all(&chunk).await
-    }
-
-    /// Ends the body; gives the answer.
-    async fn end(mut self) -> (u16, Value) {
-        let _ = self.stream.write_all(b"0\r\n\r\n").await;
-        self.answer().await
-    }
-
-    /// The answer, whether the body is at its end or not.
-    async fn answer(&mut self) -> (u16, Value) {
-        timeout(PATIENCE, self.read()).await.expect("no answer")
-    }
-
-    async fn read(&mut self) -> (u16, Value) {
-        let mut bytes = Vec::new();
-        loop {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                let length = head
-                    .lines()
-                    .find_map(|line| line.to_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-                if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
-                    return (status, serde_json::from_str(body).unwrap_or(Value::Null));
-                }
-            }
-            let mut part = [0; 4096];
-            let count = self.stream.read(&mut part).await.unwrap();
-            assert!(count > 0, "closed without an answer: {text:?}");
-            bytes.extend_from_slice(&part[..count]);
-        }
-    }
 }
 
 /// Sends all lines in one request.
