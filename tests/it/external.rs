@@ -6,7 +6,7 @@ use rejoin::clock::Clock;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::harness::{Client, Home, PATIENCE, is_terminal, seqs};
 use crate::producer::Producer;
@@ -99,7 +99,9 @@ async fn lines_are_seen_while_the_request_goes_on_and_blank_ones_only_keep_it_al
         producer.say(chunk).await;
     }
     producer.say(thoughts(2, 3)).await;
-    let frames = watcher.until(|frame| frame.to_string().contains("thought 3")).await;
+    // Heartbeats come all the time: what never comes must not be waited for with them.
+    let shown = timeout(PATIENCE, watcher.until(|frame| frame.to_string().contains("thought 3")));
+    let frames = shown.await.expect("the lines are not shown while the request goes on");
     let shown: String = frames.iter().map(Value::to_string).collect();
     assert!(shown.contains("thought 1") && shown.contains("thought 2"));
     producer.say("\n".repeat(100_000)).await;
