@@ -290,8 +290,9 @@ impl Hub {
             }
         } else {
             // It went by itself: what was said to an earlier one is no longer the last.
-            sockets.last_closes.remove(&key);
-            sockets.order.retain(|known| *known != key);
+            if sockets.last_closes.remove(&key).is_some() {
+                sockets.order.retain(|known| *known != key);
+            }
         }
     }
 
