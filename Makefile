@@ -32,6 +32,11 @@ dist: page ## Build the smallest and fastest program; takes minutes longer
 	$(CARGO) build --locked --profile dist
 	@ls -l $(TARGET)/dist/rejoin
 
+.PHONY: bench
+bench: $(TARGET)/release/rejoin ## Measure; BENCH="--only S3 --quiet 60" for a part of it, BENCH=--help for more
+	$(CARGO) build --locked --release -p rejoin-bench
+	$(TARGET)/release/rejoin-bench --server $(TARGET)/release/rejoin --under $(TARGET) $(BENCH)
+
 .PHONY: page
 page: web/dist/index.html ## Build the page, if something of it changed
 
@@ -81,7 +86,7 @@ tools: ## What the tests need: the packages of the page; Chromium and Python's v
 
 .PHONY: format
 format: ## Rust is formatted
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 
 .PHONY: page-checks
 page-checks: web/node_modules/.package-lock.json ## Types, lints, format and tests of the page and its client
@@ -90,7 +95,7 @@ page-checks: web/node_modules/.package-lock.json ## Types, lints, format and tes
 
 .PHONY: lint
 lint: page ## clippy, with and without the features for tests
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
 	$(CARGO) clippy --locked --lib --test loom --features loom -- -D warnings
 
