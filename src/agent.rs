@@ -99,5 +99,10 @@ pub enum Outcome {
 pub async fn carry_out(assignment: Assignment, emitter: Emitter) -> Outcome {
     match assignment.definition.agent {
         AgentKind::Steps => steps::run(assignment, emitter).await,
+        AgentKind::External => Outcome::Failed {
+            reason: "the task is carried out elsewhere since this run was queued: run it again".to_owned(),
+            exit: None,
+            attention: None,
+        },
     }
 }

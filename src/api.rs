@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -16,13 +16,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
-use crate::event::Gen;
 use crate::run::queue::Runs;
-use crate::store::{Store, StoreError};
-use crate::stream::log;
+use crate::store::Store;
 use crate::stream::publish::Publisher;
-use crate::stream::topic::Topic;
 
+use act::Acts;
 use auth::Credential;
 use door::Door;
 use error::ApiError;
@@ -30,17 +28,21 @@ use live::{Live, Opening};
 use socket::Came;
 use wire::Viewer;
 
+pub mod act;
 pub mod auth;
 pub mod board;
+pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
 pub mod feed;
 pub mod frame;
 pub mod hub;
+pub mod ingest;
 pub mod live;
 pub mod notice;
 pub mod once;
+pub mod outgoing;
 pub mod pace;
 pub mod runs;
 pub mod session;
@@ -49,6 +51,7 @@ pub mod status;
 pub mod sub;
 pub mod tasks;
 pub mod web;
+pub mod websocket;
 pub mod wire;
 
 /// The largest body of a call: a task with hundreds of steps is a tenth of it.
@@ -61,6 +64,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// What can be asked of them.
+    pub acts: Acts,
     /// Their streams.
     pub publisher: Publisher,
     /// What is kept.
@@ -68,7 +73,7 @@ pub struct Api {
     /// Who may come in.
     pub door: Arc<Door>,
     /// The sockets.
-    pub live: Live,
+    pub live: Arc<Live>,
     /// Rung when a schedule changed.
     pub planner: Arc<Notify>,
     /// What the server says of itself.
@@ -91,15 +96,24 @@ pub fn router(api: Api) -> Router {
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
-        .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
+        .route("/runs/{run}/retry", post(runs::retry))
+        .route("/runs/{run}/message", post(runs::message))
+        .route("/runs/{run}/approve", post(runs::approve))
+        .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
+        .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
+    let waiting = Router::new()
+        .route("/tasks/{task}/claim", post(ingest::claim))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require_for_waiting));
     let v1 = known
+        .merge(waiting)
         .route("/session", get(session::show).post(session::sign_in).delete(session::sign_out))
         .route("/live", any(open_live))
         .fallback(no_such_call);
@@ -152,60 +166,28 @@ async fn events_of_task(
 
 /// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
 /// credential is told after the upgrade.
-async fn open_live(
-    State(api): State<Api>,
-    ConnectInfo(came): ConnectInfo<Came>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let header = api.door.by_header(&headers);
-    let cookie = api.door.by_cookie(&headers, &came);
+async fn open_live(State(api): State<Api>, ConnectInfo(came): ConnectInfo<Came>, mut request: Request) -> Response {
+    let headers = request.headers();
+    let header = api.door.by_header(headers);
+    let cookie = api.door.by_cookie(headers, &came);
     // A cookie that comes without a header is sent by a browser, and a browser says where it comes from.
     let required = header.is_none() && cookie.is_some();
-    if let Err(error) = api.door.check_origin(&headers, &came, required) {
+    if let Err(error) = api.door.check_origin(headers, &came, required) {
         return error.into_response();
     }
     let opening = Opening { header, cookie, meter: Arc::clone(&came.meter) };
-    upgrade
-        .protocols(["rejoin.v1"])
-        .read_buffer_size(256)
-        .write_buffer_size(4096)
-        .max_message_size(frame::MAX_MESSAGE)
-        .max_frame_size(frame::MAX_MESSAGE)
-        .on_upgrade(move |socket| api.live.serve(socket, opening))
-}
-
-/// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come next
-/// must not be taken for those that were seen. Gives the id that is in force then.
-///
-/// # Errors
-/// When the store cannot be written.
-pub async fn renew_log(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
-    // To its end, whoever hangs up: the log and what readers know of it never part.
-    let renewed = tokio::spawn(async move { renew(&publisher, &topic, seen).await });
-    renewed.await.map_err(|error| StoreError::Broken(error.to_string()))?
-}
-
-async fn renew(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    if topic.tail().generation != seen {
-        return Ok(topic.tail().generation);
-    }
-    let (fresh, no) = (Gen::random(), topic.no);
-    let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
-        // Another may have renewed it since.
-        let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
-        let renewed = now == Some(seen);
-        if renewed {
-            log::set_generation(connection, no, fresh)?;
+    match websocket::accept(&mut request) {
+        Ok((response, upgraded)) => {
+            tokio::spawn(async move {
+                // Who hangs up before the answer is there has no socket.
+                if let Ok(upgraded) = upgraded.await {
+                    api.live.serve(upgraded, opening).await;
+                }
+            });
+            response
         }
-        Ok((if renewed { fresh } else { now.unwrap_or(fresh) }, Vec::new()))
-    };
-    let (generation, _) = publisher.transact(act).await?;
-    topic.tail().generation = generation;
-    tracing::warn!(task = %topic.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
-    publisher.wake_all(topic);
-    Ok(generation)
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Reads a JSON body; an empty one is an empty object.

@@ -273,6 +273,9 @@ pub struct Status {
     /// Which attempt of its slot this run is, from 1 (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// The run that this one does once more (`queued`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RunId>,
     /// What made the run: `hand`, `schedule`, `catchup` (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
@@ -310,6 +313,7 @@ impl Status {
             text: text.into(),
             reason: None,
             attempt: None,
+            retry_of: None,
             trigger: None,
             scheduled_for: None,
             params: None,
@@ -406,6 +410,14 @@ pub enum Body {
         /// Its data.
         raw: Box<RawValue>,
     },
+}
+
+/// The kinds that this version knows.
+const KINDS: [&str; 6] = ["status", "thought", "message", "tool_use", "tool_output", "tool_result"];
+
+/// The name of a kind that this version knows, without an allocation.
+pub fn known_kind(kind: &str) -> Option<&'static str> {
+    KINDS.into_iter().find(|known| *known == kind)
 }
 
 impl Body {

@@ -14,6 +14,8 @@ pub mod topic;
 
 pub mod offer;
 
+pub mod batch;
+
 pub mod log;
 
 pub mod publish;

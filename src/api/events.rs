@@ -164,7 +164,7 @@ pub async fn page(api: &Api, task: &str, query: &EventsQuery) -> Result<Response
         Err(gone) => {
             let mut generation = bounds.generation;
             if gone == Gone::Future {
-                generation = super::renew_log(&api.publisher, &topic, bounds.generation).await?;
+                generation = api.publisher.renew(&topic, bounds.generation).await?;
             }
             Err(gone.error(&bounds, generation))
         }

@@ -32,6 +32,9 @@ const BACKLOG: u32 = 4096;
 const HEADERS_WITHIN: Duration = Duration::from_secs(15);
 /// How long the kernel tries to deliver before it gives the connection up.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long of silence the kernel asks whether the other side is there, and how often it asks again. Longer
+/// than a heartbeat: only those who send and hear nothing are asked.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(5));
 /// How much may lie unsent in the kernel: what waits there cannot be taken back, and is memory per watcher.
 const NOT_SENT: u32 = 16 * 1024;
 
@@ -57,8 +60,8 @@ struct Progress {
     step: u64,
 }
 
-impl Meter {
-    fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         let progress = Progress { at: Instant::now(), written: 0, step: 16 * 1024 };
         Self {
             written: AtomicU64::new(0),
@@ -69,7 +72,9 @@ impl Meter {
             cut: Notify::new(),
         }
     }
+}
 
+impl Meter {
     /// Notes what became of a write of so many bytes.
     fn note(&self, offered: usize, result: &Poll<io::Result<usize>>) {
         let waits = match result {
@@ -108,11 +113,15 @@ impl Meter {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Progress { at, written, step };
     }
 
+    /// When it last got on.
+    pub fn progressed(&self) -> Instant {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).at
+    }
+
     /// Ready once no `step` bytes were accepted within `window`.
     pub async fn stalled(&self, window: Duration) {
         loop {
-            let last = self.progress.lock().unwrap_or_else(PoisonError::into_inner).at;
-            let until = last + window;
+            let until = self.progressed() + window;
             if Instant::now() >= until {
                 return;
             }
@@ -155,8 +164,9 @@ pub struct Counted<S: AsFd> {
 }
 
 impl<S: AsFd> Counted<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, meter: Arc::new(Meter::new()) }
+    /// A connection of which nothing was accepted yet.
+    pub fn new(stream: S) -> Self {
+        Self { stream, meter: Arc::default() }
     }
 }
 
@@ -217,8 +227,8 @@ pub struct Came {
 }
 
 /// A place among the connections of a listener; given back when dropped, or before by an answer that goes on for
-/// hours and is counted elsewhere.
-#[derive(Debug)]
+/// hours and is counted elsewhere. The default is none at all: a request that came by no listener.
+#[derive(Debug, Default)]
 pub struct Place(Mutex<Option<OwnedSemaphorePermit>>);
 
 impl Place {
@@ -313,6 +323,9 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // Who only reads from a peer that is gone would wait for ever.
+    let alive = socket2::TcpKeepalive::new().with_time(ALIVE.0).with_interval(ALIVE.1).with_retries(3);
+    socket.set_tcp_keepalive(&alive)?;
     socket.set_tcp_notsent_lowat(NOT_SENT)
 }
 

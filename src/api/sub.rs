@@ -111,7 +111,7 @@ impl Sub {
         if why == Why::Future {
             // The log has lost its end: what comes next must not be taken for what the client has seen.
             let topic = self.reader.topic();
-            super::renew_log(&viewer.publisher, topic, self.reader.bounds().generation).await?;
+            viewer.publisher.renew(topic, self.reader.bounds().generation).await?;
         }
         let snapshot = match why {
             Why::FromStart => self.reader.snapshot_before_last_work(&viewer.store, limits).await?,

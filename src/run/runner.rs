@@ -157,11 +157,16 @@ impl Workshop {
         status
     }
 
-    /// Says that the run starts. False when it is over already, or called off in this moment.
-    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<bool> {
-        if !self.publisher.connections().has_watchers(&task.id) {
+    /// Says it in the log where a run starts and nobody watches.
+    pub(super) fn note_unwatched(&self, task: &TaskId) {
+        if !self.publisher.connections().has_watchers(task) {
             info!("No WebSocket connection for user=any, task will run without real-time updates");
         }
+    }
+
+    /// Says that the run starts. False when it is over already, or called off in this moment.
+    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<bool> {
+        self.note_unwatched(&task.id);
         info!(attempt = run.attempt, trigger = run.trigger, "run starts");
         let mut started = Status::new(State::Started, format!("Task {}: Starting execution...", task.id));
         started.other.insert("definition".to_owned(), task.definition.hash().into());
@@ -373,7 +378,7 @@ enum Ended {
 }
 
 /// Saves what `act` makes. While the store cannot be written it waits and tries again.
-async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
+pub(super) async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
 where
     T: Send + 'static,
     F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
@@ -459,7 +464,7 @@ fn failed(task: &TaskId, reason: String, exit: Option<i32>) -> Status {
     status
 }
 
-fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
+pub(super) fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
     let (state, mut reason) = match cause {
         StopCause::Asked => (State::Cancelled, "stopped on request".to_owned()),
         StopCause::TimedOut(limit) => {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use jiff::Timestamp;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
+use super::batch::Batch;
 use super::forwarder::{Connections, Forwarder};
+pub use super::offer::{Offer, Refused};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
-use crate::event::{Gen, RunId, Seq, TaskId};
-use crate::record::{Fold, Mark};
+use crate::event::{Gen, Seq, TaskId};
+use crate::failpoint;
+use crate::record::Fold;
 use crate::store::TaskNo;
 
 /// The tail of a log: what readers pull from. Locked for moments only, never over an await.
@@ -69,42 +71,32 @@ pub struct QueueLimits {
 /// Events that wait for the writer.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) offers: VecDeque<Offer>,
+    pub(super) work: VecDeque<Work>,
     /// Whether the writer already has this topic on its list.
     pub(super) listed: bool,
 }
 
-/// An event on its way to the log: it has everything but its number.
+/// One place in the queue.
 #[derive(Debug)]
-pub struct Offer {
-    /// The run it is of, if any.
-    pub run: Option<RunId>,
-    /// When it happened.
-    pub at: Timestamp,
-    /// Its kind.
-    pub kind: Box<str>,
-    /// Its data as JSON, already within the bounds of an event.
-    pub data: Box<str>,
-    /// Its data before it was cut, if it was.
-    pub whole: Option<Box<str>>,
-    /// What it means for the state of the task.
-    pub mark: Mark,
-    /// Told the number once it is committed, or why not.
-    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
+pub(super) enum Work {
+    One(Offer),
+    Many(Batch),
 }
 
-/// Why an event was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// No event of a run follows its terminal status (T-28).
-    #[error("the run is over")]
-    RunOver,
-    /// The task was deleted, or its log replaced by another.
-    #[error("the log of this task is no longer there")]
-    LogGone,
-    /// The server is going down.
-    #[error("the server is stopping")]
-    Stopping,
+impl Work {
+    pub(super) fn events(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(batch) => batch.len(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::One(offer) => offer.bytes(),
+            Self::Many(batch) => batch.bytes(),
+        }
+    }
 }
 
 impl Topic {
@@ -144,6 +136,7 @@ impl Topic {
         kinds: impl IntoIterator<Item = &'a str>,
     ) {
         self.extend(segments, || connections.slowest(&self.id), fold);
+        failpoint::hit("in-ring-not-woken");
         let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, kind) in kinds.into_iter().enumerate() {
             // Before each event: who is live now? One wake serves all events that the same watchers are due.

@@ -7,10 +7,15 @@ mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod commands;
+#[cfg(feature = "failpoints")]
+mod commands_faults;
 mod config;
+mod conformance;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
+mod external;
 mod faults;
 mod faults_life;
 mod feed;
