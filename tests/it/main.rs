@@ -13,6 +13,8 @@ mod commands_faults;
 mod config;
 mod conformance;
 #[cfg(feature = "failpoints")]
+mod deltas;
+#[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod external;
@@ -28,7 +30,10 @@ mod house;
 mod kills;
 #[cfg(feature = "failpoints")]
 mod kills_recorder;
+#[cfg(feature = "failpoints")]
+mod kills_scene;
 mod process;
+mod producer;
 mod proxy;
 mod resume;
 mod rows;
