@@ -142,23 +142,9 @@ impl Server {
         let address = tcp.address()?;
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
-        let registry = Registry::load(&store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
-        let output_dir: Arc<Path> = config.data_dir.join("output").into();
-        let runs = Runs::new(
-            workshop(&config, &publisher, exe, &output_dir, address),
-            registry.clone(),
-            Arc::clone(&store),
-            config.runs.places(),
-            Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
-        );
+        let api = assemble(&config, &store, publisher, exe, address).await?;
         // First the survivors of the server before, then everything that could start something.
-        runs.recover().await?;
-
-        let token = auth::token(&config.data_dir)?;
-        let authority =
-            Authority::load(&token, &store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
-        let viewer = Viewer { registry: registry.clone(), publisher: publisher.clone(), store: Arc::clone(&store) };
-        let api = api(&config, address, viewer, runs, Arc::new(authority), output_dir);
+        api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
 
         let bell = Bell::start(Arc::clone(&api.planner)).await?;
@@ -346,7 +332,8 @@ impl Server {
     }
 }
 
-fn limits(config: &Config) -> Limits {
+/// How much the stream keeps in memory, as configured.
+pub fn limits(config: &Config) -> Limits {
     let stream = &config.stream;
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let unread_bytes = Limits::default().ring.unread_bytes.max(size(stream.ring_bytes));
@@ -357,6 +344,33 @@ fn limits(config: &Config) -> Limits {
         queue: QueueLimits { events: stream.queue_events, bytes: size(stream.queue_bytes) },
         queues_bytes: size(stream.queue_total_bytes),
     }
+}
+
+/// The parts behind the doors, on a store that is open; none of them does anything by itself yet.
+///
+/// # Errors
+/// When the store cannot be read; each says what to do.
+pub async fn assemble(
+    config: &Config,
+    store: &Arc<Store>,
+    publisher: Publisher,
+    exe: PathBuf,
+    address: SocketAddr,
+) -> Result<Api> {
+    let registry = Registry::load(store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
+    let output_dir: Arc<Path> = config.data_dir.join("output").into();
+    let runs = Runs::new(
+        workshop(config, &publisher, exe, &output_dir, address),
+        registry.clone(),
+        Arc::clone(store),
+        config.runs.places(),
+        Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
+    );
+    let token = auth::token(&config.data_dir)?;
+    let authority =
+        Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
+    Ok(api(config, address, viewer, runs, Arc::new(authority), output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -394,7 +408,7 @@ fn api(
         authority: Arc::clone(&authority),
     };
     let acts = Acts { runs: runs.clone(), keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()) };
-    let live = Live {
+    let live = Arc::new(Live {
         commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
@@ -416,7 +430,7 @@ fn api(
         },
         boot: boot.as_str().into(),
         clock: viewer.publisher.clock().clone(),
-    };
+    });
     Api {
         publisher: viewer.publisher.clone(),
         store: Arc::clone(&viewer.store),
@@ -486,7 +500,7 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
 /// for: a machine that slept has not counted.
-async fn close_expired(live: Live, stop: CancellationToken) {
+async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
     loop {
         tokio::select! {
@@ -500,7 +514,7 @@ async fn close_expired(live: Live, stop: CancellationToken) {
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.
-async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {
@@ -524,7 +538,7 @@ async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken
 }
 
 /// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
-async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Live, stop: CancellationToken) {
+async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "clock_wrong";
     loop {
         let until = *held.borrow_and_update();

@@ -1,6 +1,6 @@
 //! The list of tasks as it changes, for those who show it: numbered changes, made once for all who look.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ struct State {
     rev: u64,
     /// The frames of the last changes, the newest last.
     frames: VecDeque<(u64, Arc<str>)>,
-    lookers: HashMap<u64, Arc<Peer>>,
+    lookers: BTreeMap<u64, Arc<Peer>>,
 }
 
 /// What is due to one who has seen a revision.
@@ -57,7 +57,7 @@ pub enum Due {
 impl Board {
     /// A board nobody looks at yet.
     pub fn new(viewer: Viewer) -> Arc<Self> {
-        let state = State { rev: FIRST, frames: VecDeque::new(), lookers: HashMap::new() };
+        let state = State { rev: FIRST, frames: VecDeque::new(), lookers: BTreeMap::new() };
         Arc::new(Self { viewer, state: Mutex::new(state) })
     }
 

@@ -197,7 +197,7 @@ enum Next {
 
 /// One stream of events.
 struct Feed {
-    live: Live,
+    live: Arc<Live>,
     member: Member,
     sub: Sub,
     of_run: Option<OfRun>,

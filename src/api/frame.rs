@@ -1,6 +1,6 @@
 //! The frames of the live protocol: what clients say, and how what the server says is written.
 
-use std::fmt::Write as _;
+use std::io::Write;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -12,7 +12,6 @@ use crate::stream::delta::Piece;
 use crate::stream::log::Bounds;
 use crate::stream::offer::cut_middle;
 use crate::stream::reader::{Snapshot, Why};
-use crate::stream::segment::Slice;
 
 /// The only version there is.
 pub const PROTOCOL: u64 = 1;
@@ -243,21 +242,17 @@ fn length(items: &[Value]) -> usize {
     items.iter().map(|item| item.to_string().len() + 1).sum()
 }
 
-/// `event` for one, `events` for several: the log's own text in a frame around it.
-pub fn events(sub: u32, slice: &Slice) -> String {
-    let items = slice.items();
-    let mut frame = String::with_capacity(items.len() + 96);
-    if slice.first == slice.last {
-        let _ = write!(frame, r#"{{"type":"event","sub":{sub},"event":"#);
-        frame.push_str(items);
-        frame.push('}');
+/// What stands around events in a frame, `event` for one and `events` for several: writes what stands before them and
+/// gives what stands behind. Between the two goes the log's own text.
+pub fn around_events(before: &mut impl Write, sub: u32, first: Seq, last: Seq) -> &'static str {
+    // Neither a buffer with room nor a vector fails.
+    if first == last {
+        let _ = write!(before, r#"{{"type":"event","sub":{sub},"event":"#);
+        "}"
     } else {
-        let (first, last) = (slice.first, slice.last);
-        let _ = write!(frame, r#"{{"type":"events","sub":{sub},"first":{first},"last":{last},"items":["#);
-        frame.push_str(items);
-        frame.push_str("]}");
+        let _ = write!(before, r#"{{"type":"events","sub":{sub},"first":{first},"last":{last},"items":["#);
+        "]}"
     }
-    frame
 }
 
 /// `delta`: a piece of a text that is being written.

@@ -23,6 +23,7 @@ use super::{Api, One};
 use crate::run::external::Elsewhere;
 use crate::run::external::feed::{Feed, Receipt, Rejected};
 use crate::run::queue::RunError;
+use crate::run::queue::elsewhere::Also;
 use crate::run::runner::StopCause;
 
 /// How long a request may be waited in, in seconds.
@@ -65,7 +66,7 @@ pub async fn claim(
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
     let begin = Instant::now();
-    let (key, asked) = (Key::of(&headers)?, format!("POST /tasks/{task}/claim"));
+    let (key, asked) = (Key::of(&headers)?, format!("claim {task}"));
     // Whoever waits with this key already, over a line that is dead, is not waited for any longer than for a run.
     let Ok(once) = tokio::time::timeout(wait, api.acts.keys.enter(key, &asked, &credential)).await else {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -75,11 +76,11 @@ pub async fn claim(
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let (note, noted) = (once.note(), task.clone());
+    let (note, id) = (once.note(), task.clone());
     // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
-    let also = Arc::new(move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
+    let also: Also = Arc::new(move |connection, run| {
         let _turn = &once;
-        Ok(note.write(connection, &noted, Some(run))?)
+        Ok(note.write(connection, &id, Some(run))?)
     });
     let wait = wait.saturating_sub(begin.elapsed());
     match api.runs.claim(&task, wait, Some(also)).await? {
@@ -146,16 +147,13 @@ pub async fn append(
         }
     };
     tokio::pin!(cut_short);
-    let done = tokio::select! {
+    let (done, cut) = tokio::select! {
         biased;
-        done = read(&mut body, &mut feed) => done,
-        rejected = &mut cut_short => Err(rejected),
+        done = read(&mut body, &mut feed) => (done, false),
+        rejected = &mut cut_short => (Err(rejected), true),
     };
-    // The producer may have ended the run itself: that is no reason to hang up on it.
-    let done = match done {
-        Err(Rejected::RunOver) if feed.has_ended() => read_last(&mut body, &mut feed).await,
-        done => done,
-    };
+    // Where the producer ended the run itself, that is no reason to hang up on it.
+    let done = if cut && feed.has_ended() { read_last(&mut body, &mut feed).await } else { done };
     let done = match (done, tokio::time::timeout(LAST_EVENTS, feed.settle()).await) {
         (Ok(()), Ok(Err(rejected))) => Err(rejected),
         (done, _) => done,

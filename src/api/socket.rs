@@ -60,8 +60,8 @@ struct Progress {
     step: u64,
 }
 
-impl Meter {
-    fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         let progress = Progress { at: Instant::now(), written: 0, step: 16 * 1024 };
         Self {
             written: AtomicU64::new(0),
@@ -72,7 +72,9 @@ impl Meter {
             cut: Notify::new(),
         }
     }
+}
 
+impl Meter {
     /// Notes what became of a write of so many bytes.
     fn note(&self, offered: usize, result: &Poll<io::Result<usize>>) {
         let waits = match result {
@@ -111,11 +113,15 @@ impl Meter {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Progress { at, written, step };
     }
 
+    /// When it last got on.
+    pub fn progressed(&self) -> Instant {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).at
+    }
+
     /// Ready once no `step` bytes were accepted within `window`.
     pub async fn stalled(&self, window: Duration) {
         loop {
-            let last = self.progress.lock().unwrap_or_else(PoisonError::into_inner).at;
-            let until = last + window;
+            let until = self.progressed() + window;
             if Instant::now() >= until {
                 return;
             }
@@ -158,8 +164,9 @@ pub struct Counted<S: AsFd> {
 }
 
 impl<S: AsFd> Counted<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, meter: Arc::new(Meter::new()) }
+    /// A connection of which nothing was accepted yet.
+    pub fn new(stream: S) -> Self {
+        Self { stream, meter: Arc::default() }
     }
 }
 
@@ -220,8 +227,8 @@ pub struct Came {
 }
 
 /// A place among the connections of a listener; given back when dropped, or before by an answer that goes on for
-/// hours and is counted elsewhere.
-#[derive(Debug)]
+/// hours and is counted elsewhere. The default is none at all: a request that came by no listener.
+#[derive(Debug, Default)]
 pub struct Place(Mutex<Option<OwnedSemaphorePermit>>);
 
 impl Place {

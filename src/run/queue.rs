@@ -310,7 +310,7 @@ impl Runs {
         publisher.transact(act).await?;
         failpoint::hit("queued");
         if is_elsewhere {
-            self.open(id, topic.clone());
+            self.begin_elsewhere(id, topic.clone());
         } else {
             self.note_queued(id, known.id.clone());
         }

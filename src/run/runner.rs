@@ -160,11 +160,16 @@ impl Workshop {
         status
     }
 
-    /// Says that the run starts. False when it is over already, or called off in this moment.
-    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<bool> {
-        if !self.publisher.connections().has_watchers(&task.id) {
+    /// Says it in the log where a run starts and nobody watches.
+    pub(super) fn note_unwatched(&self, task: &TaskId) {
+        if !self.publisher.connections().has_watchers(task) {
             info!("No WebSocket connection for user=any, task will run without real-time updates");
         }
+    }
+
+    /// Says that the run starts. False when it is over already, or called off in this moment.
+    async fn say_started(&self, topic: &Arc<Topic>, task: &Task, run: &Run) -> anyhow::Result<bool> {
+        self.note_unwatched(&task.id);
         info!(attempt = run.attempt, trigger = run.trigger, "run starts");
         let mut started = Status::new(State::Started, format!("Task {}: Starting execution...", task.id));
         started.other.insert("definition".to_owned(), task.definition.hash().into());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::changes::Changes;
 use super::forwarder::Connections;
@@ -64,6 +64,8 @@ pub enum Writable {
 pub(super) struct Intake {
     pub(super) inbox: Mutex<Inbox>,
     pub(super) bell: Condvar,
+    /// The same bell, for one who must not block.
+    pub(super) rung: Arc<Notify>,
     pub(super) topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
     pub(super) connections: Connections,
     pub(super) writable: watch::Sender<Writable>,

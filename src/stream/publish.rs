@@ -13,7 +13,7 @@ use super::forwarder::Connections;
 use super::intake::{Acted, Intake, Job, places, weight};
 use super::log;
 use super::topic::{Offer, Refused, Start, Topic, Work};
-use super::writer::{Ending, Writer};
+use super::writer::{Ending, Rounds, Stepper, Writer};
 
 pub use super::intake::{Limits, Writable};
 use crate::clock::Clock;
@@ -32,9 +32,30 @@ impl Publisher {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(connection: Connection, limits: Limits, clock: Clock) -> anyhow::Result<(Self, Writer)> {
-        let shared = Arc::new(Intake {
+        let publisher = Self::new(limits, clock);
+        let shared = Arc::clone(&publisher.shared);
+        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let ending = Ending(shared);
+                ending.0.write_until_stopped(&connection);
+            }
+        })?;
+        Ok((publisher, Writer { shared, thread: Some(thread) }))
+    }
+
+    /// The same with a writer that has no thread: it writes when it is told to.
+    pub fn stepped(connection: Connection, limits: Limits, clock: Clock) -> (Self, Stepper) {
+        let publisher = Self::new(limits, clock);
+        let ending = Ending(Arc::clone(&publisher.shared));
+        (publisher, Stepper { ending, connection, rounds: Rounds::new() })
+    }
+
+    fn new(limits: Limits, clock: Clock) -> Self {
+        let shared = Intake {
             inbox: Mutex::default(),
             bell: Condvar::new(),
+            rung: Arc::default(),
             topics: RwLock::default(),
             connections: Connections::new(),
             writable: watch::Sender::new(Writable::Yes),
@@ -43,16 +64,8 @@ impl Publisher {
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
             limits,
             clock,
-        });
-        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let ending = Ending(shared);
-                ending.0.write_until_stopped(&connection);
-            }
-        })?;
-        let publisher = Self { shared: Arc::clone(&shared) };
-        Ok((publisher, Writer { shared, thread: Some(thread) }))
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Opens the stream of a task as it stands in the store.
@@ -184,7 +197,7 @@ impl Publisher {
         queue.work.push_back(work);
         if !std::mem::replace(&mut queue.listed, true) {
             inbox.ready.push_back(Arc::clone(topic));
-            self.shared.bell.notify_one();
+            self.shared.ring();
         }
         Ok(())
     }
@@ -238,7 +251,7 @@ impl Publisher {
                 return Err(StoreError::Stopping.into());
             }
             inbox.jobs.push_back(job);
-            self.shared.bell.notify_one();
+            self.shared.ring();
         }
         answer.await.map_err(|_| E::from(StoreError::Stopping))?
     }

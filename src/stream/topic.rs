@@ -15,6 +15,7 @@ use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::event::{Gen, RunId, Seq, TaskId};
+use crate::failpoint;
 use crate::record::{Fold, Mark};
 use crate::store::TaskNo;
 
@@ -142,6 +143,7 @@ impl Topic {
         kinds: impl IntoIterator<Item = &'a str>,
     ) {
         self.extend(segments, || connections.slowest(&self.id), fold);
+        failpoint::hit("in-ring-not-woken");
         let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, kind) in kinds.into_iter().enumerate() {
             // Before each event: who is live now? One wake serves all events that the same watchers are due.

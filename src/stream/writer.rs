@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
 use super::batch::Batch;
@@ -44,8 +45,7 @@ impl Writer {
     }
 
     fn end(&mut self) {
-        self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.shared.bell.notify_one();
+        self.shared.ask_to_stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -60,7 +60,55 @@ impl Drop for Writer {
     }
 }
 
+/// The writer without its thread: whoever holds it has it write, group by group. For a simulation, which decides
+/// when that is. Dropped, it is a writer that ended: what it had not written is lost.
+#[derive(Debug)]
+pub struct Stepper {
+    pub(super) ending: Ending,
+    pub(super) connection: Connection,
+    pub(super) rounds: Rounds,
+}
+
+/// What is next for the one who has the writer step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// There is more to write.
+    Step,
+    /// Nothing before it rings.
+    Wait,
+    /// Nothing before it rings, but another try after so long.
+    WaitFor(Duration),
+    /// It was asked to stop, and has.
+    Over,
+}
+
+impl Stepper {
+    /// Writes the next group, if there is any.
+    pub fn step(&mut self) -> Next {
+        let intake = &self.ending.0;
+        if !self.rounds.write(intake, &self.connection, Patience::None) {
+            return Next::Over;
+        }
+        match self.rounds.patience(intake) {
+            _ if self.rounds.kept.is_empty() && intake.has_work() => Next::Step,
+            Patience::For(pause) => Next::WaitFor(pause),
+            _ => Next::Wait,
+        }
+    }
+
+    /// Rings when there is something to write.
+    pub fn rung(&self) -> Arc<Notify> {
+        Arc::clone(&self.ending.0.rung)
+    }
+
+    /// Takes nothing more; what was taken is still to be written.
+    pub fn ask_to_stop(&self) {
+        self.ending.0.ask_to_stop();
+    }
+}
+
 /// Ends the queue with the writer, also when that ends by a panic: nobody waits for ever.
+#[derive(Debug)]
 pub(super) struct Ending(pub(super) Arc<Intake>);
 
 impl Drop for Ending {
@@ -77,36 +125,77 @@ struct Group {
     stop: bool,
 }
 
+/// One group after the other: what stays from one to the next.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    /// A group that could not be saved.
+    kept: Vec<(Arc<Topic>, Vec<Work>)>,
+    pause: Duration,
+}
+
+/// How long to wait for something to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Patience {
+    None,
+    For(Duration),
+    Endless,
+}
+
+impl Rounds {
+    pub(super) fn new() -> Self {
+        Self { kept: Vec::new(), pause: RETRY.0 }
+    }
+
+    fn patience(&self, intake: &Intake) -> Patience {
+        match (self.kept.is_empty(), intake.is_writable()) {
+            (false, _) => Patience::For(self.pause),
+            (true, false) => Patience::For(RETRY.1),
+            (true, true) => Patience::Endless,
+        }
+    }
+
+    /// Writes one group. False once all is written after a stop.
+    fn write(&mut self, intake: &Intake, connection: &Connection, patience: Patience) -> bool {
+        let group = intake.collect(std::mem::take(&mut self.kept), patience);
+        let stop = group.stop;
+        let unsaved = intake.write(connection, group);
+        if unsaved.is_empty() {
+            self.pause = RETRY.0;
+            return !stop;
+        }
+        if intake.is_stopping() {
+            // Tried once more after the stop was asked for; a full disk must not keep the server alive.
+            warn!(
+                events = unsaved.iter().flat_map(|(_, work)| work).map(Work::events).sum::<usize>(),
+                "stopping while the store cannot be written: these events are lost, nobody has seen them"
+            );
+            return false;
+        }
+        self.pause = (self.pause * 2).min(RETRY.1);
+        self.kept = unsaved;
+        true
+    }
+}
+
 impl Intake {
     pub(super) fn write_until_stopped(&self, connection: &Connection) {
-        let mut kept: Vec<(Arc<Topic>, Vec<Work>)> = Vec::new();
-        let mut pause = RETRY.0;
-        loop {
-            let waiting = match (kept.is_empty(), self.is_writable()) {
-                (false, _) => Some(pause),
-                (true, false) => Some(RETRY.1),
-                (true, true) => None,
-            };
-            let group = self.collect(std::mem::take(&mut kept), waiting);
-            let stop = group.stop;
-            let unsaved = self.write(connection, group);
-            if unsaved.is_empty() {
-                pause = RETRY.0;
-                if stop {
-                    break;
-                }
-            } else if self.is_stopping() {
-                // Tried once more after the stop was asked for; a full disk must not keep the server alive.
-                warn!(
-                    events = unsaved.iter().flat_map(|(_, work)| work).map(Work::events).sum::<usize>(),
-                    "stopping while the store cannot be written: these events are lost, nobody has seen them"
-                );
-                break;
-            } else {
-                pause = (pause * 2).min(RETRY.1);
-                kept = unsaved;
-            }
-        }
+        let mut rounds = Rounds::new();
+        while rounds.write(self, connection, rounds.patience(self)) {}
+    }
+
+    pub(super) fn ring(&self) {
+        self.bell.notify_one();
+        self.rung.notify_one();
+    }
+
+    fn ask_to_stop(&self) {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.ring();
+    }
+
+    fn has_work(&self) -> bool {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        !inbox.jobs.is_empty() || !inbox.ready.is_empty()
     }
 
     fn is_writable(&self) -> bool {
@@ -152,20 +241,21 @@ impl Intake {
         }
     }
 
-    /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
-    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Work>)>, retry: Option<Duration>) -> Group {
+    /// Waits for something to write, as long as patience lasts; `kept` goes again then at the latest.
+    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Work>)>, patience: Patience) -> Group {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || !kept.is_empty());
             if !idle || inbox.stop {
                 break;
             }
-            match retry {
-                Some(pause) => {
+            match patience {
+                Patience::None => break,
+                Patience::For(pause) => {
                     inbox = self.bell.wait_timeout(inbox, pause).unwrap_or_else(PoisonError::into_inner).0;
                     break;
                 }
-                None => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                Patience::Endless => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
             }
         }
         let jobs = inbox.jobs.len().min(GROUP_JOBS);

@@ -337,7 +337,7 @@ async fn a_stream_that_stays_out_of_order_costs_the_connection_and_not_the_proce
     for _ in 0..4 {
         peer.resumed(&asked["sub"], 11, 12).await;
         peer.events(&asked["sub"], 12..=12).await;
-        if let Ok(Some(Ok(Message::Text(text)))) = tokio::time::timeout(Duration::from_secs(1), peer.0.next()).await {
+        if let Ok(Some(Ok(Message::Text(text)))) = tokio::time::timeout(Duration::from_secs(2), peer.0.next()).await {
             asked = serde_json::from_str(&text).unwrap();
         }
     }

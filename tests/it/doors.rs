@@ -80,7 +80,7 @@ async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<W
 }
 
 /// Signs in by a code, as a browser does; gives the cookie as it is sent back.
-async fn sign_in(server: &InProcess) -> String {
+pub async fn sign_in(server: &InProcess) -> String {
     let (status, made) = server.client.post("/session/codes", json!({})).await;
     assert_eq!(status, 200);
     let response = use_code(server, made["code"].as_str().unwrap()).await;

@@ -10,6 +10,7 @@ mod commands;
 #[cfg(feature = "failpoints")]
 mod commands_faults;
 mod config;
+mod conformance;
 #[cfg(feature = "failpoints")]
 mod deltas;
 #[cfg(feature = "failpoints")]
@@ -18,6 +19,9 @@ mod doors;
 mod external;
 mod faults;
 mod faults_life;
+mod feed;
+mod feed_faults;
+mod feed_stage;
 mod frames;
 mod harness;
 mod house;

@@ -26,6 +26,25 @@ export function parseReason(reason: string): { code: string | null; retry_ms: nu
   }
 }
 
+/** Close codes by their word, for streams whose last event names the word. */
+const WORDS: Record<string, number> = {
+  draining: 4001,
+  too_slow: 4008,
+  no_life: 4012,
+  too_many_requests: 4013,
+  connection_limit: 4104,
+  bad_credential: 4500,
+  bad_frames: 4501,
+  protocol: 4502,
+  expired: 4505,
+  replaced: 4514,
+};
+
+/** The close code that a word or a number stands for; 1006, a line that broke, for what nobody knows. */
+export function closeCode(said: unknown): number {
+  return typeof said === 'number' ? said : (WORDS[String(said)] ?? 1006);
+}
+
 /**
  * The rule for the client's newest socket. An older one that closes, with 4514 or anything else, concerns nobody: its
  * owner has let go of it. So 4514 here means that the client's only socket was taken for an old one, and it comes back.

@@ -1,6 +1,6 @@
 // A world for the client under test: a clock that moves when told, sockets that do what the test says.
 
-import { Connection } from '../src/connection';
+import { Connection, type ConnectionOptions } from '../src/connection';
 import type { Environment, Socket, WakeUp } from '../src/environment';
 import type { ServerFrame, TaskEvent } from '../src/frames';
 import type { ResetNews, SubscriptionHandler } from '../src/subscription';
@@ -76,6 +76,7 @@ export class World {
   private onWake: (why: WakeUp) => void = () => {};
   private onNetwork: () => void = () => {};
   listeners = 0;
+  answer: typeof globalThis.fetch = () => Promise.reject(new TypeError('no network'));
 
   readonly environment: Environment = {
     now: () => this.time,
@@ -89,6 +90,9 @@ export class World {
     },
     random: () => this.chance,
     uuid: () => '00000000-0000-4000-8000-000000000001',
+    sockets: true,
+    // Calls get nowhere, unless a test says what they get.
+    fetch: (...args) => this.answer(...args),
     openSocket: () => {
       const socket = new FakeSocket();
       this.sockets.push(socket);
@@ -108,8 +112,8 @@ export class World {
     },
   };
 
-  connection(tasks = true): Connection {
-    return new Connection({ url: 'ws://test/api/v1/live', tasks, environment: this.environment });
+  connection(tasks = true, more: ConnectionOptions = {}): Connection {
+    return new Connection({ url: 'ws://test/api/v1/live', tasks, environment: this.environment, ...more });
   }
 
   get socket(): FakeSocket {
