@@ -459,7 +459,7 @@ async fn texts_are_shown_in_a_stream_of_events_too_and_of_one_run_only_where_tha
         request.header("Accept", "text/event-stream").send().await.unwrap()
     };
     let (mut all, mut of_one) = (open("").await, open(&format!("?run={}", one.run)).await);
-    let mut wait_for = async |stream: &mut reqwest::Response, words: &str| {
+    let wait_for = async |stream: &mut reqwest::Response, words: &str| {
         let mut text = String::new();
         while !text.contains(words) {
             let chunk = timeout(SOON, stream.chunk()).await.expect("nothing came").unwrap().expect("it ended");
