@@ -132,6 +132,7 @@ impl Live {
                     let end = session.run(&mut wire).await;
                     if let End::Close(closing) = &end {
                         session.member.handle.close(closing.clone());
+                        session.last_words(&mut wire, closing);
                     }
                     end
                 }
@@ -175,11 +176,10 @@ impl Live {
             },
             "last_close": member.last_close,
         });
-        let desk = Desk::new(self.commands.clone(), credential, Arc::clone(&member.handle));
         let mut session = Session {
             live: Arc::clone(self),
             member,
-            desk,
+            desk: Desk::new(credential),
             subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
@@ -429,6 +429,14 @@ impl Session {
         self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
     }
 
+    /// Why the server goes is told in words too, also to who is closed before it looked around.
+    fn last_words(&mut self, wire: &mut WebSocket, closing: &Closing) {
+        if closing.code == Closing::draining(0).code {
+            let (_, due) = self.live.notices.since(self.notices_seen);
+            due.into_iter().for_each(|notice| wire.feed(Utf8Bytes::from(notice).into()));
+        }
+    }
+
     async fn show_list(&mut self) {
         self.live.board.look(Arc::clone(&self.member.handle.peer));
         self.send_list().await;
@@ -503,14 +511,16 @@ impl Session {
                 Ok(())
             }
             ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
-            ClientFrame::Command { id, what } => match self.desk.take(&id, what) {
-                Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
-                Taken::Said(text) => {
-                    self.outbox.push_back(text.into());
-                    Ok(())
+            ClientFrame::Command { id, what } => {
+                match self.desk.take(&self.live.commands, &self.member.handle, &id, what) {
+                    Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
+                    Taken::Said(text) => {
+                        self.outbox.push_back(text.into());
+                        Ok(())
+                    }
+                    Taken::Later => Ok(()),
                 }
-                Taken::Later => Ok(()),
-            },
+            }
         }
     }
 
