@@ -4,8 +4,10 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, delete, get, post};
@@ -14,36 +16,42 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
-use crate::event::Gen;
 use crate::run::queue::Runs;
-use crate::store::{Store, StoreError};
-use crate::stream::log;
+use crate::store::Store;
 use crate::stream::publish::Publisher;
-use crate::stream::topic::Topic;
 
+use act::Acts;
+use auth::Credential;
 use door::Door;
 use error::ApiError;
 use live::{Live, Opening};
 use socket::Came;
 use wire::Viewer;
 
+pub mod act;
 pub mod auth;
 pub mod board;
+pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
+pub mod feed;
 pub mod frame;
 pub mod hub;
+pub mod ingest;
 pub mod live;
 pub mod notice;
 pub mod once;
+pub mod outgoing;
 pub mod pace;
 pub mod runs;
 pub mod session;
 pub mod socket;
 pub mod status;
+pub mod sub;
 pub mod tasks;
 pub mod web;
+pub mod websocket;
 pub mod wire;
 
 /// The largest body of a call: a task with hundreds of steps is a tenth of it.
@@ -56,6 +64,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// What can be asked of them.
+    pub acts: Acts,
     /// Their streams.
     pub publisher: Publisher,
     /// What is kept.
@@ -63,7 +73,7 @@ pub struct Api {
     /// Who may come in.
     pub door: Arc<Door>,
     /// The sockets.
-    pub live: Live,
+    pub live: Arc<Live>,
     /// Rung when a schedule changed.
     pub planner: Arc<Notify>,
     /// What the server says of itself.
@@ -82,26 +92,38 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}/next", get(tasks::next))
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
-        .route("/tasks/{task}/events", get(events::page))
+        .route("/tasks/{task}/events", get(events_of_task))
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
-        .route("/runs/{run}/stop", post(runs::stop))
+        .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
+        .route("/runs/{run}/retry", post(runs::retry))
+        .route("/runs/{run}/message", post(runs::message))
+        .route("/runs/{run}/approve", post(runs::approve))
+        .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
+        .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
+    let waiting = Router::new()
+        .route("/tasks/{task}/claim", post(ingest::claim))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require_for_waiting));
     let v1 = known
+        .merge(waiting)
         .route("/session", get(session::show).post(session::sign_in).delete(session::sign_out))
         .route("/live", any(open_live))
         .fallback(no_such_call);
     // Output of agents may hold what an attacker chose beside what is secret: no compression over both (BREACH);
     // the page's own files are compressed.
-    let small =
-        SizeAbove::new(1024).and(NotForContentType::new("application/json")).and(NotForContentType::new("text/plain"));
+    // Nor over a stream of them: what waits for more to be packed with it is late.
+    let small = SizeAbove::new(1024)
+        .and(NotForContentType::new("application/json"))
+        .and(NotForContentType::new("text/plain"))
+        .and(NotForContentType::SSE);
     let door = Arc::clone(&api.door);
     Router::new()
         .nest("/api/v1", v1)
@@ -123,62 +145,49 @@ async fn no_such_call(request: Request) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "not_found", format!("there is no call {} {path}", request.method()))
 }
 
-/// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
-/// credential is told after the upgrade.
-async fn open_live(
+/// A task's events: as a page, or as a stream for those who ask for one.
+async fn events_of_task(
     State(api): State<Api>,
     ConnectInfo(came): ConnectInfo<Came>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let header = api.door.by_header(&headers);
-    let cookie = api.door.by_cookie(&headers, &came);
+    Extension(credential): Extension<Credential>,
+    Path(task): One,
+    Query(query): Query<events::EventsQuery>,
+    parts: Parts,
+) -> Result<Response, ApiError> {
+    match events::Form::asked_for(&parts.headers) {
+        Some(events::Form::Page) => events::page(&api, &task, &query).await,
+        Some(events::Form::Stream) => feed::open(&api, &came, &credential, &task, &query, &parts).await,
+        None => {
+            let detail = "events come as application/json, as text/event-stream, and live over /api/v1/live";
+            Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", detail))
+        }
+    }
+}
+
+/// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
+/// credential is told after the upgrade.
+async fn open_live(State(api): State<Api>, ConnectInfo(came): ConnectInfo<Came>, mut request: Request) -> Response {
+    let headers = request.headers();
+    let header = api.door.by_header(headers);
+    let cookie = api.door.by_cookie(headers, &came);
     // A cookie that comes without a header is sent by a browser, and a browser says where it comes from.
     let required = header.is_none() && cookie.is_some();
-    if let Err(error) = api.door.check_origin(&headers, &came, required) {
+    if let Err(error) = api.door.check_origin(headers, &came, required) {
         return error.into_response();
     }
     let opening = Opening { header, cookie, meter: Arc::clone(&came.meter) };
-    upgrade
-        .protocols(["rejoin.v1"])
-        .read_buffer_size(256)
-        .write_buffer_size(4096)
-        .max_message_size(frame::MAX_MESSAGE)
-        .max_frame_size(frame::MAX_MESSAGE)
-        .on_upgrade(move |socket| api.live.serve(socket, opening))
-}
-
-/// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come next
-/// must not be taken for those that were seen. Gives the id that is in force then.
-///
-/// # Errors
-/// When the store cannot be written.
-pub async fn renew_log(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    let (publisher, topic) = (publisher.clone(), Arc::clone(topic));
-    // To its end, whoever hangs up: the log and what readers know of it never part.
-    let renewed = tokio::spawn(async move { renew(&publisher, &topic, seen).await });
-    renewed.await.map_err(|error| StoreError::Broken(error.to_string()))?
-}
-
-async fn renew(publisher: &Publisher, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
-    if topic.tail().generation != seen {
-        return Ok(topic.tail().generation);
-    }
-    let (fresh, no) = (Gen::random(), topic.no);
-    let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
-        // Another may have renewed it since.
-        let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
-        let renewed = now == Some(seen);
-        if renewed {
-            log::set_generation(connection, no, fresh)?;
+    match websocket::accept(&mut request) {
+        Ok((response, upgraded)) => {
+            tokio::spawn(async move {
+                // Who hangs up before the answer is there has no socket.
+                if let Ok(upgraded) = upgraded.await {
+                    api.live.serve(upgraded, opening).await;
+                }
+            });
+            response
         }
-        Ok((if renewed { fresh } else { now.unwrap_or(fresh) }, Vec::new()))
-    };
-    let (generation, _) = publisher.transact(act).await?;
-    topic.tail().generation = generation;
-    tracing::warn!(task = %topic.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
-    publisher.wake_all(topic);
-    Ok(generation)
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Reads a JSON body; an empty one is an empty object.

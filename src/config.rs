@@ -201,6 +201,12 @@ pub struct Runs {
     /// When, after the SIGINT of a stop, the run ends even if a process cannot be ended.
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub stop_give_up: Duration,
+    /// A run that a program elsewhere carries out ends when nothing was heard of it for so long.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub external_lease: Duration,
+    /// How long such a program has to end its run itself when it is asked to stop.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub external_stop: Duration,
 }
 
 impl Runs {
@@ -221,6 +227,8 @@ impl Default for Runs {
             stop_term: Duration::from_secs(5),
             stop_kill: Duration::from_secs(15),
             stop_give_up: Duration::from_secs(20),
+            external_lease: Duration::from_secs(60),
+            external_stop: Duration::from_secs(10),
         }
     }
 }

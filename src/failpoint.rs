@@ -1,5 +1,5 @@
-//! Named points at which a test may end the process as `kill -9` would. Without the feature `failpoints` they
-//! are nothing.
+//! Named points at which a test may end the process as `kill -9` would, or hold a thread. Without the feature
+//! `failpoints` they are nothing.
 
 /// Passes a point. With `REJOIN_FAILPOINT=name@n` in the environment the n-th pass ends the process by SIGKILL.
 #[inline]
@@ -10,8 +10,16 @@ pub fn hit(name: &str) {
     let _ = name;
 }
 
+/// Calls `visit` with the name of every point that this thread passes from now on: a simulation holds the thread
+/// there, or ends it by unwinding.
+#[cfg(feature = "failpoints")]
+pub fn visit_on_this_thread(visit: impl FnMut(&str) + 'static) {
+    armed::VISIT.set(Some(Box::new(visit)));
+}
+
 #[cfg(feature = "failpoints")]
 mod armed {
+    use std::cell::Cell;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,7 +40,18 @@ mod armed {
             .as_ref()
     }
 
+    type Visit = Box<dyn FnMut(&str)>;
+
+    thread_local! {
+        pub(super) static VISIT: Cell<Option<Visit>> = const { Cell::new(None) };
+    }
+
     pub(super) fn hit(name: &str) {
+        // Taken out while it is called: a point within the visit is none.
+        if let Some(mut visit) = VISIT.take() {
+            visit(name);
+            VISIT.set(Some(visit));
+        }
         let Some(point) = point() else { return };
         if point.name == name && point.passes.fetch_add(1, Ordering::SeqCst) + 1 == point.at {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);

@@ -73,6 +73,8 @@ pub struct Run {
     pub state: RunState,
     /// Which attempt of its slot, from 1.
     pub attempt: u32,
+    /// The run that it does once more, if it is a retry.
+    pub retry_of: Option<RunId>,
     /// What made it: `hand`, `schedule` or `catchup`.
     pub trigger: String,
     /// The slot it is for, unless a person started it.
@@ -105,6 +107,9 @@ pub struct Run {
     pub params: serde_json::Map<String, serde_json::Value>,
     /// Set while it is being stopped.
     pub stopping: Option<Stopping>,
+    /// Of a run that is fed from elsewhere: the producer's own number of the last event that is saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_n: Option<u64>,
 }
 
 impl Run {
@@ -115,6 +120,7 @@ impl Run {
             task: task.clone(),
             state: RunState::Queued,
             attempt: status.attempt.unwrap_or(1),
+            retry_of: status.retry_of,
             trigger: status.trigger.clone().unwrap_or_else(|| "hand".to_owned()),
             scheduled_for: status.scheduled_for,
             queued_at: at,
@@ -129,6 +135,7 @@ impl Run {
             attention: None,
             params: status.params.clone().unwrap_or_default(),
             stopping: None,
+            last_n: None,
         }
     }
 
@@ -162,6 +169,9 @@ impl Run {
         }
         if status.state == State::Started {
             self.started_at = Some(at);
+            if status.other.get("agent").is_some_and(|agent| agent == "external") {
+                self.last_n = self.last_n.or(Some(0));
+            }
         }
         if let Some(stage) = &status.stage {
             self.stopping = Some(Stopping { stage: stage.clone(), since: at });
@@ -186,6 +196,8 @@ pub enum Mark {
     Opens(String),
     /// A `tool_result` closed this call.
     Closes(String),
+    /// This is the whole of a text that was shown under this key while it was written.
+    Writes(String),
     /// Nothing.
     Plain,
 }
@@ -197,8 +209,14 @@ impl Mark {
             Body::Status(status) => Self::Status(Box::new(status.clone())),
             Body::ToolUse { call, .. } => Self::Opens(call.clone()),
             Body::ToolResult { call, .. } => Self::Closes(call.clone()),
+            Body::Written { key, .. } => Self::Writes(key.clone()),
             _ => Self::Plain,
         }
+    }
+
+    /// Whether events of a kind mean anything for the state of their task.
+    pub fn is_made_by(kind: &str) -> bool {
+        matches!(kind, "status" | "tool_use" | "tool_result")
     }
 
     /// The mark of an event as it stands in the log.
@@ -260,6 +278,14 @@ impl Fold {
     /// One run, if it is not ended.
     pub fn run(&self, id: RunId) -> Option<&Run> {
         self.runs.get(&id)
+    }
+
+    /// Notes how far the producer of a run has come; `seq` is the last event with that.
+    pub fn note_producer(&mut self, id: RunId, seq: Seq, last_n: Option<u64>) -> Option<&Run> {
+        let run = self.runs.get_mut(&id)?;
+        run.last_seq = run.last_seq.max(seq);
+        run.last_n = run.last_n.max(last_n);
+        Some(run)
     }
 
     /// The calls not closed, in the order of their events.

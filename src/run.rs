@@ -1,5 +1,7 @@
 //! Runs: how work is started, followed, stopped and recorded.
 
+pub mod draft;
+pub mod external;
 pub mod process;
 pub mod secrets;
 pub mod supervisor;

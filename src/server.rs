@@ -9,19 +9,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::api::act::Acts;
 use crate::api::auth::{self, Authority};
 use crate::api::board::Board;
+use crate::api::command::Commands;
 use crate::api::door::Door;
 use crate::api::hub::{Closing, Hub, SocketLimits};
 use crate::api::live::{Live, LiveLimits};
 use crate::api::notice::Notices;
+use crate::api::once::Keys;
 use crate::api::socket::{self, Tcp, Unix};
 use crate::api::status::About;
 use crate::api::wire::Viewer;
@@ -31,7 +36,7 @@ use crate::config::{Config, LogFormat};
 use crate::planner::Planner;
 use crate::retention::Retention;
 use crate::run::process::StopStages;
-use crate::run::queue::Runs;
+use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
@@ -52,6 +57,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// How many sockets are told per second that the server goes down.
 const GOODBYES_PER_SECOND: usize = 500;
+/// How often it is looked who is no longer signed in: as soon as a revoked one is let go.
+const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(1);
 /// How long requests under way may take when the server goes down.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
@@ -135,22 +142,9 @@ impl Server {
         let address = tcp.address()?;
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
-        let registry = Registry::load(&store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
-        let output_dir: Arc<Path> = config.data_dir.join("output").into();
-        let runs = Runs::new(
-            workshop(&config, &publisher, exe, &output_dir, address),
-            registry.clone(),
-            Arc::clone(&store),
-            config.runs.places(),
-        );
+        let api = assemble(&config, &store, publisher, exe, address).await?;
         // First the survivors of the server before, then everything that could start something.
-        runs.recover().await?;
-
-        let token = auth::token(&config.data_dir)?;
-        let authority =
-            Authority::load(&token, &store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
-        let viewer = Viewer { registry: registry.clone(), publisher: publisher.clone(), store: Arc::clone(&store) };
-        let api = api(&config, address, viewer, runs, Arc::new(authority), output_dir);
+        api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
 
         let bell = Bell::start(Arc::clone(&api.planner)).await?;
@@ -206,7 +200,7 @@ impl Server {
         let dir = self.config.tasks_dir.clone();
         let mut changes = folder::watch(dir, self.config.schedule.policy(), self.stop.clone());
         let registry = self.api.viewer.registry.clone();
-        let planner = Arc::clone(&self.api.planner);
+        let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
         let mut known = match changes.recv().await {
             Some(first) => {
                 let ids = first.iter().filter_map(|change| match change {
@@ -231,6 +225,7 @@ impl Server {
             while let Some(batch) = changes.recv().await {
                 apply(&registry, batch).await;
                 planner.notify_one();
+                runs.look_again();
             }
         });
     }
@@ -240,11 +235,14 @@ impl Server {
         self.tasks.spawn(runs.clone().dispatch());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
+        let (held, clock_held) = watch::channel(None);
         let planner =
-            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
+            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again, held };
         self.tasks.spawn(planner.run(self.no_more.clone()));
+        self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
+        self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let limits = self.config.retention.clone();
         let every = limits.every;
         let output_dir = Arc::clone(&self.api.output_dir);
@@ -290,7 +288,11 @@ impl Server {
         let grace = self.config.runs.shutdown_grace;
         tokio::join!(self.api.runs.shut_down(grace), self.say_goodbye());
         self.stop.cancel();
-        let last = async { while self.tasks.join_next().await.is_some() {} };
+        self.api.live.commands.under_way.close();
+        let last = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.api.live.commands.under_way.wait().await;
+        };
         if tokio::time::timeout(LAST_REQUESTS, last).await.is_err() {
             self.tasks.shutdown().await;
         }
@@ -330,7 +332,8 @@ impl Server {
     }
 }
 
-fn limits(config: &Config) -> Limits {
+/// How much the stream keeps in memory, as configured.
+pub fn limits(config: &Config) -> Limits {
     let stream = &config.stream;
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let unread_bytes = Limits::default().ring.unread_bytes.max(size(stream.ring_bytes));
@@ -341,6 +344,33 @@ fn limits(config: &Config) -> Limits {
         queue: QueueLimits { events: stream.queue_events, bytes: size(stream.queue_bytes) },
         queues_bytes: size(stream.queue_total_bytes),
     }
+}
+
+/// The parts behind the doors, on a store that is open; none of them does anything by itself yet.
+///
+/// # Errors
+/// When the store cannot be read; each says what to do.
+pub async fn assemble(
+    config: &Config,
+    store: &Arc<Store>,
+    publisher: Publisher,
+    exe: PathBuf,
+    address: SocketAddr,
+) -> Result<Api> {
+    let registry = Registry::load(store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
+    let output_dir: Arc<Path> = config.data_dir.join("output").into();
+    let runs = Runs::new(
+        workshop(config, &publisher, exe, &output_dir, address),
+        registry.clone(),
+        Arc::clone(store),
+        config.runs.places(),
+        Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
+    );
+    let token = auth::token(&config.data_dir)?;
+    let authority =
+        Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
+    Ok(api(config, address, viewer, runs, Arc::new(authority), output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -377,7 +407,9 @@ fn api(
         address: format!("http://{address}"),
         authority: Arc::clone(&authority),
     };
-    let live = Live {
+    let acts = Acts { runs: runs.clone(), keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()) };
+    let live = Arc::new(Live {
+        commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
             per_credential: stream.connections_per_credential,
@@ -398,12 +430,13 @@ fn api(
         },
         boot: boot.as_str().into(),
         clock: viewer.publisher.clock().clone(),
-    };
+    });
     Api {
         publisher: viewer.publisher.clone(),
         store: Arc::clone(&viewer.store),
         viewer,
         runs,
+        acts,
         door: Arc::new(door),
         live,
         planner: Arc::new(Notify::new()),
@@ -424,7 +457,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         continue;
                     }
                     Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
-                    Some(_) => registry.redefine(&id, definition, Some(path)).await,
+                    Some(_) => registry.redefine(&id, definition, Some(path), |_| Ok(())).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
                 match done {
@@ -465,8 +498,23 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
     registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
 }
 
+/// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
+/// for: a machine that slept has not counted.
+async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
+    let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = look.tick() => {}
+        }
+        for device in live.authority.expired() {
+            live.hub.close_credential(&device, &Closing::EXPIRED);
+        }
+    }
+}
+
 /// Tells everybody when the store cannot be written, and when it can again.
-async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {
@@ -485,6 +533,30 @@ async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken
         tokio::select! {
             () = stop.cancelled() => return,
             changed = writable.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
+async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
+    const CODE: &str = "clock_wrong";
+    loop {
+        let until = *held.borrow_and_update();
+        match until {
+            Some(until) => {
+                let until = crate::clock::rfc3339(until);
+                let text = format!(
+                    "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
+                    Schedules are held until it has caught up; set the clock and they go on. Runs by hand are not held."
+                );
+                live.notices.say(CODE, text, live.clock.now());
+            }
+            None => live.notices.lift(CODE, "The clock is right again: schedules go on."),
+        }
+        live.hub.wake_all();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = held.changed() => if changed.is_err() { return },
         }
     }
 }

@@ -84,8 +84,27 @@ pub struct Store {
     readers: Mutex<Vec<Connection>>,
     /// Taken in async code before a page is read.
     permits: Arc<Semaphore>,
+    /// Where pages are read.
+    place: Place,
     /// Held for as long as the server lives: a second server on the same data is refused.
     _lock: Flock<File>,
+}
+
+/// Where pages are read.
+enum Place {
+    /// On threads that may block.
+    Threads,
+    /// Where they are asked for, between two pauses: nothing else decides how long a page takes.
+    Here(Box<dyn Fn() -> Duration + Send + Sync>),
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Threads => "Threads",
+            Self::Here(_) => "Here",
+        })
+    }
 }
 
 /// What opening gives: the store, and the one connection that writes.
@@ -114,9 +133,16 @@ impl Store {
         set_up_writer(&writer, durability).with_context(|| format!("cannot set up {}", path.display()))?;
         schema::migrate(&mut writer).with_context(|| format!("cannot use {}", path.display()))?;
         let logs_replaced = opens::note_open(&writer, &dir.join("opens"), durability)?;
-        let store =
-            Self { path, readers: Mutex::new(Vec::new()), permits: Arc::new(Semaphore::new(page_reads)), _lock: lock };
+        let (readers, permits) = (Mutex::new(Vec::new()), Arc::new(Semaphore::new(page_reads)));
+        let store = Self { path, readers, permits, place: Place::Threads, _lock: lock };
         Ok(Opened { store, writer, logs_replaced })
+    }
+
+    /// Reads pages without a thread from now on: for a simulation, in which time passes only as it is told to.
+    /// A page takes the two pauses that it is given, one before and one after the read.
+    #[must_use]
+    pub fn reading_here(self, pause: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { place: Place::Here(Box::new(pause)), ..self }
     }
 
     /// Notes that the server stopped in order, once nothing is written any more. The file is whole by itself then:
@@ -146,6 +172,12 @@ impl Store {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| StoreError::Stopping)?;
+        if let Place::Here(pause) = &self.place {
+            tokio::time::sleep(pause()).await;
+            let page = self.read_blocking(read);
+            tokio::time::sleep(pause()).await;
+            return page;
+        }
         let store = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;

@@ -6,6 +6,8 @@ pub mod segment;
 
 pub mod ring;
 
+pub mod delta;
+
 pub mod wake;
 
 pub mod forwarder;
@@ -13,6 +15,8 @@ pub mod forwarder;
 pub mod topic;
 
 pub mod offer;
+
+pub mod batch;
 
 pub mod log;
 

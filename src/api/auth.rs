@@ -39,6 +39,15 @@ pub struct Credential {
     pub kind: Kind,
 }
 
+/// Why nobody is known by what was shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// It is no credential, or one that was revoked.
+    Unknown,
+    /// It was one, for as long as it was good.
+    Expired,
+}
+
 /// How a credential came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -68,6 +77,8 @@ pub struct Device {
 struct Known {
     device: Device,
     expires: Timestamp,
+    /// Whether it was told that it has expired.
+    ended: bool,
 }
 
 /// Knows who may come in.
@@ -164,19 +175,55 @@ impl Authority {
         })
     }
 
-    /// Who has this cookie, if it is one that is still good.
-    pub fn by_cookie(&self, cookie: &str) -> Option<Credential> {
+    /// Who has this cookie.
+    ///
+    /// # Errors
+    /// When it is none, or is no longer good.
+    pub fn by_cookie(&self, cookie: &str) -> Result<Credential, Refused> {
         let now = self.publisher.clock().now();
         let key = hash(cookie);
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = devices.get_mut(&key).filter(|known| known.expires > now)?;
+        let known = devices.get_mut(&key).ok_or(Refused::Unknown)?;
+        if known.expires <= now {
+            return Err(Refused::Expired);
+        }
         let credential = Credential { id: known.device.id.as_str().into(), user: "admin".into(), kind: Kind::Cookie };
         if now.duration_since(known.device.last_seen) >= SEEN_EVERY {
             known.device.last_seen = now;
             known.expires = now + self.session;
             self.write_seen(&known.device.id, now, known.expires);
         }
-        Some(credential)
+        Ok(credential)
+    }
+
+    /// Whether somebody who was known is still known. Asked once more by whoever has entered the sockets: it may
+    /// have been signed out between its credential and its entry.
+    ///
+    /// # Errors
+    /// When it was signed out, or its time is over.
+    pub fn stands(&self, credential: &Credential) -> Result<(), Refused> {
+        if credential.kind == Kind::Token {
+            return Ok(());
+        }
+        let now = self.publisher.clock().now();
+        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        match devices.values().find(|known| *known.device.id == *credential.id) {
+            None => Err(Refused::Unknown),
+            Some(known) if known.expires <= now => Err(Refused::Expired),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The devices whose time has run out since this was last asked.
+    pub fn expired(&self) -> Vec<String> {
+        let now = self.publisher.clock().now();
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = devices.values_mut().filter(|known| known.expires <= now && !known.ended);
+        over.map(|known| {
+            known.ended = true;
+            known.device.id.clone()
+        })
+        .collect()
     }
 
     fn write_seen(&self, id: &str, now: Timestamp, expires: Timestamp) {
@@ -239,6 +286,8 @@ impl Authority {
         let device = Device { id: uuid::Uuid::new_v4().to_string(), name, created_at: now, last_seen: now };
         let expires = now + self.session;
         let row = device.clone();
+        // Kept for as long again: who comes back with it is told that it has expired, and not that it is none.
+        let forgotten = now.checked_sub(self.session).unwrap_or(Timestamp::MIN);
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             connection.execute(
                 "INSERT INTO devices (id, hash, name, created, seen, expires) VALUES (?1, ?2, ?3, ?4, ?4, ?5)",
@@ -247,7 +296,7 @@ impl Authority {
             connection.execute(
                 "DELETE FROM devices WHERE expires <= ?1 OR id IN
                    (SELECT id FROM devices ORDER BY seen DESC LIMIT -1 OFFSET ?2)",
-                params![now.as_microsecond(), MAX_DEVICES as i64],
+                params![forgotten.as_microsecond(), MAX_DEVICES as i64],
             )?;
             Ok((read_devices(connection)?, Vec::new()))
         };
@@ -255,15 +304,17 @@ impl Authority {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         // By difference: one that was revoked since the store was read does not come back.
         devices.retain(|hash, _| stored.contains_key(hash));
-        devices.insert(key, Known { device, expires });
+        devices.insert(key, Known { device, expires, ended: false });
         drop(devices);
         Ok((cookie, self.session))
     }
 
     /// The browsers that are signed in, the newest first.
     pub fn devices(&self) -> Vec<Device> {
+        let now = self.publisher.clock().now();
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Device> = devices.values().map(|known| known.device.clone()).collect();
+        let good = devices.values().filter(|known| known.expires > now);
+        let mut all: Vec<Device> = good.map(|known| known.device.clone()).collect();
         all.sort_by_key(|device| std::cmp::Reverse(device.created_at));
         all
     }
@@ -296,7 +347,7 @@ fn read_devices(connection: &Connection) -> rusqlite::Result<HashMap<[u8; 32], K
         let hash: Option<[u8; 32]> = row.get_ref(0)?.as_blob()?.try_into().ok();
         let device =
             Device { id: row.get(1)?, name: row.get(2)?, created_at: time(row.get(3)?), last_seen: time(row.get(4)?) };
-        Ok(hash.zip(Some(Known { device, expires: time(row.get(5)?) })))
+        Ok(hash.zip(Some(Known { device, expires: time(row.get(5)?), ended: false })))
     })?;
     rows.filter_map(Result::transpose).collect()
 }

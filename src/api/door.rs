@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum_extra::extract::cookie::{Cookie, CookieJar, SameSite};
 use jiff::SignedDuration;
 
-use super::auth::{Authority, Credential, Kind};
+use super::auth::{Authority, Credential, Kind, Refused};
 use super::error::ApiError;
 use super::socket::Came;
 use crate::config::Network;
@@ -83,17 +83,17 @@ impl Door {
     }
 
     /// Who the `Authorization` header names: `None` without one, `Err` when it names nobody.
-    pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, ()>> {
+    pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, Refused>> {
         let value = headers.get(header::AUTHORIZATION)?;
         let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-        Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(()))
+        Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(Refused::Unknown))
     }
 
     /// Who the cookie names.
-    pub fn by_cookie(&self, headers: &HeaderMap, came: &Came) -> Option<Result<Credential, ()>> {
+    pub fn by_cookie(&self, headers: &HeaderMap, came: &Came) -> Option<Result<Credential, Refused>> {
         let jar = CookieJar::from_headers(headers);
         let cookie = jar.get(&self.cookie_name(self.is_secure(headers, came)))?;
-        Some(self.authority.by_cookie(cookie.value()).ok_or(()))
+        Some(self.authority.by_cookie(cookie.value()))
     }
 
     /// Whether the request was made by the server's own page, as far as the browser tells. `required` where a
@@ -169,21 +169,14 @@ fn check_fetch_site(headers: &HeaderMap, path: &str) -> Result<(), ApiError> {
 pub async fn require(
     State(door): State<Arc<Door>>,
     ConnectInfo(came): ConnectInfo<Came>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
-    let headers = request.headers();
-    let credential = match door.by_header(headers).or_else(|| door.by_cookie(headers, &came)) {
-        Some(Ok(credential)) => credential,
-        _ => return ApiError::unauthenticated().into_response(),
+    let request = match admit(&door, &came, request) {
+        Ok(request) => request,
+        Err(error) => return error.into_response(),
     };
-    let safe = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    let required = !safe && credential.kind == Kind::Cookie;
-    if let Err(error) = door.check_origin(headers, &came, required) {
-        return error.into_response();
-    }
-    request.extensions_mut().insert(credential);
-    if safe {
+    if is_safe(request.method()) {
         return next.run(request).await;
     }
     // A change that was begun is carried to its end, also when its caller hangs up half-way: store and memory
@@ -192,4 +185,35 @@ pub async fn require(
         Ok(response) => response,
         Err(error) => ApiError::internal(&error).into_response(),
     }
+}
+
+/// The same for calls that wait for something to give: nothing is given to a caller who has hung up. They carry
+/// what they have begun to its end by themselves.
+pub async fn require_for_waiting(
+    State(door): State<Arc<Door>>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match admit(&door, &came, request) {
+        Ok(request) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// The request with whom it is from.
+fn admit(door: &Door, came: &Came, mut request: Request) -> Result<Request, ApiError> {
+    let headers = request.headers();
+    let credential = match door.by_header(headers).or_else(|| door.by_cookie(headers, came)) {
+        Some(Ok(credential)) => credential,
+        _ => return Err(ApiError::unauthenticated()),
+    };
+    let required = !is_safe(request.method()) && credential.kind == Kind::Cookie;
+    door.check_origin(headers, came, required)?;
+    request.extensions_mut().insert(credential);
+    Ok(request)
 }

@@ -78,6 +78,16 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         self.status
     }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -170,10 +180,18 @@ impl From<RunError> for ApiError {
         match error {
             RunError::NoTask(id) => Self::no_task(id.as_str()),
             RunError::NoRun(id) => Self::no_run(&id.to_string()),
-            RunError::Over(run) => Self::new(StatusCode::CONFLICT, "run_over", detail).with("run", json!(run)),
-            RunError::QueueFull(_) => Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail),
+            RunError::Over(run) => {
+                Self::new(StatusCode::CONFLICT, "run_over", detail).with("last_n", run.last_n).with("run", json!(run))
+            }
+            RunError::NotOver(run) => Self::new(StatusCode::CONFLICT, "conflict", detail).with("run", json!(run)),
+            RunError::QueueFull(_) | RunError::TooManyOpen(_) => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail)
+            }
             RunError::Param(name, _) if name.is_empty() => Self::invalid("params", detail),
             RunError::Param(name, _) => Self::invalid(&format!("params.{name}"), detail),
+            RunError::NotElsewhere(_) | RunError::DoneHere(_) => {
+                Self::new(StatusCode::CONFLICT, "not_external", detail)
+            }
             RunError::Disabled(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             RunError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail),
             RunError::Store(error) => error.into(),

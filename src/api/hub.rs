@@ -1,10 +1,12 @@
-//! The sockets that are open: who they belong to, how they are closed from outside, and the limits on them.
+//! The sockets and streams that are open: who they belong to, how they are closed from outside, and the limits on
+//! them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
+use super::auth::Refused;
 use crate::stream::forwarder::Peer;
 
 /// Why a socket is closed (`docs/protocol.md`, "Close codes").
@@ -44,6 +46,14 @@ impl Closing {
     /// A newer socket of the same client took its place.
     pub const REPLACED: Self = Self { code: 4514, word: "replaced", retry_ms: None };
 
+    /// What somebody is told who is not known.
+    pub const fn of_refused(refused: Refused) -> Self {
+        match refused {
+            Refused::Unknown => Self::BAD_CREDENTIAL,
+            Refused::Expired => Self::EXPIRED,
+        }
+    }
+
     /// The reason as it goes into the close frame: JSON, at most 123 bytes.
     pub fn reason(&self) -> String {
         match self.retry_ms {
@@ -67,7 +77,7 @@ pub struct SocketLimits {
     pub unauthenticated: usize,
 }
 
-/// One open socket, as others see it.
+/// One open socket or stream of events, as others see it.
 #[derive(Debug)]
 pub struct Handle {
     /// Wakes its task; also its number.
@@ -75,6 +85,8 @@ pub struct Handle {
     /// Whose it is.
     credential: Arc<str>,
     attempt: u64,
+    /// Whether it belongs to a client that has names for its sockets; a stream of events has none.
+    named: bool,
     closing: Mutex<Option<Closing>>,
 }
 
@@ -102,24 +114,61 @@ pub struct Hub {
 struct Sockets {
     last: u64,
     unauthenticated: usize,
+    /// Those with a credential that have not said hello.
+    expected: usize,
     /// Set while the server goes down: nobody enters any more.
     draining: bool,
-    by_number: HashMap<u64, Arc<Handle>>,
+    /// In the order of their coming: so they are told and woken.
+    by_number: BTreeMap<u64, Arc<Handle>>,
+    /// How many of those each credential has.
+    of_credential: HashMap<Arc<str>, usize>,
     /// The newest socket of each client of each credential.
     by_client: HashMap<(Arc<str>, Arc<str>), u64>,
     last_closes: HashMap<(Arc<str>, Arc<str>), &'static str>,
     order: VecDeque<(Arc<str>, Arc<str>)>,
 }
 
-/// A place among the sockets without a credential; given back when dropped.
+impl SocketLimits {
+    /// Whether there is room for one more of a credential, once so many have left.
+    fn check(&self, sockets: &Sockets, credential: &str, leave: usize) -> Result<(), Closing> {
+        let same = sockets.of_credential.get(credential).copied().unwrap_or(0);
+        let full = sockets.by_number.len() - leave >= self.connections || same - leave >= self.per_credential;
+        if full { Err(Closing::LIMIT) } else { Ok(()) }
+    }
+}
+
+impl Sockets {
+    fn knocking(&mut self, is_known: bool) -> &mut usize {
+        if is_known { &mut self.expected } else { &mut self.unauthenticated }
+    }
+
+    fn add(
+        &mut self,
+        credential: Arc<str>,
+        user: Arc<str>,
+        client: Arc<str>,
+        attempt: u64,
+        named: bool,
+    ) -> Arc<Handle> {
+        self.last += 1;
+        let peer = Arc::new(Peer::new(self.last, user, client));
+        *self.of_credential.entry(Arc::clone(&credential)).or_default() += 1;
+        let handle = Arc::new(Handle { peer, credential, attempt, named, closing: Mutex::default() });
+        self.by_number.insert(self.last, Arc::clone(&handle));
+        handle
+    }
+}
+
+/// A place among the sockets that have not said hello; given back when dropped.
 #[derive(Debug)]
 pub struct Knock {
     hub: Arc<Hub>,
+    is_known: bool,
 }
 
 impl Drop for Knock {
     fn drop(&mut self) {
-        self.hub.sockets().unauthenticated -= 1;
+        *self.hub.sockets().knocking(self.is_known) -= 1;
     }
 }
 
@@ -146,20 +195,23 @@ impl Hub {
         Arc::new(Self { limits, sockets: Mutex::default() })
     }
 
-    /// A socket that has said nothing yet.
+    /// A socket that has said nothing yet; `is_known` if it came with a good credential. Those that did not are few,
+    /// so that a thousand that come back at once do not stand in their way.
     ///
     /// # Errors
     /// [`Closing::LIMIT`] when there are too many of them, [`Closing::draining`] when the server goes down.
-    pub fn knock(self: &Arc<Self>) -> Result<Knock, Closing> {
+    pub fn knock(self: &Arc<Self>, is_known: bool) -> Result<Knock, Closing> {
         let mut sockets = self.sockets();
         if sockets.draining {
             return Err(Closing::draining(1000));
         }
-        if sockets.unauthenticated >= self.limits.unauthenticated {
+        let most = if is_known { self.limits.connections } else { self.limits.unauthenticated };
+        let knocking = sockets.knocking(is_known);
+        if *knocking >= most {
             return Err(Closing::LIMIT);
         }
-        sockets.unauthenticated += 1;
-        Ok(Knock { hub: Arc::clone(self) })
+        *knocking += 1;
+        Ok(Knock { hub: Arc::clone(self), is_known })
     }
 
     /// A socket that said hello with a good credential. An older one of the same client is closed; when this is
@@ -183,18 +235,11 @@ impl Hub {
         if older.as_ref().is_some_and(|older| older.attempt > attempt) {
             return Err(Closing::REPLACED);
         }
-        let same = sockets.by_number.values().filter(|handle| handle.credential == credential).count();
         let leaves = usize::from(older.is_some());
-        if sockets.by_number.len() - leaves >= self.limits.connections || same - leaves >= self.limits.per_credential {
-            return Err(Closing::LIMIT);
-        }
-        sockets.last += 1;
-        let number = sockets.last;
-        let peer = Arc::new(Peer::new(number, user, client));
-        let handle = Arc::new(Handle { peer, credential, attempt, closing: Mutex::default() });
-        sockets.by_number.insert(number, Arc::clone(&handle));
+        self.limits.check(&sockets, &credential, leaves)?;
+        let handle = sockets.add(credential, user, client, attempt, true);
         let last_close = sockets.last_closes.get(&key).copied();
-        sockets.by_client.insert(key, number);
+        sockets.by_client.insert(key, handle.peer.id);
         drop(sockets);
         if let Some(older) = older {
             older.close(Closing::REPLACED);
@@ -202,9 +247,33 @@ impl Hub {
         Ok(Member { hub: Arc::clone(self), handle, last_close })
     }
 
+    /// A stream of events: it counts as a socket, but has no name by which it could take another's place.
+    ///
+    /// # Errors
+    /// The [`Closing`] to refuse it with.
+    pub fn enter_stream(self: &Arc<Self>, credential: Arc<str>, user: Arc<str>) -> Result<Member, Closing> {
+        let mut sockets = self.sockets();
+        if sockets.draining {
+            return Err(Closing::draining(1000));
+        }
+        self.limits.check(&sockets, &credential, 0)?;
+        let handle = sockets.add(credential, user, "events".into(), 0, false);
+        drop(sockets);
+        Ok(Member { hub: Arc::clone(self), handle, last_close: None })
+    }
+
     fn leave(&self, handle: &Handle) {
         let mut sockets = self.sockets();
         sockets.by_number.remove(&handle.peer.id);
+        if let Some(count) = sockets.of_credential.get_mut(&handle.credential) {
+            *count -= 1;
+            if *count == 0 {
+                sockets.of_credential.remove(&handle.credential);
+            }
+        }
+        if !handle.named {
+            return;
+        }
         let key = (Arc::clone(&handle.credential), Arc::clone(&handle.peer.client));
         // Only its own entry: a newer socket of the client stays (T-03).
         if sockets.by_client.get(&key) == Some(&handle.peer.id) {
@@ -298,10 +367,12 @@ mod tests {
     #[test]
     fn limits_hold_and_places_are_given_back() {
         let hub = hub();
-        let knock = hub.knock().unwrap();
-        assert_eq!(hub.knock().unwrap_err(), Closing::LIMIT);
-        drop(knock);
-        drop(hub.knock().unwrap());
+        let knock = hub.knock(false).unwrap();
+        assert_eq!(hub.knock(false).unwrap_err(), Closing::LIMIT);
+        let known = [hub.knock(true).unwrap(), hub.knock(true).unwrap(), hub.knock(true).unwrap()];
+        assert_eq!(hub.knock(true).unwrap_err(), Closing::LIMIT, "who shows a credential has more room, not any");
+        drop((knock, known));
+        drop(hub.knock(false).unwrap());
         let _one = enter(&hub, "a", "1", 1).unwrap();
         let two = enter(&hub, "a", "2", 1).unwrap();
         assert_eq!(enter(&hub, "a", "3", 1).unwrap_err(), Closing::LIMIT);

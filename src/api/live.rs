@@ -2,32 +2,32 @@
 //! for it anywhere but the few frames it is about to write.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use futures_util::{Sink, Stream};
+use hyper::upgrade::Upgraded;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Error as WireError;
-use tracing::{debug, info};
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+use tracing::{info, warn};
 
-use super::auth::{Authority, Credential};
-use super::board::{Board, Due};
+use super::auth::{Authority, Credential, Refused};
+use super::board::{self, Board, Due};
+use super::command::{Commands, Desk, Taken};
 use super::frame::{self, ClientFrame, Hello, Subscribe};
 use super::hub::{Closing, Hub, Knock, Member};
 use super::notice::Notices;
+use super::outgoing::Frame;
 use super::pace::Pace;
 use super::socket::Meter;
+use super::sub::{Position, Sub};
+use super::websocket::{Incoming, Over, Step, WebSocket};
 use super::wire::Viewer;
 use crate::clock::{Clock, rfc3339};
-use crate::event::{Seq, TaskId};
+use crate::event::TaskId;
 use crate::store::StoreError;
-use crate::stream::forwarder::Watcher;
-use crate::stream::log::{self, Bounds};
-use crate::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Verdict, Why};
+use crate::stream::reader::{Lost, Pull, ReplayLimits, Span};
 
 /// The times and sizes of a socket (`docs/protocol.md`, "Numbers to start from").
 #[derive(Clone, Debug)]
@@ -54,13 +54,8 @@ const BAD_FRAMES: u32 = 5;
 const WAITING_FRAMES: usize = 64;
 /// Client frames per heartbeat interval that are too many.
 const FRAMES_PER_HEARTBEAT: u32 = 2000;
-/// How much of a flush may wait in front of a socket that takes nothing more: the buffer it waits in never shrinks.
-const MOST_WAITING: u64 = 64 * 1024;
 /// The longest client id.
 const MAX_CLIENT: usize = 64;
-/// How long a close frame may take to go out.
-const GOODBYE: Duration = Duration::from_secs(1);
-
 /// What all sockets share.
 #[derive(Clone, Debug)]
 pub struct Live {
@@ -72,6 +67,8 @@ pub struct Live {
     pub notices: Arc<Notices>,
     /// Tasks and their streams.
     pub viewer: Viewer,
+    /// Carries out commands.
+    pub commands: Commands,
     /// Who may come in.
     pub authority: Arc<Authority>,
     /// The times and sizes.
@@ -86,9 +83,9 @@ pub struct Live {
 #[derive(Debug)]
 pub struct Opening {
     /// From a header; wins over the hello's token.
-    pub header: Option<Result<Credential, ()>>,
+    pub header: Option<Result<Credential, Refused>>,
     /// From a cookie; the hello's token wins over it.
-    pub cookie: Option<Result<Credential, ()>>,
+    pub cookie: Option<Result<Credential, Refused>>,
     /// Counts what the network accepted.
     pub meter: Arc<Meter>,
 }
@@ -110,21 +107,26 @@ impl From<Closing> for End {
     }
 }
 
-impl From<StoreError> for End {
-    fn from(error: StoreError) -> Self {
-        debug!(%error, "the log could not be read for a watcher; it comes back by itself");
-        Self::Gone
+impl From<Over> for End {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Gone => Self::Gone,
+            Over::Left => Self::Left,
+            Over::TooLarge => Self::Close(Closing::TOO_LARGE),
+        }
     }
 }
 
 impl Live {
     /// Serves one socket until it ends.
-    pub async fn serve(self, socket: WebSocket, opening: Opening) {
+    pub async fn serve(self: Arc<Self>, upgraded: Upgraded, opening: Opening) {
         let meter = Arc::clone(&opening.meter);
-        let mut wire = Wire::new(socket, Pace::new(meter, self.limits.slow_bytes));
-        let end = match self.hub.knock() {
+        let mut wire = WebSocket::new(upgraded, Pace::new(meter, self.limits.slow_bytes));
+        let is_known = matches!(opening.header.as_ref().or(opening.cookie.as_ref()), Some(Ok(_)));
+        let end = match self.hub.knock(is_known) {
             Err(closing) => End::Close(closing),
-            Ok(knock) => match self.welcome(&mut wire, opening, knock).await {
+            // What happens once or seldom has a place of its own: what is in this one is memory of every watcher.
+            Ok(knock) => match Box::pin(self.welcome(&mut wire, opening, knock)).await {
                 Ok(mut session) => {
                     let end = session.run(&mut wire).await;
                     if let End::Close(closing) = &end {
@@ -137,29 +139,28 @@ impl Live {
         };
         match end {
             End::Gone => {}
-            End::Left => wire.answer_close().await,
-            End::Close(closing) => wire.goodbye(&closing).await,
+            End::Left => Box::pin(wire.answer_close()).await,
+            End::Close(closing) => Box::pin(wire.goodbye(&closing)).await,
         }
     }
 
     /// Hello, credential, welcome.
-    async fn welcome(&self, wire: &mut Wire, opening: Opening, knock: Knock) -> Result<Session, End> {
-        let hello = tokio::time::timeout(self.limits.hello, wire.hello())
+    async fn welcome(self: &Arc<Self>, wire: &mut WebSocket, opening: Opening, knock: Knock) -> Result<Session, End> {
+        let hello = tokio::time::timeout(self.limits.hello, hello(wire))
             .await
             // Not 4500: a machine that fell asleep in between has shown no bad credential, and comes back.
             .map_err(|_| End::Close(Closing::NO_LIFE))??;
         if hello.protocol != frame::PROTOCOL {
             return Err(Closing::PROTOCOL.into());
         }
-        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(()));
-        let credential = opening.header.or(from_token).or(opening.cookie);
-        let credential = match credential {
-            Some(Ok(credential)) => credential,
-            _ => return Err(Closing::BAD_CREDENTIAL.into()),
-        };
+        let from_token = hello.token.as_ref().map(|token| self.authority.by_token(token).ok_or(Refused::Unknown));
+        let credential = opening.header.or(from_token).or(opening.cookie).unwrap_or(Err(Refused::Unknown));
+        let credential = credential.map_err(Closing::of_refused)?;
         let client: String = hello.client.chars().take(MAX_CLIENT).collect();
         let member = self.hub.enter(credential.id.clone(), credential.user.clone(), client.into(), hello.attempt)?;
         drop(knock);
+        // Behind the entry: who is signed out from here on is found among the sockets.
+        self.authority.stands(&credential).map_err(|_| Closing::EXPIRED)?;
         info!(connection = member.handle.peer.id, user = %credential.user, attempt = hello.attempt, "watcher connected");
         let limits = &self.limits;
         let welcome = json!({
@@ -173,10 +174,12 @@ impl Live {
             },
             "last_close": member.last_close,
         });
+        let desk = Desk::new(self.commands.clone(), credential, Arc::clone(&member.handle));
         let mut session = Session {
-            live: self.clone(),
+            live: Arc::clone(self),
             member,
-            subs: Vec::new(),
+            desk,
+            subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
             greeting: hello.subscribe.into_iter().map(ClientFrame::Subscribe).collect(),
@@ -195,18 +198,9 @@ impl Live {
     }
 }
 
-/// One subscription.
-#[derive(Debug)]
-struct Sub {
-    number: u32,
-    reader: Reader,
-    /// `caught_up` is due once the position has passed this.
-    catch_up: Option<Seq>,
-}
-
 /// One socket after its welcome.
 struct Session {
-    live: Live,
+    live: Arc<Live>,
     member: Member,
     subs: Vec<Sub>,
     /// Whose turn it is: subs take turns frame by frame.
@@ -221,6 +215,8 @@ struct Session {
     /// The revision of the list of tasks it has seen, if it shows the list.
     list: Option<u64>,
     notices_seen: u64,
+    /// Its commands that are under way.
+    desk: Desk,
     bad_frames: u32,
     frames: u32,
     heartbeat_due: bool,
@@ -234,17 +230,19 @@ impl Drop for Session {
 
 impl Session {
     /// Fills the wire while it takes, then waits for whatever comes first.
-    async fn run(&mut self, wire: &mut Wire) -> End {
+    async fn run(&mut self, wire: &mut WebSocket) -> End {
         match self.run_to_end(wire).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn run_to_end(&mut self, wire: &mut Wire) -> Result<std::convert::Infallible, End> {
-        let limits = self.live.limits.clone();
-        let mut heartbeat = tokio::time::interval_at(Instant::now() + limits.heartbeat, limits.heartbeat);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    async fn run_to_end(&mut self, wire: &mut WebSocket) -> Result<std::convert::Infallible, End> {
+        let live = Arc::clone(&self.live);
+        let limits = &live.limits;
+        let mut heartbeat = Instant::now() + limits.heartbeat;
+        // One alarm for all that has a time. It may ring too early, as it is seldom set back: then it is set anew.
+        let mut alarm = pin!(tokio::time::sleep_until(heartbeat));
         let mut inbox: VecDeque<ClientFrame> = VecDeque::new();
         let peer = Arc::clone(&self.member.handle.peer);
         loop {
@@ -256,88 +254,133 @@ impl Session {
                 && self.greeting.is_empty()
                 && let Some(next) = inbox.pop_front()
             {
-                self.handle(next).await?;
+                Box::pin(self.handle(next)).await?;
             }
-            if wire.takes() && (!self.outbox.is_empty() || self.has_due()) {
+            let due = wire.takes() && (!self.outbox.is_empty() || self.has_due());
+            if due && !wire.turn_is_over() {
                 continue;
             }
             wire.rest_if_idle();
+            self.rest();
+            if inbox.is_empty() {
+                inbox = VecDeque::new();
+            }
             let reads = inbox.len() < WAITING_FRAMES;
-            let (stalled, silent) = (wire.stalled(limits.slow_window), wire.heard + limits.life);
+            let silent = reads.then(|| wire.heard() + limits.life);
+            let stalls = wire.stalls_at(limits.slow_window);
+            let next = [silent, stalls].into_iter().flatten().fold(heartbeat, Instant::min);
+            if next < alarm.deadline() {
+                alarm.as_mut().reset(next);
+            }
             tokio::select! {
-                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
+                // In this order, so that the same happens again when the same comes again. A wake may wait behind a
+                // frame that came, as what is due is asked for in each round.
+                biased;
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if stalls.is_some_and(|stalls| stalls <= now) {
+                        return Err(Closing::SLOW.into());
+                    }
+                    if silent.is_some_and(|silent| silent <= now) {
+                        return Err(Closing::NO_LIFE.into());
+                    }
+                    if heartbeat <= now {
+                        self.frames = 0;
+                        self.heartbeat_due = true;
+                        heartbeat = now + limits.heartbeat;
+                    }
+                    alarm.as_mut().reset(heartbeat);
+                }
                 step = wire.step(reads) => match step? {
                     Step::Flushed => {}
                     Step::Heard => self.count_frame()?,
                     Step::Frame(next) => inbox.extend(self.accept(next)?),
                 },
-                () = stalled => return Err(Closing::SLOW.into()),
-                () = tokio::time::sleep_until(silent), if reads => return Err(Closing::NO_LIFE.into()),
-                _ = heartbeat.tick() => {
-                    self.frames = 0;
-                    self.heartbeat_due = true;
-                }
+                () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
+                // More is due, but much went out already: others first.
+                () = tokio::task::yield_now(), if due => {}
             }
+            wire.begin_turn();
         }
     }
 
-    /// Puts frames on the wire until it has enough for one flush or nothing is due.
-    async fn fill(&mut self, wire: &mut Wire) -> Result<(), End> {
-        while wire.takes() {
-            let Some(next) = self.next_frame(wire.pace.frame_bytes()).await? else { break };
-            wire.feed(next)?;
+    /// Writes frames while the wire takes them and any are due, until others should have their turn.
+    async fn fill(&mut self, wire: &mut WebSocket) -> Result<(), End> {
+        while wire.takes() && !wire.turn_is_over() {
+            let mut more = true;
+            while more && wire.takes() {
+                match self.next_frame(wire.frame_bytes()).await? {
+                    Some(next) => wire.feed(next),
+                    None => more = false,
+                }
+            }
+            if !wire.write(more).await? || !more {
+                break;
+            }
         }
-        wire.begin_flush();
         Ok(())
     }
 
-    async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+    async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Frame>, End> {
         loop {
             if let Some(next) = self.outbox.pop_front() {
-                return Ok(Some(next));
+                return Ok(Some(next.into()));
             }
             if let Some(asked) = self.greeting.pop_front() {
-                self.handle(asked).await?;
+                Box::pin(self.handle(asked)).await?;
             } else if std::mem::take(&mut self.look) {
-                self.look_around().await?;
+                self.look_around().await;
             } else if std::mem::take(&mut self.heartbeat_due) {
-                return Ok(Some(self.heartbeat().into()));
+                return Ok(Some(Utf8Bytes::from(self.heartbeat()).into()));
             } else {
                 return self.next_events(max_bytes).await;
             }
         }
     }
 
+    fn give_up_now(&mut self, index: usize, error: &StoreError) -> Option<Frame> {
+        let sub = self.subs.remove(index);
+        self.give_up(sub.number, error);
+        self.outbox.pop_front().map(Frame::from)
+    }
+
     /// The next events of whichever sub's turn it is.
-    async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+    async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Frame>, End> {
         for _ in 0..self.subs.len() {
             let index = self.turn % self.subs.len();
             self.turn = index + 1;
             let sub = &mut self.subs[index];
-            if let Some(text) = sub.caught_up() {
-                return Ok(Some(text.into()));
+            if let Some(said) = sub.delta(max_bytes) {
+                return Ok(Some(Utf8Bytes::from(said.text).into()));
+            }
+            if let Some(said) = sub.caught_up() {
+                return Ok(Some(Utf8Bytes::from(said.text).into()));
             }
             if !sub.reader.is_due() {
                 continue;
             }
             let mut pull = sub.reader.pull(max_bytes);
             if matches!(pull, Pull::InLog) {
-                sub.reader.fetch(&self.live.viewer.store).await?;
+                if let Err(error) = Box::pin(sub.reader.fetch(&self.live.viewer.store)).await {
+                    return Ok(self.give_up_now(index, &error));
+                }
                 pull = sub.reader.pull(max_bytes);
             }
             match pull {
                 Pull::Slice(slice) => {
-                    let text = frame::events(sub.number, &slice);
-                    self.log_delivery(index, &slice);
-                    return Ok(Some(text.into()));
+                    sub.log_delivery(&self.member.handle.peer, slice.events());
+                    return Ok(Some(Frame::Events { sub: sub.number, slice }));
                 }
                 Pull::Nothing => {}
                 // Read and not there: retention took it meanwhile, or the log is damaged.
                 Pull::InLog => match sub.reader.lost() {
-                    Some(lost) => return self.lose_now(index, lost).await,
-                    None => return Err(End::Gone),
+                    Some(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
+                    None => {
+                        let error = StoreError::Broken("an event of the log is not there".to_owned());
+                        return Ok(self.give_up_now(index, &error));
+                    }
                 },
-                Pull::Lost(lost) => return self.lose_now(index, lost).await,
+                Pull::Lost(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
             }
         }
         Ok(None)
@@ -347,33 +390,20 @@ impl Session {
         self.heartbeat_due
             || self.look
             || !self.greeting.is_empty()
-            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
-    }
-
-    /// One line for each event that went out; held back by the default filter.
-    fn log_delivery(&self, index: usize, slice: &crate::stream::segment::Slice) {
-        if !tracing::enabled!(target: "rejoin::delivery", tracing::Level::INFO) {
-            return;
-        }
-        let peer = &self.member.handle.peer;
-        let (task, user, session) = (&self.subs[index].reader.topic().id, &peer.user, peer.id);
-        for (seq, event) in slice.events() {
-            let kind = log::kind_of(event);
-            info!(target: "rejoin::delivery", %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
-        }
+            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up() || sub.reader.has_draft())
     }
 
     /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a
     /// snapshot is large, and there may be many.
-    async fn look_around(&mut self) -> Result<(), End> {
+    async fn look_around(&mut self) {
         self.tell_notices();
+        self.outbox.extend(self.desk.fetch().into_iter().map(Utf8Bytes::from));
         let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
         if let Some((index, lost)) = lost {
             self.look = true;
-            self.lose(index, lost).await?;
-            return Ok(());
+            return Box::pin(self.lose(index, lost)).await;
         }
-        let Some(rev) = self.list else { return Ok(()) };
+        let Some(rev) = self.list else { return };
         match self.live.board.due(rev) {
             Due::Nothing => {}
             Due::Frame(rev, text) => {
@@ -381,9 +411,15 @@ impl Session {
                 self.outbox.push_back(Utf8Bytes::from(&*text));
                 self.look = true;
             }
-            Due::All => self.send_list().await?,
+            Due::All => Box::pin(self.send_list()).await,
         }
-        Ok(())
+    }
+
+    /// Gives back what was held for frames, now that none is due.
+    fn rest(&mut self) {
+        if self.outbox.is_empty() && self.greeting.is_empty() {
+            (self.outbox, self.greeting) = (VecDeque::new(), VecDeque::new());
+        }
     }
 
     fn tell_notices(&mut self) {
@@ -392,16 +428,23 @@ impl Session {
         self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
     }
 
-    async fn show_list(&mut self) -> Result<(), End> {
+    async fn show_list(&mut self) {
         self.live.board.look(Arc::clone(&self.member.handle.peer));
-        self.send_list().await
+        self.send_list().await;
     }
 
-    async fn send_list(&mut self) -> Result<(), End> {
-        let (rev, text) = self.live.board.all().await?;
-        self.list = Some(rev);
-        self.outbox.push_back(text.into());
-        Ok(())
+    async fn send_list(&mut self) {
+        match self.live.board.all().await {
+            Ok((rev, parts)) => {
+                self.list = Some(rev);
+                self.outbox.extend(parts.into_iter().map(Utf8Bytes::from));
+            }
+            Err(error) => {
+                warn!(%error, "the list of tasks could not be sent; its next change brings the whole of it");
+                self.list.get_or_insert(board::NOTHING);
+                self.outbox.push_back(frame::store_error(None, &error).into());
+            }
+        }
     }
 
     fn heartbeat(&self) -> String {
@@ -424,10 +467,7 @@ impl Session {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(error) => ("bad_frame", format!("this frame is not understood: {error}")),
             },
-            Incoming::Text(text) => (
-                "too_large",
-                format!("{} bytes are too many: a frame has at most {}", text.len(), frame::MAX_CLIENT_FRAME),
-            ),
+            Incoming::Text(text) => ("too_large", too_large(text.len())),
             Incoming::Binary => ("bad_frame", "a frame is a text message".to_owned()),
         };
         self.complain(None, code, &message)?;
@@ -457,13 +497,19 @@ impl Session {
                 self.subs.retain(|held| held.number != sub);
                 Ok(())
             }
-            ClientFrame::Tasks {} => self.show_list().await,
-            ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
-            ClientFrame::Command { id } => {
-                let message = "this server takes commands over HTTP only: POST /api/v1/tasks/{task}/runs, /api/v1/runs/{run}/stop";
-                self.outbox.push_back(frame::error(Some(("id", id)), "forbidden", message, false).into());
+            ClientFrame::Tasks {} => {
+                self.show_list().await;
                 Ok(())
             }
+            ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
+            ClientFrame::Command { id, what } => match self.desk.take(&id, what) {
+                Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
+                Taken::Said(text) => {
+                    self.outbox.push_back(text.into());
+                    Ok(())
+                }
+                Taken::Later => Ok(()),
+            },
         }
     }
 
@@ -476,7 +522,7 @@ impl Session {
         }
         let topic = subscribe.task.parse::<TaskId>().ok().and_then(|id| self.live.viewer.publisher.topic(&id));
         let Some(topic) = topic else {
-            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+            self.outbox.push_back(frame::not_found(Some(number), &subscribe.task).text.into());
             return Ok(());
         };
         // A new subscribe for a task replaces the older one.
@@ -486,262 +532,72 @@ impl Session {
             self.outbox.push_back(frame::error(Some(("sub", number.into())), "limit", &message, false).into());
             return Ok(());
         }
-        let watcher = Arc::new(Watcher::new(Arc::clone(&self.member.handle.peer), number, topic.head().next()));
-        let reader = Reader::enter(&self.live.viewer.publisher, topic, watcher);
-        // Deleted since it was found: whoever told the watchers may not have found this one yet.
-        if reader.topic().is_closed() {
-            self.outbox.push_back(frame::not_found(number, &subscribe.task).into());
+        let peer = &self.member.handle.peer;
+        let Some(mut sub) = Sub::enter(&self.live.viewer, topic, peer, Some(number)) else {
+            self.outbox.push_back(frame::not_found(Some(number), &subscribe.task).text.into());
             return Ok(());
-        }
-        let mut sub = Sub { number, reader, catch_up: None };
-        let (generation, after) = frame::position(&subscribe);
-        let (verdict, log) =
-            sub.reader.verdict(&self.live.viewer.store, generation, after, self.live.limits.replay).await?;
-        match verdict {
-            Verdict::Resume(from) => {
-                sub.reader.seek(log.generation, from);
-                let missed = log.head.0 + 1 - from.0;
-                if after > Seq(0) {
-                    info!(task = %sub.reader.topic().id, missed, "watcher resumed; what it missed is replayed");
-                }
-                let runs = sub.open_runs();
-                let text = frame::subscribed(number, &sub.reader.topic().id, "resumed", &log, from, &runs);
-                self.outbox.push_back(text.into());
-                sub.catch_up = Some(log.head);
-            }
-            Verdict::Reset(why) => self.reset(&mut sub, why, after, true).await?,
-        }
-        self.subs.push(sub);
-        Ok(())
-    }
-
-    /// Says the gap aloud: (subscribed →) reset → snapshot, and no event before it.
-    async fn reset(&mut self, sub: &mut Sub, why: Why, have: Seq, again: bool) -> Result<(), End> {
-        let (store, limits) = (&self.live.viewer.store, self.live.limits.replay);
-        if why == Why::Future {
-            // The log has lost its end: what comes next must not be taken for what the client has seen.
-            let topic = sub.reader.topic();
-            super::renew_log(&self.live.viewer.publisher, topic, sub.reader.bounds().generation).await?;
-        }
-        let snapshot = match why {
-            Why::FromStart => sub.reader.snapshot_before_last_work(store, limits).await?,
-            _ => sub.reader.snapshot_at_head(store).await?,
         };
-        let Snapshot { generation, seq, head, .. } = snapshot;
-        sub.reader.seek(generation, seq.next());
-        let log = Bounds { generation, head, ..sub.reader.bounds() };
-        let id = &sub.reader.topic().id;
-        info!(task = %id, ?why, %have, "watcher starts again behind a snapshot");
-        let view = self.live.viewer.one(id).await?;
-        if again {
-            let runs = sub.open_runs();
-            self.outbox.push_back(frame::subscribed(sub.number, id, "reset", &log, seq.next(), &runs).into());
+        let (generation, after) = frame::position(&subscribe);
+        let position = Position { generation, after: Some(after) };
+        match sub.answer(&self.live.viewer, self.live.limits.replay, position, Span::ALL).await {
+            Ok(said) => {
+                self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
+                self.subs.push(sub);
+            }
+            Err(error) => self.give_up(number, &error),
         }
-        self.outbox.push_back(frame::reset(sub.number, &log, why, have).into());
-        self.outbox.push_back(frame::snapshot(sub.number, &snapshot, &json!(view)).into());
-        sub.catch_up = Some(head);
         Ok(())
     }
 
-    async fn lose_now(&mut self, index: usize, lost: Lost) -> Result<Option<Utf8Bytes>, End> {
-        self.lose(index, lost).await?;
-        Ok(self.outbox.pop_front())
+    /// A sub that the store cannot serve ends and is asked for again by the client; the socket and its other subs
+    /// have nothing to do with it.
+    fn give_up(&mut self, number: u32, error: &StoreError) {
+        warn!(%error, "a subscription could not be served; its client asks again");
+        self.outbox.push_back(frame::store_error(Some(("sub", number.into())), error).into());
+    }
+
+    async fn lose_now(&mut self, index: usize, lost: Lost) -> Option<Frame> {
+        self.lose(index, lost).await;
+        self.outbox.pop_front().map(Frame::from)
     }
 
     /// A position that is no longer one: the sub ends, or starts again.
-    async fn lose(&mut self, index: usize, lost: Lost) -> Result<(), End> {
+    async fn lose(&mut self, index: usize, lost: Lost) {
         let mut sub = self.subs.remove(index);
-        let have = sub.reader.next().prev();
-        let (why, again) = match lost {
-            Lost::Deleted => {
-                let text = frame::not_found(sub.number, sub.reader.topic().id.as_str());
-                self.outbox.push_back(text.into());
-                return Ok(());
-            }
-            Lost::Replaced => (Why::Generation, true),
-            Lost::Retention => (Why::Retention, false),
-        };
-        self.reset(&mut sub, why, have, again).await?;
-        self.subs.insert(index, sub);
-        Ok(())
-    }
-}
-
-impl Sub {
-    fn is_caught_up(&self) -> bool {
-        self.catch_up.is_some_and(|head| self.reader.next() > head)
-    }
-
-    fn caught_up(&mut self) -> Option<String> {
-        if !self.is_caught_up() {
-            return None;
-        }
-        self.catch_up = None;
-        Some(frame::caught_up(self.number, self.reader.next().prev()))
-    }
-
-    fn open_runs(&self) -> Vec<crate::record::Run> {
-        self.reader.topic().tail().fold.runs().cloned().collect()
-    }
-}
-
-/// What a client sent.
-#[derive(Debug)]
-enum Incoming {
-    Text(Utf8Bytes),
-    Binary,
-}
-
-/// What happened on the wire.
-#[derive(Debug)]
-enum Step {
-    /// Everything fed was accepted.
-    Flushed,
-    /// A message came.
-    Frame(Incoming),
-    /// Something came that needs no answer.
-    Heard,
-}
-
-/// The socket with what is known of its speed.
-struct Wire {
-    socket: WebSocket,
-    pace: Pace,
-    fed: usize,
-    /// What had been accepted when the flush began.
-    accepted_before: u64,
-    flushing: bool,
-    heard: Instant,
-}
-
-impl Wire {
-    fn new(socket: WebSocket, pace: Pace) -> Self {
-        Self { socket, pace, fed: 0, accepted_before: 0, flushing: false, heard: Instant::now() }
-    }
-
-    /// Whether another frame may be fed: the last flush is done, this one is not full, and what was fed is taken.
-    fn takes(&self) -> bool {
-        !self.flushing && self.fed < self.pace.flush_bytes() && self.waiting() < MOST_WAITING
-    }
-
-    /// What was fed and is not accepted yet, in bytes; without the few around each frame.
-    fn waiting(&self) -> u64 {
-        (self.fed as u64).saturating_sub(self.pace.accepted() - self.accepted_before)
-    }
-
-    fn feed(&mut self, text: Utf8Bytes) -> Result<(), End> {
-        if self.fed == 0 {
-            self.accepted_before = self.pace.accepted();
-        }
-        self.fed += text.len();
-        let socket = Pin::new(&mut self.socket);
-        socket.start_send(Message::Text(text)).map_err(|_| End::Gone)
-    }
-
-    fn begin_flush(&mut self) {
-        if self.fed > 0 && !self.flushing {
-            self.flushing = true;
-            self.pace.begin();
-        }
-    }
-
-    /// Notes that nothing waits, so that an idle watcher is not taken for a slow one later.
-    fn rest_if_idle(&mut self) {
-        if !self.flushing {
-            self.pace.rest();
-        }
-    }
-
-    /// Waits for the end of the flush or for a message, whichever is first. Safe to drop at any point.
-    async fn step(&mut self, reads: bool) -> Result<Step, End> {
-        std::future::poll_fn(|context| {
-            // What comes in goes first: a client that takes all there is must still be heard.
-            if reads && let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) {
-                return Poll::Ready(self.hear(message));
-            }
-            if self.flushing
-                && let Poll::Ready(done) = Pin::new(&mut self.socket).poll_flush(context)
-            {
-                if done.is_err() {
-                    return Poll::Ready(Err(End::Gone));
+        match sub.start_again(&self.live.viewer, self.live.limits.replay, lost).await {
+            Ok(said) => {
+                self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
+                if lost != Lost::Deleted {
+                    self.subs.insert(index, sub);
                 }
-                self.flushing = false;
-                self.fed = 0;
-                self.pace.end();
-                return Poll::Ready(Ok(Step::Flushed));
             }
-            Poll::Pending
-        })
-        .await
+            Err(error) => self.give_up(sub.number, &error),
+        }
     }
+}
 
-    fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Step, End> {
-        let message = match message {
-            None => return Err(End::Gone),
-            Some(Ok(message)) => message,
-            Some(Err(error)) => {
-                let inner = error.into_inner();
-                let too_large = matches!(inner.downcast_ref(), Some(WireError::Capacity(_)));
-                return Err(if too_large { End::Close(Closing::TOO_LARGE) } else { End::Gone });
+fn too_large(bytes: usize) -> String {
+    format!("{bytes} bytes are too many: a frame has at most {}", frame::MAX_CLIENT_FRAME)
+}
+
+/// The first frame, which must be hello.
+async fn hello(wire: &mut WebSocket) -> Result<Hello, End> {
+    loop {
+        return match wire.step(true).await? {
+            Step::Frame(Incoming::Text(text)) if text.len() > frame::MAX_CLIENT_FRAME => {
+                // Not read: nobody is known yet. Without a hello there is no socket that could be asked again.
+                let error = frame::error(None, "too_large", &too_large(text.len()), false);
+                wire.feed(Utf8Bytes::from(error).into());
+                Err(Closing::BAD_FRAMES.into())
             }
+            Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
+                Ok(ClientFrame::Hello(hello)) => Ok(hello),
+                // Another version may have another shape.
+                _ if frame::is_of_another_version(&text) => Err(Closing::PROTOCOL.into()),
+                _ => Err(Closing::BAD_FRAMES.into()),
+            },
+            Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),
+            Step::Flushed | Step::Heard => continue,
         };
-        self.heard = Instant::now();
-        match message {
-            Message::Text(text) => Ok(Step::Frame(Incoming::Text(text))),
-            Message::Binary(_) => Ok(Step::Frame(Incoming::Binary)),
-            Message::Close(_) => Err(End::Left),
-            // Answered by the library; a sign of life all the same.
-            Message::Ping(_) | Message::Pong(_) => Ok(Step::Heard),
-        }
-    }
-
-    /// The first frame, which must be hello.
-    async fn hello(&mut self) -> Result<Hello, End> {
-        loop {
-            return match self.step(true).await? {
-                Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
-                    Ok(ClientFrame::Hello(hello)) => Ok(hello),
-                    // Another version may have another shape.
-                    _ if frame::is_of_another_version(&text) => Err(Closing::PROTOCOL.into()),
-                    _ => Err(Closing::BAD_FRAMES.into()),
-                },
-                Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),
-                Step::Flushed | Step::Heard => continue,
-            };
-        }
-    }
-
-    /// Ready when too little was accepted for too long while data waits; never, while none does.
-    fn stalled(&self, window: Duration) -> impl Future<Output = ()> + use<> {
-        let meter = self.flushing.then(|| self.pace.meter());
-        async move {
-            match meter {
-                Some(meter) => meter.stalled(window).await,
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    /// Answers the client's close; the library has the answer ready. Without it the client sees a broken
-    /// connection where there was none.
-    async fn answer_close(mut self) {
-        let flush = std::future::poll_fn(|context| Pin::new(&mut self.socket).poll_flush(context));
-        let _ = tokio::time::timeout(GOODBYE, flush).await;
-    }
-
-    /// Says why, as far as that can still be heard, then lets go.
-    async fn goodbye(mut self, closing: &Closing) {
-        let reason = Utf8Bytes::from(closing.reason());
-        let close = Message::Close(Some(CloseFrame { code: closing.code, reason }));
-        if closing.code == Closing::SLOW.code {
-            // Its buffers are full: what is in them will not be read. Do not keep it for that.
-            self.pace.abort();
-        }
-        let say = async {
-            let _ = self.socket.send(close).await;
-            // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
-            while self.step(true).await.is_ok() {}
-        };
-        let _ = tokio::time::timeout(GOODBYE, say).await;
     }
 }

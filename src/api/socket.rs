@@ -15,10 +15,11 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::extract::ConnectInfo;
 use axum::serve::Listener;
+use futures_util::task::AtomicWaker;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,6 +32,9 @@ const BACKLOG: u32 = 4096;
 const HEADERS_WITHIN: Duration = Duration::from_secs(15);
 /// How long the kernel tries to deliver before it gives the connection up.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long of silence the kernel asks whether the other side is there, and how often it asks again. Longer
+/// than a heartbeat: only those who send and hear nothing are asked.
+const ALIVE: (Duration, Duration) = (Duration::from_secs(25), Duration::from_secs(5));
 /// How much may lie unsent in the kernel: what waits there cannot be taken back, and is memory per watcher.
 const NOT_SENT: u32 = 16 * 1024;
 
@@ -41,6 +45,11 @@ pub struct Meter {
     /// When the last `step` bytes were full, and the count at that moment.
     progress: Mutex<Progress>,
     abort: AtomicBool,
+    /// Whether the network took less than it was given last.
+    waits: AtomicBool,
+    /// Woken when it has taken all of it.
+    taken: AtomicWaker,
+    cut: Notify,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,10 +60,36 @@ struct Progress {
     step: u64,
 }
 
-impl Meter {
-    fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         let progress = Progress { at: Instant::now(), written: 0, step: 16 * 1024 };
-        Self { written: AtomicU64::new(0), progress: Mutex::new(progress), abort: AtomicBool::new(false) }
+        Self {
+            written: AtomicU64::new(0),
+            progress: Mutex::new(progress),
+            abort: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+            taken: AtomicWaker::new(),
+            cut: Notify::new(),
+        }
+    }
+}
+
+impl Meter {
+    /// Notes what became of a write of so many bytes.
+    fn note(&self, offered: usize, result: &Poll<io::Result<usize>>) {
+        let waits = match result {
+            Poll::Ready(Ok(bytes)) => {
+                self.count(*bytes);
+                *bytes < offered
+            }
+            Poll::Pending => true,
+            Poll::Ready(Err(_)) => return,
+        };
+        if waits {
+            self.waits.store(true, Ordering::Release);
+        } else if self.waits.swap(false, Ordering::AcqRel) {
+            self.taken.wake();
+        }
     }
 
     fn count(&self, bytes: usize) {
@@ -78,11 +113,15 @@ impl Meter {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Progress { at, written, step };
     }
 
+    /// When it last got on.
+    pub fn progressed(&self) -> Instant {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).at
+    }
+
     /// Ready once no `step` bytes were accepted within `window`.
     pub async fn stalled(&self, window: Duration) {
         loop {
-            let last = self.progress.lock().unwrap_or_else(PoisonError::into_inner).at;
-            let until = last + window;
+            let until = self.progressed() + window;
             if Instant::now() >= until {
                 return;
             }
@@ -90,9 +129,30 @@ impl Meter {
         }
     }
 
+    /// Whether data waits that was written and is not accepted.
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// Ready once nothing waits. For one task at a time.
+    pub async fn taken(&self) {
+        std::future::poll_fn(|context| {
+            // Register, then look: what is taken in between wakes us or is seen here.
+            self.taken.register(context.waker());
+            if self.waits() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
     /// Resets the connection when it is dropped, instead of lingering with what nobody reads.
     pub fn abort(&self) {
         self.abort.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the connection now, with what is in its buffers: for an answer that is too slow to be ended in order.
+    pub fn cut(&self) {
+        self.abort();
+        self.cut.notify_one();
     }
 }
 
@@ -104,8 +164,9 @@ pub struct Counted<S: AsFd> {
 }
 
 impl<S: AsFd> Counted<S> {
-    fn new(stream: S) -> Self {
-        Self { stream, meter: Arc::new(Meter::new()) }
+    /// A connection of which nothing was accepted yet.
+    pub fn new(stream: S) -> Self {
+        Self { stream, meter: Arc::default() }
     }
 }
 
@@ -127,9 +188,7 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Counted<S> {
 impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, buf);
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.meter.count(*bytes);
-        }
+        self.meter.note(buf.len(), &written);
         written
     }
 
@@ -139,9 +198,7 @@ impl<S: AsyncWrite + AsFd + Unpin> AsyncWrite for Counted<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, bufs);
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.meter.count(*bytes);
-        }
+        self.meter.note(bufs.iter().map(|buf| buf.len()).sum(), &written);
         written
     }
 
@@ -165,6 +222,20 @@ pub struct Came {
     pub from: Option<IpAddr>,
     /// What the network accepts of what is written.
     pub meter: Arc<Meter>,
+    /// Its place among the connections.
+    pub place: Arc<Place>,
+}
+
+/// A place among the connections of a listener; given back when dropped, or before by an answer that goes on for
+/// hours and is counted elsewhere. The default is none at all: a request that came by no listener.
+#[derive(Debug, Default)]
+pub struct Place(Mutex<Option<OwnedSemaphorePermit>>);
+
+impl Place {
+    /// Lets another connection have it.
+    pub fn give_back(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 /// The TCP listener.
@@ -252,6 +323,9 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = socket2::SockRef::from(stream);
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    // Who only reads from a peer that is gone would wait for ever.
+    let alive = socket2::TcpKeepalive::new().with_time(ALIVE.0).with_interval(ALIVE.1).with_retries(3);
+    socket.set_tcp_keepalive(&alive)?;
     socket.set_tcp_notsent_lowat(NOT_SENT)
 }
 
@@ -314,7 +388,9 @@ pub async fn serve<L: Door>(mut listener: L, router: Router, most: usize, stop: 
             () = stop.cancelled() => break,
             accepted = accepted => accepted,
         };
-        let came = ConnectInfo(Came { from: L::from(&address), meter: io.meter() });
+        let place = Arc::new(Place(Mutex::new(place.ok())));
+        let meter = io.meter();
+        let came = ConnectInfo(Came { from: L::from(&address), meter: Arc::clone(&meter), place });
         let router = router.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(came.clone());
@@ -327,14 +403,17 @@ pub async fn serve<L: Door>(mut listener: L, router: Router, most: usize, stop: 
             .with_upgrades();
         let stop = stop.clone();
         under_way.spawn(async move {
-            let _place = place;
             tokio::pin!(connection);
             // Who hangs up in the middle is no reason for a word.
             tokio::select! {
                 _ = connection.as_mut() => return,
+                () = meter.cut.notified() => return,
                 () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
             }
-            let _ = connection.await;
+            tokio::select! {
+                _ = connection => {}
+                () = meter.cut.notified() => {}
+            }
         });
     }
     drop(listener);

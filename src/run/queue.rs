@@ -1,7 +1,7 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,10 +9,12 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Map, Value};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
+use super::external::{self, Elsewhere, lasted, lost_result};
 use super::runner::{CALLED_OFF, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -24,10 +26,16 @@ use crate::task::parse;
 use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
+pub mod elsewhere;
+
 /// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
 const MAX_PARAMS: usize = 32 * 1024;
 /// How many runs started by hand may wait for one task.
 pub const HAND_QUEUE: u32 = 10;
+/// How many runs of one task may be at work elsewhere.
+const MAX_ELSEWHERE: usize = 1000;
+/// What the result of a call says whose end nobody saw.
+const LOST: &str = "The server ended while this call was under way.";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
 const UNSAVED: Duration = Duration::from_secs(1);
 
@@ -43,15 +51,27 @@ pub enum RunError {
     /// The run has ended.
     #[error("the run is over: it ended as {}", .0.state.as_str())]
     Over(Box<Run>),
+    /// The run has not ended, and what was asked is for one that has.
+    #[error("the run is not over, it is {}: wait for its end, or stop it", .0.state.as_str())]
+    NotOver(Box<Run>),
     /// Too many wait already.
     #[error("{0} runs of this task wait already: stop one, or wait for them")]
     QueueFull(u32),
+    /// Too many are at work elsewhere.
+    #[error("{0} runs of this task are at work already: end some of them first")]
+    TooManyOpen(usize),
     /// A parameter is wrong: its name, and why.
     #[error("{1}")]
     Param(String, String),
     /// The task's file is gone.
     #[error("the file of task {0} is gone: put it back, or remove the task")]
     Disabled(TaskId),
+    /// The run is carried out by the server itself.
+    #[error("run {0} is carried out by the server: only runs of a task with agent = \"external\" are fed")]
+    NotElsewhere(RunId),
+    /// The task is carried out by the server itself.
+    #[error("task {0} is carried out by the server: only runs of a task with agent = \"external\" are given away")]
+    DoneHere(TaskId),
     /// The server is going down.
     #[error("the server is stopping and starts no more runs")]
     Stopping,
@@ -95,6 +115,23 @@ struct Shared {
     /// Rung for everyone when a run has ended.
     ended: Notify,
     tracker: TaskTracker,
+    /// Rung for those who ask for work.
+    offered: Notify,
+    /// How long programs elsewhere may be silent, and take to end.
+    patience: Patience,
+    /// Those who hold a run for a program elsewhere.
+    keepers: TaskTracker,
+    /// Set when the server goes down: whoever waits for something here goes.
+    leaving: CancellationToken,
+}
+
+/// How long programs elsewhere may be silent, and take to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Patience {
+    /// A run nothing was heard of for so long is over.
+    pub lease: Duration,
+    /// A program that was asked to stop has so long to end its run itself.
+    pub stop: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +139,10 @@ struct Lists {
     /// In the order of their making.
     waiting: BTreeMap<RunId, TaskId>,
     working: HashMap<RunId, Working>,
+    /// At work by programs that this server did not start: they take no place.
+    elsewhere: HashMap<RunId, Arc<Elsewhere>>,
+    /// On their way to a program elsewhere.
+    giving: HashMap<RunId, TaskId>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
 }
@@ -120,8 +161,22 @@ struct Next {
 }
 
 impl Lists {
+    fn is_at_work(&self, id: RunId) -> bool {
+        self.working.contains_key(&id) || self.elsewhere.contains_key(&id)
+    }
+
+    /// The tasks that have a run at work: those of one task follow each other.
+    fn busy(&self) -> HashSet<&TaskId> {
+        let elsewhere = self.elsewhere.values().map(|seat| &seat.topic.id);
+        self.working.values().map(|run| &run.task).chain(elsewhere).chain(self.giving.values()).collect()
+    }
+
     /// Stops a run that is at work, if it is; the first cause counts.
     fn raise(&self, id: RunId, why: StopCause) -> bool {
+        if let Some(seat) = self.elsewhere.get(&id) {
+            seat.raise(why);
+            return true;
+        }
         let Some(working) = self.working.get(&id) else { return false };
         working.stop.send_if_modified(|cause| {
             let first = cause.is_none();
@@ -144,9 +199,22 @@ where
 
 impl Runs {
     /// No runs yet; [`Runs::recover`] finds those of before.
-    pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: usize) -> Self {
-        let (lists, bell, ended, tracker) = (Mutex::default(), Notify::new(), Notify::new(), TaskTracker::new());
-        Self { shared: Arc::new(Shared { workshop, registry, store, places, lists, bell, ended, tracker }) }
+    pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: usize, patience: Patience) -> Self {
+        let shared = Shared {
+            workshop,
+            registry,
+            store,
+            places,
+            lists: Mutex::default(),
+            bell: Notify::new(),
+            ended: Notify::new(),
+            tracker: TaskTracker::new(),
+            offered: Notify::new(),
+            patience,
+            keepers: TaskTracker::new(),
+            leaving: CancellationToken::new(),
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Makes a run by hand: it waits behind those of its task, whatever `overlap` says. `also` is written in the
@@ -160,6 +228,36 @@ impl Runs {
         given: Map<String, Value>,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, retry_of: None, params: given };
+        self.make_by_hand(task, queued, also).await
+    }
+
+    /// Makes a run that does once more what one that is over was to do: of the same task, with what that one was
+    /// given. Otherwise as [`Runs::start_by_hand`].
+    ///
+    /// # Errors
+    /// [`RunError`]: no such run, it is not over; and those of [`Runs::start_by_hand`].
+    pub async fn retry(
+        &self,
+        of: RunId,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
+        let run = self.find(of).await?;
+        if !run.state.is_ended() {
+            return Err(RunError::NotOver(Box::new(run)));
+        }
+        let Run { attempt, params, task, .. } = run;
+        let attempt = attempt.saturating_add(1);
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt, retry_of: Some(of), params };
+        self.make_by_hand(&task, queued, also).await
+    }
+
+    async fn make_by_hand(
+        &self,
+        task: &TaskId,
+        mut queued: Queued,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
         let known = self.shared.registry.get(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         if !known.enabled {
             return Err(RunError::Disabled(task.clone()));
@@ -167,24 +265,34 @@ impl Runs {
         if self.lists().closed {
             return Err(RunError::Stopping);
         }
-        let given = checked(&known, given)?;
+        let open = self.lists().elsewhere.values().filter(|seat| seat.topic.id == *task).count();
+        if open >= MAX_ELSEWHERE {
+            return Err(RunError::TooManyOpen(open));
+        }
+        queued.params = checked(&known, queued.params)?;
         let topic = self.publisher().topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         let runs = self.clone();
-        to_the_end(async move { runs.queue_by_hand(&known, topic, given, also).await }).await
+        to_the_end(async move { runs.queue_by_hand(&known, topic, queued, also).await }).await
     }
 
     async fn queue_by_hand(
         &self,
         known: &Task,
         topic: Arc<Topic>,
-        given: Map<String, Value>,
+        queued: Queued,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
         let publisher = self.publisher();
         let id = RunId::new();
-        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
-        let offer = queued.offer(id, publisher.clock().now());
-        let (no, at, task) = (known.no, topic.clone(), known.id.clone());
+        let now = publisher.clock().now();
+        let mut offers = vec![(topic.clone(), queued.offer(id, now))];
+        // What is done elsewhere begins with the call that asks for it: the caller is who does it.
+        let is_elsewhere = known.definition.agent.is_elsewhere();
+        if is_elsewhere {
+            let started = Body::Status(external::started(known));
+            offers.push((topic.clone(), Offer::new(Some(id), now, &started)));
+        }
+        let (no, task) = (known.no, known.id.clone());
         let act = move |connection: &Connection| -> Result<_, RunError> {
             // Asked again here: behind the write that takes a task off, nothing new comes in.
             match is_enabled(connection, no)? {
@@ -197,11 +305,15 @@ impl Runs {
                 return Err(RunError::QueueFull(waiting));
             }
             also(connection, id)?;
-            Ok(((), vec![(at, offer)]))
+            Ok(((), offers))
         };
         publisher.transact(act).await?;
         failpoint::hit("queued");
-        self.note_queued(id, known.id.clone());
+        if is_elsewhere {
+            self.begin_elsewhere(id, topic.clone());
+        } else {
+            self.note_queued(id, known.id.clone());
+        }
         let run = topic.tail().fold.run(id).cloned();
         match run {
             Some(run) => Ok(run),
@@ -213,7 +325,13 @@ impl Runs {
     /// Puts runs whose `queued` event is saved into the order.
     pub fn note_queued(&self, id: RunId, task: TaskId) {
         self.lists().waiting.insert(id, task);
+        self.look_again();
+    }
+
+    /// Looks again for runs that may start: one waits, or its task is carried out by another agent now.
+    pub fn look_again(&self) {
         self.shared.bell.notify_one();
+        self.shared.offered.notify_waiters();
     }
 
     /// Finds a run, ended or not.
@@ -230,11 +348,15 @@ impl Runs {
                 .optional()
         };
         let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
-        let open = task.parse().ok().and_then(|task| self.publisher().topic(&task));
-        if let Some(run) = open.and_then(|topic| topic.tail().fold.run(id).cloned()) {
+        if let Some(run) = task.parse().ok().and_then(|task| self.open_run(&task, id)) {
             return Ok(run);
         }
         serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
+    }
+
+    /// A run that is not over, as it is now.
+    pub fn open_run(&self, task: &TaskId, id: RunId) -> Option<Run> {
+        self.publisher().topic(task)?.tail().fold.run(id).cloned()
     }
 
     /// How many wait before this run; `None` when it does not wait.
@@ -246,7 +368,7 @@ impl Runs {
     /// How many are at work, and how many wait.
     pub fn counts(&self) -> (usize, usize) {
         let lists = self.lists();
-        (lists.working.len(), lists.waiting.len())
+        (lists.working.len() + lists.elsewhere.len(), lists.waiting.len())
     }
 
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
@@ -323,6 +445,7 @@ impl Runs {
                 let lists = self.lists();
                 ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
                 ids.extend(lists.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id));
+                ids.extend(lists.elsewhere.iter().filter(|(_, seat)| seat.topic.id == *task).map(|(id, _)| *id));
             }
             if ids.is_empty() {
                 return Ok(());
@@ -332,7 +455,7 @@ impl Runs {
                 match self.stop(id).await {
                     Ok(run) => working |= !run.state.is_ended(),
                     // Saved as over; its place is given back in a moment, if it is not yet.
-                    Err(RunError::Over(run)) => working |= self.lists().working.contains_key(&run.id),
+                    Err(RunError::Over(run)) => working |= self.lists().is_at_work(run.id),
                     Err(error) => return Err(error),
                 }
             }
@@ -373,7 +496,9 @@ impl Runs {
     /// Whether a run of the task waits or is at work.
     pub fn has_runs(&self, task: &TaskId) -> bool {
         let lists = self.lists();
-        lists.waiting.values().any(|of| of == task) || lists.working.values().any(|run| run.task == *task)
+        lists.waiting.values().any(|of| of == task)
+            || lists.working.values().any(|run| run.task == *task)
+            || lists.elsewhere.values().any(|seat| seat.topic.id == *task)
     }
 
     /// Starts runs as places come free, until the server goes down. Runs of one task follow each other.
@@ -396,8 +521,8 @@ impl Runs {
         if lists.closed || lists.working.len() >= self.shared.places {
             return None;
         }
-        let busy: std::collections::HashSet<&TaskId> = lists.working.values().map(|run| &run.task).collect();
-        let (id, task) = lists.waiting.iter().find(|(_, task)| !busy.contains(task))?;
+        let busy = lists.busy();
+        let (id, task) = lists.waiting.iter().find(|(_, task)| !busy.contains(task) && !self.is_elsewhere(task))?;
         let (id, task) = (*id, task.clone());
         lists.waiting.remove(&id);
         let stop = watch::Sender::new(None);
@@ -416,6 +541,10 @@ impl Runs {
             // The definition is taken now, not when the run was queued.
             let known = runs.shared.registry.get(&task).zip(runs.publisher().topic(&task));
             let Some((known, topic)) = known else { return };
+            if known.definition.agent.is_elsewhere() {
+                // Since it was taken from the list: it waits for someone who asks for work.
+                return runs.note_queued(id, task);
+            }
             let stop = runs.lists().working.get(&id).map(|working| working.stop.subscribe());
             let run = topic.tail().fold.run(id).cloned();
             match (stop, run) {
@@ -427,13 +556,15 @@ impl Runs {
     }
 
     /// Ends what an earlier server left behind, then takes up what waits: survivors of its commands are killed,
-    /// runs that were at work become `interrupted`, runs that waited wait on, unless they are too old.
+    /// runs that were at work become `interrupted`, runs that waited wait on, unless they are too old. What is
+    /// carried out elsewhere goes on.
     ///
     /// # Errors
     /// When the store cannot be read or written.
     pub async fn recover(&self) -> Result<(), RunError> {
         let (open, recorded) = self.shared.store.read(read_open).await?;
-        let at_work: Vec<&Open> = open.iter().filter(|open| open.state != "queued").collect();
+        let at_work: Vec<&Open> =
+            open.iter().filter(|open| open.state != "queued" && !self.take_up(open.id, &open.task)).collect();
         if !at_work.is_empty() {
             let ids = at_work.iter().map(|open| open.id).collect();
             let ended = tokio::task::spawn_blocking(move || super::process::end_survivors(&ids, &recorded)).await;
@@ -457,10 +588,9 @@ impl Runs {
         {
             let tail = topic.tail();
             let Some(run) = tail.fold.run(open.id) else { return Ok(()) };
-            let since = run.started_at.unwrap_or(run.queued_at);
-            status.duration_ms = u64::try_from(now.duration_since(since).as_millis()).ok();
+            status.duration_ms = lasted(run, now);
             for call in tail.fold.calls().iter().filter(|call| call.run == open.id) {
-                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event)));
+                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event, LOST)));
             }
         }
         offers.push(Offer::new(Some(open.id), now, &Body::Status(status)));
@@ -497,6 +627,10 @@ impl Runs {
     pub async fn shut_down(&self, grace: Duration) {
         self.lists().closed = true;
         self.shared.bell.notify_one();
+        // What is carried out elsewhere goes on, and is found by the next start.
+        self.shared.leaving.cancel();
+        self.shared.keepers.close();
+        self.shared.keepers.wait().await;
         self.shared.tracker.close();
         if tokio::time::timeout(grace, self.shared.tracker.wait()).await.is_ok() {
             return;
@@ -597,6 +731,8 @@ pub struct Queued {
     pub scheduled_for: Option<Timestamp>,
     /// Which attempt of it, from 1.
     pub attempt: u32,
+    /// The run that this one does once more.
+    pub retry_of: Option<RunId>,
     /// The parameters it was given.
     pub params: Map<String, Value>,
 }
@@ -608,6 +744,7 @@ impl Queued {
         status.trigger = Some(self.trigger.to_owned());
         status.scheduled_for = self.scheduled_for;
         status.attempt = Some(self.attempt);
+        status.retry_of = self.retry_of;
         status.params = Some(self.params);
         Offer::new(Some(id), at, &Body::Status(status))
     }
@@ -661,28 +798,6 @@ fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Record
         .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?
         .collect::<rusqlite::Result<_>>()?;
     Ok((open, recorded))
-}
-
-/// The result of a call whose end nobody saw.
-fn lost_result(call: &str, event: &str) -> Body {
-    #[derive(serde::Deserialize)]
-    struct Use {
-        data: Tool,
-    }
-    #[derive(serde::Deserialize)]
-    struct Tool {
-        tool: String,
-    }
-    let tool = serde_json::from_str::<Use>(event).map_or_else(|_| "unknown".to_owned(), |event| event.data.tool);
-    Body::ToolResult {
-        call: call.to_owned(),
-        tool,
-        ok: false,
-        output: "The server ended while this call was under way.".to_owned(),
-        cut_bytes: 0,
-        exit: None,
-        duration_ms: 0,
-    }
 }
 
 /// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.

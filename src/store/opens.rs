@@ -21,10 +21,13 @@ struct Open {
 /// What stands beside the store in `data/opens`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Beside {
-    /// The open that the store has, unless the last one died between writing here and there.
+    /// The open that the store has if this one died between writing here and there.
     last: Option<Open>,
     /// The open that the store has otherwise.
     next: Open,
+    /// Whether the store has `next` for certain: one that has `last` is an older copy then.
+    #[serde(default)]
+    noted: bool,
     /// The kernel's boot id at that open.
     boot: String,
     /// Whether the server stopped in order after it.
@@ -40,7 +43,7 @@ struct Beside {
 /// Notes an open in the store and beside it. True when the logs may not be what watchers have seen.
 ///
 /// The note beside names both the open before and the new one, and is written first: a kill between the two
-/// writes leaves a store that still matches.
+/// writes leaves a store that still matches. Once the store has the new one, the one before no longer does.
 pub(super) fn note_open(store: &Connection, path: &Path, durability: Durability) -> Result<bool> {
     let inside: Option<Open> = store
         .query_row("SELECT value FROM meta WHERE key = 'open'", [], |row| row.get::<_, String>(0))
@@ -56,7 +59,7 @@ pub(super) fn note_open(store: &Connection, path: &Path, durability: Durability)
         (None, None) => false,
         (inside, Some(beside)) => {
             let done = inside.as_ref() == Some(&beside.next);
-            let known = done || *inside == beside.last;
+            let known = done || (!beside.noted && *inside == beside.last);
             let lost_power = !beside.clean && beside.boot != boot && !beside.synced;
             !known || lost_power || (beside.renews && !done)
         }
@@ -65,7 +68,8 @@ pub(super) fn note_open(store: &Connection, path: &Path, durability: Durability)
     let next = Open { counter: inside.as_ref().map_or(0, |open| open.counter) + 1, id: rand::random() };
     let inside_text = serde_json::to_string(&next)?;
     let synced = durability == Durability::Full;
-    write(path, &Beside { last: inside, next, boot, clean: false, synced, renews: replaced })?;
+    let mut beside = Beside { last: inside, next, noted: false, boot, clean: false, synced, renews: replaced };
+    write(path, &beside)?;
     let transaction = store.unchecked_transaction()?;
     if replaced {
         transaction.execute("UPDATE tasks SET gen = random()", [])?;
@@ -76,6 +80,8 @@ pub(super) fn note_open(store: &Connection, path: &Path, durability: Durability)
         [inside_text],
     )?;
     transaction.commit()?;
+    beside.noted = true;
+    write(path, &beside)?;
     Ok(replaced)
 }
 
@@ -130,7 +136,22 @@ mod tests {
         let before = inside(&store);
         note_open(&store, &path, Durability::Normal).unwrap();
         store.execute("UPDATE meta SET value = ?1 WHERE key = 'open'", [before]).unwrap();
+        let mut beside: Beside = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        beside.noted = false;
+        write(&path, &beside).unwrap();
         assert!(!note_open(&store, &path, Durability::Normal).unwrap());
+    }
+
+    #[test]
+    fn t_09_a_copy_from_before_the_last_start_is_recognised() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("opens");
+        let store = store();
+        note_open(&store, &path, Durability::Normal).unwrap();
+        let old = inside(&store);
+        note_open(&store, &path, Durability::Normal).unwrap();
+        store.execute("UPDATE meta SET value = ?1 WHERE key = 'open'", [old]).unwrap();
+        assert!(note_open(&store, &path, Durability::Normal).unwrap(), "one start lies between them, with its events");
     }
 
     #[test]

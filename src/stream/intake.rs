@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::changes::Changes;
 use super::forwarder::Connections;
@@ -64,6 +64,8 @@ pub enum Writable {
 pub(super) struct Intake {
     pub(super) inbox: Mutex<Inbox>,
     pub(super) bell: Condvar,
+    /// The same bell, for one who must not block.
+    pub(super) rung: Arc<Notify>,
     pub(super) topics: RwLock<HashMap<TaskId, Arc<Topic>>>,
     pub(super) connections: Connections,
     pub(super) writable: watch::Sender<Writable>,
@@ -110,14 +112,21 @@ impl std::fmt::Debug for Job {
 pub(super) struct Acted {
     /// The events that go with it; none if it failed.
     pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
+    /// Brings memory up to the commit, before anyone is shown what the group holds.
+    pub(super) follow: Option<Box<dyn FnOnce() + Send>>,
     /// Tells the one who asked.
     pub(super) answer: Answer,
 }
 
 pub(super) type Answer = Box<dyn FnOnce(Result<Vec<Seq>, StoreError>) + Send>;
 
-/// What an offer takes of the byte budgets: never more than there is of them, or it would wait for ever.
-pub(super) fn weight(offer: &Offer, limits: &Limits) -> u32 {
+/// What `bytes` take of the byte budgets: never more than there is of them, or it would wait for ever.
+pub(super) fn weight(bytes: usize, limits: &Limits) -> u32 {
     let most = limits.queue.bytes.min(limits.queues_bytes);
-    u32::try_from(offer.bytes().min(most)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.min(most)).unwrap_or(u32::MAX)
+}
+
+/// What `events` take of the places of a task's queue: never more than there are.
+pub(super) fn places(events: usize, limits: &Limits) -> u32 {
+    u32::try_from(events.min(limits.queue.events)).unwrap_or(u32::MAX)
 }

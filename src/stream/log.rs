@@ -8,8 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::segment::Segment;
-use super::topic::Offer;
+use super::offer::Offer;
+use super::segment::{Damaged, Segment};
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
 use crate::store::{TaskNo, from_sql, sql};
@@ -20,6 +20,8 @@ pub const PAGE_EVENTS: usize = 500;
 pub const PAGE_BYTES: usize = 128 * 1024;
 
 const SEQ_BITS: u32 = 40;
+/// A UUID in words.
+const RUN_ID_CHARS: usize = 36;
 
 /// The key of a row: rows of a task lie side by side, in the order of their events.
 fn key(task: TaskNo, seq: Seq) -> i64 {
@@ -186,8 +188,12 @@ pub fn page_back(connection: &Connection, task: TaskNo, through: Seq) -> rusqlit
 
 fn segment(row: &Row<'_>) -> rusqlite::Result<Segment> {
     let ends = row.get_ref(1)?.as_blob()?;
-    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends)
-        .map_err(|damaged| rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(damaged)))
+    Segment::from_stored(Seq(from_sql(row.get(0)?)), row.get(2)?, ends).map_err(|_| damaged())
+}
+
+/// What a reader says of a log that does not hold what it should.
+pub fn damaged() -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(2, rusqlite::types::Type::Text, Box::new(Damaged))
 }
 
 /// The bytes of event JSON from `from` to the head of `bounds`. O(log rows): from running totals.
@@ -300,6 +306,17 @@ pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlit
         .map(drop)
 }
 
+/// Notes how far the producer of a run came that is over.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn set_last_n(transaction: &Connection, run: RunId, last_n: u64) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE runs SET run = json_set(run, '$.last_n', ?2) WHERE id = ?1")?
+        .execute(params![run.to_string(), sql(last_n)])
+        .map(drop)
+}
+
 /// An event as it stands in the log.
 #[derive(Debug, Deserialize)]
 pub struct Stored<'a> {
@@ -347,13 +364,32 @@ pub fn fold_at(connection: &Connection, id: &TaskId, task: TaskNo, at: Seq) -> r
             if seq < next || seq > at {
                 continue;
             }
+            // Most events change nothing but where their run ends: a run of millions is folded without parsing them.
+            if !Mark::is_made_by(kind_of(json)) {
+                if let Some(run) = run_of(json, id) {
+                    fold.note_producer(run, seq, None);
+                }
+                continue;
+            }
             let Ok(event) = serde_json::from_str::<Stored<'_>>(json) else { continue };
             let mark = Mark::of_stored(event.kind, event.data.get());
             fold.apply(id, event.run, seq, event.at, &mark, json);
         }
         next = end.next();
     }
+    // What a producer counts stands in no event.
+    for run in open_runs(connection, task)? {
+        fold.note_producer(run.id, Seq(0), run.last_n);
+    }
     Ok(fold)
+}
+
+/// The runs not ended, as their rows have them.
+fn open_runs(connection: &Connection, task: TaskNo) -> rusqlite::Result<Vec<Run>> {
+    let mut statement = connection
+        .prepare_cached("SELECT run FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?;
+    let rows = statement.query_map([task.0], |row| row.get::<_, String>(0))?;
+    rows.filter_map(|row| row.map(|json| serde_json::from_str(&json).ok()).transpose()).collect()
 }
 
 /// The runs not ended at `at` whose first event is no longer there, as they were before their end.
@@ -427,7 +463,7 @@ pub fn write_event(out: &mut String, task: &TaskId, offer: &Offer, data: &str, s
     out.push('}');
 }
 
-fn write_kind(out: &mut String, kind: &str) {
+pub(super) fn write_kind(out: &mut String, kind: &str) {
     if kind.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.')) {
         let _ = write!(out, r#""{kind}""#);
     } else {
@@ -441,6 +477,12 @@ pub fn kind_of(event: &str) -> &str {
     let Some(start) = event.find(BEFORE) else { return "" };
     let rest = &event[start + BEFORE.len()..];
     rest.find('"').map_or("", |end| &rest[..end])
+}
+
+/// The run of an event as it stands in the log, likewise.
+fn run_of(event: &str, task: &TaskId) -> Option<RunId> {
+    let start = r#"{"task":"","run":""#.len() + task.as_str().len();
+    event.get(start..start + RUN_ID_CHARS)?.parse().ok()
 }
 
 /// Whether a state of an event ends a run; for those who read the log.

@@ -1,12 +1,14 @@
 //! Numbering: the events of one group, each given its number and put into a segment, task by task. What is done
 //! here is undone with the transaction it is done in.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
 
+use super::batch::{Batch, Turn};
 use super::log;
 use super::segment::{Builder, Segment};
 use super::topic::{Offer, Refused, Topic};
@@ -24,7 +26,19 @@ pub(super) struct Numbering {
     pub(super) segments: Vec<Arc<Segment>>,
     /// The runs whose state this group changes: as they are now, or over.
     pub(super) staged: HashMap<RunId, Option<Run>>,
+    /// The kinds of all its events, in their order.
+    pub(super) kinds: Vec<Cow<'static, str>>,
+    /// The events that the fold is to hear of.
     pub(super) numbered: Vec<Numbered>,
+    /// How far producers have come: applied last.
+    pub(super) producers: Vec<Turned>,
+}
+
+/// How far the producer of a run has come in this group.
+pub(super) struct Turned {
+    pub(super) run: RunId,
+    pub(super) seq: Seq,
+    pub(super) turn: Turn,
 }
 
 /// What of a numbered event is needed after the commit.
@@ -32,7 +46,6 @@ pub(super) struct Numbered {
     pub(super) run: Option<RunId>,
     pub(super) seq: Seq,
     pub(super) at: Timestamp,
-    pub(super) kind: Box<str>,
     pub(super) mark: Mark,
     /// The event's text where the fold keeps it.
     pub(super) text: Option<String>,
@@ -85,6 +98,7 @@ pub(super) struct Before {
     segments: usize,
     /// How many events of the segment under way were there.
     building: usize,
+    kinds: usize,
     numbered: usize,
     /// The runs that the job's events are of, as far as this group had changed them.
     staged: HashMap<RunId, Option<Option<Run>>>,
@@ -103,7 +117,9 @@ impl Numbering {
             at: Timestamp::UNIX_EPOCH,
             segments: Vec::new(),
             staged: HashMap::new(),
+            kinds: Vec::new(),
             numbered: Vec::new(),
+            producers: Vec::new(),
         }
     }
 
@@ -114,13 +130,14 @@ impl Numbering {
             at: self.at,
             segments: self.segments.len(),
             building: self.builder.len(),
+            kinds: self.kinds.len(),
             numbered: self.numbered.len(),
             staged: HashMap::new(),
         }
     }
 
     pub(super) fn back_to(&mut self, before: Before) {
-        let Before { head, bytes, at, segments, building, numbered, staged } = before;
+        let Before { head, bytes, at, segments, building, kinds, numbered, staged } = before;
         (self.head, self.bytes, self.at) = (head, bytes, at);
         for (run, before) in staged {
             match before {
@@ -134,6 +151,7 @@ impl Numbering {
         }
         self.builder.truncate(building);
         self.segments.truncate(segments);
+        self.kinds.truncate(kinds);
         self.numbered.truncate(numbered);
     }
 
@@ -169,17 +187,66 @@ impl Numbering {
         self.bytes += text.len() as u64;
         self.at = self.at.max(offer.at);
         let kept = matches!(offer.mark, Mark::Opens(_)).then_some(text);
-        let event = Numbered {
-            run: offer.run,
-            seq,
-            at: offer.at,
-            kind: offer.kind.clone(),
-            mark: offer.mark.clone(),
-            text: kept,
-        };
+        let event = Numbered { run: offer.run, seq, at: offer.at, mark: offer.mark.clone(), text: kept };
         self.stage(connection, &event)?;
+        self.kinds.push(offer.kind.clone());
         self.numbered.push(event);
         Ok(Ok(seq))
+    }
+
+    /// Gives the events of a batch their numbers, all or none. Gives the last one.
+    pub(super) fn number_batch(
+        &mut self,
+        connection: &Connection,
+        batch: &Batch,
+    ) -> Result<Result<Seq, Refused>, StoreError> {
+        if self.topic.is_closed() {
+            return Ok(Err(Refused::LogGone));
+        }
+        if batch.turn.as_ref().is_some_and(|turn| !turn.holds()) {
+            return Ok(Err(Refused::Fenced));
+        }
+        if !self.is_open(batch.run) || batch.is_empty() {
+            return Ok(Err(Refused::RunOver));
+        }
+        self.at = self.at.max(batch.at);
+        let mut marks = batch.marks.iter().peekable();
+        let mut wholes = batch.wholes.iter().peekable();
+        for (index, piece) in batch.pieces.iter().enumerate() {
+            let seq = self.head.next();
+            let tail = batch.tail(index);
+            let mut digits = itoa::Buffer::new();
+            let digits = digits.format(seq.0);
+            let bytes = batch.head.len() + digits.len() + tail.len();
+            if !self.builder.takes(bytes) {
+                self.cut_segment(connection)?;
+            }
+            self.builder.push(|items| {
+                items.push_str(&batch.head);
+                items.push_str(digits);
+                items.push_str(tail);
+            });
+            self.head = seq;
+            self.bytes += bytes as u64;
+            self.kinds.push(piece.kind.clone());
+            if let Some((_, data)) = wholes.next_if(|(at, _)| *at == index) {
+                log::keep_whole(connection, self.topic.no, seq, &batch.whole(data, seq, index))?;
+            }
+            if let Some((_, mark)) = marks.next_if(|(at, _)| *at == index) {
+                let text = matches!(mark, Mark::Opens(_)).then(|| format!("{}{digits}{tail}", batch.head));
+                let event = Numbered { run: Some(batch.run), seq, at: batch.at, mark: mark.clone(), text };
+                self.stage(connection, &event)?;
+                self.numbered.push(event);
+                if mark.state().is_some_and(State::is_terminal) {
+                    // Nothing follows the end of a run, whatever else the batch has (T-28).
+                    break;
+                }
+            }
+        }
+        if let Some(turn) = &batch.turn {
+            self.producers.push(Turned { run: batch.run, seq: self.head, turn: turn.clone() });
+        }
+        Ok(Ok(self.head))
     }
 
     fn is_open(&self, run: RunId) -> bool {
@@ -212,9 +279,30 @@ impl Numbering {
         Ok(())
     }
 
+    /// Writes how far producers have come into the rows of their runs.
+    fn save_producers(&mut self, connection: &Connection) -> Result<(), StoreError> {
+        for (index, turned) in self.producers.iter().enumerate() {
+            if self.producers[index + 1..].iter().any(|later| later.run == turned.run) {
+                continue;
+            }
+            let run = match self.staged.get(&turned.run) {
+                Some(staged) => staged.clone(),
+                None => self.topic.tail().fold.run(turned.run).cloned(),
+            };
+            let mut fold = Fold::of_runs(run);
+            if let Some(run) = fold.note_producer(turned.run, turned.seq, Some(turned.turn.last_n)) {
+                log::project_run(connection, self.topic.no, run)?;
+            } else {
+                log::set_last_n(connection, turned.run, turned.turn.last_n)?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn finish(&mut self, connection: &Connection) -> Result<(), StoreError> {
         self.cut_segment(connection)?;
-        if !self.numbered.is_empty() {
+        self.save_producers(connection)?;
+        if !self.kinds.is_empty() {
             let is_there = log::set_head(connection, self.topic.no, self.head, self.bytes)?;
             if !is_there {
                 // The task was deleted by a later job of this group: its events go with it.

@@ -1,11 +1,13 @@
 //! How what happened becomes an event that fits: at most 64 KiB, the longest strings cut in the middle, nothing
 //! lost (the whole is kept beside it).
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
+use tokio::sync::oneshot;
 
-use super::topic::Offer;
-use crate::event::{Body, MAX_EVENT_BYTES, RunId, State};
+use crate::event::{Body, MAX_EVENT_BYTES, RunId, Seq, State, known_kind};
 use crate::record::Mark;
 
 /// What an event has around its data, at most: ids, number, time, kind and punctuation.
@@ -19,12 +21,48 @@ const MOST_CUTS: usize = 64;
 /// So many short members stay beside the head of data that could not be cut: 8 KiB at most.
 const MOST_MEMBERS: usize = 32;
 
+/// An event on its way to the log: it has everything but its number.
+#[derive(Debug)]
+pub struct Offer {
+    /// The run it is of, if any.
+    pub run: Option<RunId>,
+    /// When it happened.
+    pub at: Timestamp,
+    /// Its kind.
+    pub kind: Cow<'static, str>,
+    /// Its data as JSON, already within the bounds of an event.
+    pub data: Box<str>,
+    /// Its data before it was cut, if it was.
+    pub whole: Option<Box<str>>,
+    /// What it means for the state of the task.
+    pub mark: Mark,
+    /// Told the number once it is committed, or why not.
+    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
+}
+
+/// Why an event was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// No event of a run follows its terminal status (T-28).
+    #[error("the run is over")]
+    RunOver,
+    /// The task was deleted, or its log replaced by another.
+    #[error("the log of this task is no longer there")]
+    LogGone,
+    /// Another request has taken the turn to speak for the run.
+    #[error("another request feeds this run now")]
+    Fenced,
+    /// The server is going down.
+    #[error("the server is stopping")]
+    Stopping,
+}
+
 impl Offer {
     /// The event that says `body`.
     pub fn new(run: Option<RunId>, at: Timestamp, body: &Body) -> Self {
         let mut mark = Mark::of(body);
-        let data = body.data().map_or_else(|_| "{}".into(), |raw| one_line(raw.get()));
-        let kind: Box<str> = body.kind().chars().take(MAX_KIND).collect::<String>().into();
+        let data: Box<str> = body.data().map_or_else(|_| "{}".into(), |raw| one_line(raw.get()).into());
+        let kind = named(body.kind());
         let (data, whole) = match fitted(&data) {
             Some(cut) => (cut, Some(data)),
             None => (data, None),
@@ -49,12 +87,22 @@ impl Offer {
 }
 
 /// JSON as it came, but in one line: between its tokens a line break is as good as a blank.
-fn one_line(json: &str) -> Box<str> {
-    if json.contains(['\n', '\r']) { json.replace(['\n', '\r'], " ").into() } else { json.into() }
+pub(super) fn one_line(json: &str) -> Cow<'_, str> {
+    // Bytes, not characters: this looks at all that comes in.
+    if json.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        json.replace(['\n', '\r'], " ").into()
+    } else {
+        json.into()
+    }
+}
+
+/// The name of a kind, within its bound; those that are known cost no allocation.
+pub(super) fn named(kind: &str) -> Cow<'static, str> {
+    known_kind(kind).map_or_else(|| kind.chars().take(MAX_KIND).collect::<String>().into(), Cow::Borrowed)
 }
 
 /// The data cut so that the event fits, or `None` when it fits as it is.
-fn fitted(data: &str) -> Option<Box<str>> {
+pub(super) fn fitted(data: &str) -> Option<Box<str>> {
     let room = MAX_EVENT_BYTES - AROUND;
     if data.len() <= room {
         return None;

@@ -5,17 +5,19 @@ use std::time::Instant;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::warn;
 
+use super::batch::{Batch, Producer, Turn};
 use super::changes::Changes;
 use super::forwarder::Connections;
-use super::intake::{Acted, Intake, Job, weight};
+use super::intake::{Acted, Intake, Job, places, weight};
 use super::log;
-use super::topic::{Offer, Refused, Start, Topic};
-use super::writer::{Ending, Writer};
+use super::topic::{Offer, Refused, Start, Topic, Work};
+use super::writer::{Ending, Rounds, Stepper, Writer};
 
 pub use super::intake::{Limits, Writable};
 use crate::clock::Clock;
-use crate::event::{Body, RunId, Seq, TaskId};
+use crate::event::{Body, Gen, RunId, Seq, TaskId};
 use crate::store::{StoreError, TaskNo};
 
 /// Offers events to the writer and asks it for changes of state. Cheap to clone.
@@ -30,9 +32,30 @@ impl Publisher {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(connection: Connection, limits: Limits, clock: Clock) -> anyhow::Result<(Self, Writer)> {
-        let shared = Arc::new(Intake {
+        let publisher = Self::new(limits, clock);
+        let shared = Arc::clone(&publisher.shared);
+        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let ending = Ending(shared);
+                ending.0.write_until_stopped(&connection);
+            }
+        })?;
+        Ok((publisher, Writer { shared, thread: Some(thread) }))
+    }
+
+    /// The same with a writer that has no thread: it writes when it is told to.
+    pub fn stepped(connection: Connection, limits: Limits, clock: Clock) -> (Self, Stepper) {
+        let publisher = Self::new(limits, clock);
+        let ending = Ending(Arc::clone(&publisher.shared));
+        (publisher, Stepper { ending, connection, rounds: Rounds::new() })
+    }
+
+    fn new(limits: Limits, clock: Clock) -> Self {
+        let shared = Intake {
             inbox: Mutex::default(),
             bell: Condvar::new(),
+            rung: Arc::default(),
             topics: RwLock::default(),
             connections: Connections::new(),
             writable: watch::Sender::new(Writable::Yes),
@@ -41,16 +64,8 @@ impl Publisher {
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
             limits,
             clock,
-        });
-        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let ending = Ending(shared);
-                ending.0.write_until_stopped(&connection);
-            }
-        })?;
-        let publisher = Self { shared: Arc::clone(&shared) };
-        Ok((publisher, Writer { shared, thread: Some(thread) }))
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Opens the stream of a task as it stands in the store.
@@ -100,7 +115,7 @@ impl Publisher {
     /// [`Refused`] when the log is gone or the server is stopping.
     pub async fn offer(&self, topic: &Arc<Topic>, run: Option<RunId>, body: &Body) -> Result<(), Refused> {
         let offer = Offer::new(run, self.shared.clock.now(), body);
-        self.enqueue(topic, offer).await
+        self.enqueue(topic, Work::One(offer)).await
     }
 
     /// Offers an event and waits until it is saved; gives its number.
@@ -112,30 +127,64 @@ impl Publisher {
         let (ack, saved) = oneshot::channel();
         offer.ack = Some(ack);
         if offer.is_from_reserve() {
-            self.push(topic, offer)?;
+            self.push(topic, Work::One(offer))?;
         } else {
-            self.enqueue(topic, offer).await?;
+            self.enqueue(topic, Work::One(offer)).await?;
         }
         saved.await.map_err(|_| Refused::Stopping)?
     }
 
-    async fn enqueue(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
-        let bytes = weight(&offer, &self.shared.limits);
+    /// Takes the turn to speak for a run that is fed from elsewhere: whoever had it is fenced. When this returns,
+    /// [`Turn::saved`] is exact: nothing of an older turn is saved any more.
+    ///
+    /// # Errors
+    /// When the store cannot be written now.
+    pub async fn take_turn(&self, producer: &Arc<Producer>) -> Result<Turn, StoreError> {
+        let turn = producer.next_turn();
+        // The writer's own order: what it had before this is saved when it answers, what comes after is refused.
+        self.transact(|_| Ok::<_, StoreError>(((), Vec::new()))).await?;
+        Ok(turn)
+    }
+
+    /// Offers a batch with the producer's number of its last event, and waits for places in the queue. The answer,
+    /// the number of its last event once all of it is saved, comes by the channel: the next batch can be made
+    /// meanwhile. All of it is saved, or nothing.
+    ///
+    /// # Errors
+    /// [`Refused`] when the log is gone or the server is stopping; by the channel also when the run is over or
+    /// the turn was taken.
+    pub async fn offer_batch(
+        &self,
+        topic: &Arc<Topic>,
+        mut batch: Batch,
+        turn: &Turn,
+        last_n: u64,
+    ) -> Result<oneshot::Receiver<Result<Seq, Refused>>, Refused> {
+        let (ack, saved) = oneshot::channel();
+        batch.turn = Some(turn.through(last_n));
+        batch.ack = Some(ack);
+        self.enqueue(topic, Work::Many(batch)).await?;
+        Ok(saved)
+    }
+
+    async fn enqueue(&self, topic: &Arc<Topic>, work: Work) -> Result<(), Refused> {
+        let bytes = weight(work.bytes(), &self.shared.limits);
+        let places = places(work.events(), &self.shared.limits);
         // The semaphores are closed with the log, or with the writer.
         let closed = |_| if topic.is_closed() { Refused::LogGone } else { Refused::Stopping };
         // Guards until the offer is in the queue: whoever gives up waiting leaves no place taken behind.
-        let place = topic.slots.acquire().await.map_err(closed)?;
+        let place = topic.slots.acquire_many(places).await.map_err(closed)?;
         let of_task = topic.bytes.acquire_many(bytes).await.map_err(closed)?;
         let of_all = self.shared.queues_bytes.acquire_many(bytes).await.map_err(closed)?;
-        self.push(topic, offer)?;
-        // From here on they are the offer's; the writer gives them back.
+        self.push(topic, work)?;
+        // From here on they are the work's; the writer gives them back.
         place.forget();
         of_task.forget();
         of_all.forget();
         Ok(())
     }
 
-    fn push(&self, topic: &Arc<Topic>, offer: Offer) -> Result<(), Refused> {
+    fn push(&self, topic: &Arc<Topic>, work: Work) -> Result<(), Refused> {
         if topic.is_closed() {
             return Err(Refused::LogGone);
         }
@@ -145,10 +194,10 @@ impl Publisher {
             return Err(Refused::Stopping);
         }
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.offers.push_back(offer);
+        queue.work.push_back(work);
         if !std::mem::replace(&mut queue.listed, true) {
             inbox.ready.push_back(Arc::clone(topic));
-            self.shared.bell.notify_one();
+            self.shared.ring();
         }
         Ok(())
     }
@@ -165,17 +214,31 @@ impl Publisher {
         E: From<StoreError> + Send + 'static,
         F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
     {
+        self.change(act, |_| None).await
+    }
+
+    /// As [`transact`](Self::transact); `follow` says what brings memory up to what was saved. That is done after
+    /// the commit and before anyone is shown an event of it.
+    async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
+        M: FnOnce(&T) -> Option<Box<dyn FnOnce() + Send>> + Send + 'static,
+    {
         let (sender, answer) = oneshot::channel::<Result<(T, Vec<Seq>), E>>();
         let job = Job {
             act: Box::new(move |connection| match connection.map_err(E::from).and_then(act) {
                 Ok((value, offers)) => Acted {
                     offers: Ok(offers),
+                    follow: follow(&value),
                     answer: Box::new(move |saved| {
                         let _ = sender.send(saved.map(|numbers| (value, numbers)).map_err(E::from));
                     }),
                 },
                 Err(error) => Acted {
                     offers: Err(()),
+                    follow: None,
                     answer: Box::new(move |_| {
                         let _ = sender.send(Err(error));
                     }),
@@ -188,7 +251,7 @@ impl Publisher {
                 return Err(StoreError::Stopping.into());
             }
             inbox.jobs.push_back(job);
-            self.shared.bell.notify_one();
+            self.shared.ring();
         }
         answer.await.map_err(|_| E::from(StoreError::Stopping))?
     }
@@ -246,14 +309,51 @@ impl Publisher {
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             Ok((log::raise_oldest(connection, no, oldest)?, Vec::new()))
         };
-        if let (Some(raised), _) = self.transact(act).await? {
-            let mut tail = topic.tail();
-            tail.oldest = tail.oldest.max(raised);
-            tail.ring.forget_below(raised);
-            drop(tail);
-            self.wake_all(topic);
+        let (raised, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |oldest: &Option<Seq>| -> Option<Box<dyn FnOnce() + Send>> {
+            let oldest = (*oldest)?;
+            Some(Box::new(move || {
+                let mut tail = raised.tail();
+                tail.oldest = tail.oldest.max(oldest);
+                tail.ring.forget_below(oldest);
+                drop(tail);
+                publisher.wake_all(&raised);
+            }))
+        };
+        self.change(act, follow).await.map(drop)
+    }
+
+    /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come
+    /// next must not be taken for those that were seen. `seen` is the id that was looked at; gives the one that is
+    /// in force then. No event that is numbered after this is shown under the old id.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+        let now = topic.tail().generation;
+        if now != seen {
+            return Ok(now);
         }
-        Ok(())
+        let (fresh, no) = (Gen::random(), topic.no);
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            // Another may have renewed it since.
+            let now = log::bounds(connection, no)?.map(|bounds| bounds.generation);
+            if now == Some(seen) {
+                log::set_generation(connection, no, fresh)?;
+                return Ok((fresh, Vec::new()));
+            }
+            Ok((now.unwrap_or(fresh), Vec::new()))
+        };
+        let (renewed, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |generation: &Gen| -> Option<Box<dyn FnOnce() + Send>> {
+            let generation = *generation;
+            Some(Box::new(move || {
+                renewed.tail().generation = generation;
+                publisher.wake_all(&renewed);
+                warn!(task = %renewed.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
+            }))
+        };
+        Ok(self.change(act, follow).await?.0)
     }
 
     /// The clock that events are stamped with.

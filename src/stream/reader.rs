@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::delta::{Piece, Shown};
 use super::forwarder::Watcher;
 use super::log::{self, Bounds};
 use super::publish::Publisher;
@@ -54,6 +55,20 @@ pub enum Verdict {
     Resume(Seq),
     /// Start again behind a snapshot.
     Reset(Why),
+}
+
+/// The part of a log that somebody wants events of: all of it, or where one run lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// Nothing that is wanted lies before it.
+    pub first: Seq,
+    /// Nothing that is wanted lies behind it; none while it grows.
+    pub last: Option<Seq>,
+}
+
+impl Span {
+    /// All of a log.
+    pub const ALL: Self = Self { first: Seq(0), last: None };
 }
 
 /// The rows of the resume table that need no look at sizes: `None` means "it depends on how much is missing".
@@ -122,6 +137,8 @@ pub struct Reader {
     next: Seq,
     /// What was fetched from the log and not passed yet: one page at most.
     page: VecDeque<Arc<Segment>>,
+    /// How far the texts that are being written were shown.
+    shown: Shown,
 }
 
 impl Drop for Reader {
@@ -139,7 +156,15 @@ impl Reader {
             let tail = topic.tail();
             (tail.generation, tail.head)
         };
-        Self { topic, watcher, publisher: publisher.clone(), generation, next: head.next(), page: VecDeque::new() }
+        Self {
+            topic,
+            watcher,
+            publisher: publisher.clone(),
+            generation,
+            next: head.next(),
+            page: VecDeque::new(),
+            shown: Shown::default(),
+        }
     }
 
     /// The task's stream.
@@ -165,6 +190,21 @@ impl Reader {
         self.watcher.set_next(next);
     }
 
+    /// Shows the texts that are being written from their beginning again.
+    pub fn show_again(&mut self) {
+        self.shown = Shown::default();
+    }
+
+    /// The next piece of a text that is being written, at most `most` bytes of it.
+    pub fn draft(&mut self, most: usize) -> Option<Piece> {
+        self.topic.next_draft(&mut self.shown, most)
+    }
+
+    /// Whether there may be such a piece, without the lock.
+    pub fn has_draft(&self) -> bool {
+        self.topic.has_draft(&self.shown)
+    }
+
     /// Where the log stands now.
     pub fn bounds(&self) -> Bounds {
         let tail = self.topic.tail();
@@ -182,15 +222,32 @@ impl Reader {
         after: Seq,
         limits: ReplayLimits,
     ) -> Result<(Verdict, Bounds), StoreError> {
+        self.verdict_within(store, generation, after, limits, Span::ALL).await
+    }
+
+    /// The same for one who wants only what lies in a part of the log: only that counts as missing.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn verdict_within(
+        &self,
+        store: &Arc<Store>,
+        generation: Option<Gen>,
+        after: Seq,
+        limits: ReplayLimits,
+        span: Span,
+    ) -> Result<(Verdict, Bounds), StoreError> {
         let log = self.bounds();
         if let Some(verdict) = judge(generation, after, &log) {
             return Ok((verdict, log));
         }
         let (from, too_much) = match after {
-            Seq(0) => (log.oldest, Why::FromStart),
+            // For a newcomer it begins where there is something for it; never behind the next event.
+            Seq(0) => (log.oldest.max(span.first).min(log.head.next()), Why::FromStart),
             after => (after.next(), Why::TooFar),
         };
-        let fits = self.fits(store, &log, from, limits).await?;
+        let missing = Span { first: from.max(span.first), last: span.last };
+        let fits = self.fits(store, &log, missing, limits).await?;
         Ok((if fits { Verdict::Resume(from) } else { Verdict::Reset(too_much) }, log))
     }
 
@@ -198,13 +255,15 @@ impl Reader {
         &self,
         store: &Arc<Store>,
         log: &Bounds,
-        from: Seq,
+        missing: Span,
         limits: ReplayLimits,
     ) -> Result<bool, StoreError> {
-        if from > log.head {
+        let from = missing.first;
+        let through = missing.last.unwrap_or(log.head).min(log.head);
+        if from > through {
             return Ok(true);
         }
-        if log.head.0 - from.0 + 1 > limits.events {
+        if through.0 - from.0 + 1 > limits.events {
             return Ok(false);
         }
         let in_ring = {
@@ -215,8 +274,11 @@ impl Reader {
             return Ok(true);
         }
         let (no, log) = (self.topic.no, *log);
-        let bytes = store.read(move |connection| log::bytes_from(connection, no, &log, from)).await?;
-        Ok(bytes <= limits.bytes)
+        let read = move |connection: &rusqlite::Connection| {
+            let behind = log::bytes_from(connection, no, &log, through.next())?;
+            Ok(log::bytes_from(connection, no, &log, from)?.saturating_sub(behind))
+        };
+        Ok(store.read(read).await? <= limits.bytes)
     }
 
     /// The state at the head: from memory, and the ended runs from the store.
@@ -247,7 +309,8 @@ impl Reader {
         let (no, id, log) = (self.topic.no, self.topic.id.clone(), self.bounds());
         let first = store.read(move |connection| log::start_of_last_work(connection, no)).await?;
         let from = first.unwrap_or(log.head.next()).max(log.oldest);
-        if from > log.head || !self.fits(store, &log, from, limits).await? {
+        let work = Span { first: from, last: None };
+        if from > log.head || !self.fits(store, &log, work, limits).await? {
             return self.snapshot_at_head(store).await;
         }
         let seq = from.prev();

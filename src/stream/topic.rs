@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use jiff::Timestamp;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
+use super::batch::Batch;
+use super::delta::{Drafts, Piece, Shown};
 use super::forwarder::{Connections, Forwarder};
+pub use super::offer::{Offer, Refused};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 use crate::event::{Gen, RunId, Seq, TaskId};
+use crate::failpoint;
 use crate::record::{Fold, Mark};
 use crate::store::TaskNo;
 
@@ -55,6 +58,10 @@ pub struct Topic {
     pub(super) bytes: Arc<Semaphore>,
     /// The writer's own: who watched when it last looked.
     pub(super) forwarder: std::sync::Mutex<Forwarder>,
+    /// What agents are writing. Never locked together with the tail.
+    drafts: std::sync::Mutex<Drafts>,
+    /// How often that changed, for a reader that only wants to know whether to look; 0 as long as nothing was written.
+    drafted: std::sync::atomic::AtomicU64,
 }
 
 /// How much may wait in front of the writer for one task.
@@ -69,42 +76,32 @@ pub struct QueueLimits {
 /// Events that wait for the writer.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    pub(super) offers: VecDeque<Offer>,
+    pub(super) work: VecDeque<Work>,
     /// Whether the writer already has this topic on its list.
     pub(super) listed: bool,
 }
 
-/// An event on its way to the log: it has everything but its number.
+/// One place in the queue.
 #[derive(Debug)]
-pub struct Offer {
-    /// The run it is of, if any.
-    pub run: Option<RunId>,
-    /// When it happened.
-    pub at: Timestamp,
-    /// Its kind.
-    pub kind: Box<str>,
-    /// Its data as JSON, already within the bounds of an event.
-    pub data: Box<str>,
-    /// Its data before it was cut, if it was.
-    pub whole: Option<Box<str>>,
-    /// What it means for the state of the task.
-    pub mark: Mark,
-    /// Told the number once it is committed, or why not.
-    pub(super) ack: Option<oneshot::Sender<Result<Seq, Refused>>>,
+pub(super) enum Work {
+    One(Offer),
+    Many(Batch),
 }
 
-/// Why an event was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// No event of a run follows its terminal status (T-28).
-    #[error("the run is over")]
-    RunOver,
-    /// The task was deleted, or its log replaced by another.
-    #[error("the log of this task is no longer there")]
-    LogGone,
-    /// The server is going down.
-    #[error("the server is stopping")]
-    Stopping,
+impl Work {
+    pub(super) fn events(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(batch) => batch.len(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::One(offer) => offer.bytes(),
+            Self::Many(batch) => batch.bytes(),
+        }
+    }
 }
 
 impl Topic {
@@ -122,6 +119,8 @@ impl Topic {
             slots: Arc::new(Semaphore::new(queue.events)),
             bytes: Arc::new(Semaphore::new(queue.bytes)),
             forwarder: std::sync::Mutex::default(),
+            drafts: std::sync::Mutex::default(),
+            drafted: std::sync::atomic::AtomicU64::new(0),
         }
     }
 
@@ -144,6 +143,7 @@ impl Topic {
         kinds: impl IntoIterator<Item = &'a str>,
     ) {
         self.extend(segments, || connections.slowest(&self.id), fold);
+        failpoint::hit("in-ring-not-woken");
         let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, kind) in kinds.into_iter().enumerate() {
             // Before each event: who is live now? One wake serves all events that the same watchers are due.
@@ -151,6 +151,47 @@ impl Topic {
                 forwarder.forward(&self.id, kind);
             }
         }
+    }
+
+    /// Goes on with a text that is shown while it is written. True if those who watch should be woken.
+    pub fn write_draft(&self, run: RunId, key: &str, text: &str) -> bool {
+        let is_news = self.drafts().write(run, key, text);
+        if is_news {
+            self.drafted.fetch_add(1, std::sync::atomic::Ordering::Release);
+        }
+        is_news
+    }
+
+    /// Forgets the texts that these events have the whole of, or whose run they end. Called before the events are
+    /// shown: whoever has seen the event finds nothing of the text behind it.
+    pub(super) fn end_drafts<'a>(&self, events: impl IntoIterator<Item = (RunId, &'a Mark)>) {
+        if self.drafted.load(std::sync::atomic::Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut drafts = self.drafts();
+        if !drafts.is_empty() {
+            events.into_iter().for_each(|(run, mark)| drafts.end(run, mark));
+        }
+    }
+
+    /// The next piece that was not shown yet.
+    pub fn next_draft(&self, shown: &mut Shown, most: usize) -> Option<Piece> {
+        // The count first: what is written in between is looked for once more.
+        let change = self.drafted.load(std::sync::atomic::Ordering::Acquire);
+        let piece = self.drafts().next(shown, most);
+        if piece.is_none() {
+            shown.change = change;
+        }
+        piece
+    }
+
+    /// Whether there may be a piece that was not shown yet. Without a lock.
+    pub fn has_draft(&self, shown: &Shown) -> bool {
+        self.drafted.load(std::sync::atomic::Ordering::Acquire) != shown.change
+    }
+
+    fn drafts(&self) -> std::sync::MutexGuard<'_, Drafts> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts committed segments into the ring and moves the head: the step between commit and look-up.

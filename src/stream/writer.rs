@@ -8,11 +8,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, weight};
+use super::batch::Batch;
+use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight};
 use super::numbering::{Numbering, Numberings};
-use super::topic::{Offer, Queue, Refused, Topic};
+use super::topic::{Offer, Queue, Refused, Topic, Work};
 use crate::event::Seq;
 use crate::failpoint;
 use crate::record::Fold;
@@ -43,8 +45,7 @@ impl Writer {
     }
 
     fn end(&mut self) {
-        self.shared.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.shared.bell.notify_one();
+        self.shared.ask_to_stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -59,7 +60,55 @@ impl Drop for Writer {
     }
 }
 
+/// The writer without its thread: whoever holds it has it write, group by group. For a simulation, which decides
+/// when that is. Dropped, it is a writer that ended: what it had not written is lost.
+#[derive(Debug)]
+pub struct Stepper {
+    pub(super) ending: Ending,
+    pub(super) connection: Connection,
+    pub(super) rounds: Rounds,
+}
+
+/// What is next for the one who has the writer step.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// There is more to write.
+    Step,
+    /// Nothing before it rings.
+    Wait,
+    /// Nothing before it rings, but another try after so long.
+    WaitFor(Duration),
+    /// It was asked to stop, and has.
+    Over,
+}
+
+impl Stepper {
+    /// Writes the next group, if there is any.
+    pub fn step(&mut self) -> Next {
+        let intake = &self.ending.0;
+        if !self.rounds.write(intake, &self.connection, Patience::None) {
+            return Next::Over;
+        }
+        match self.rounds.patience(intake) {
+            _ if self.rounds.kept.is_empty() && intake.has_work() => Next::Step,
+            Patience::For(pause) => Next::WaitFor(pause),
+            _ => Next::Wait,
+        }
+    }
+
+    /// Rings when there is something to write.
+    pub fn rung(&self) -> Arc<Notify> {
+        Arc::clone(&self.ending.0.rung)
+    }
+
+    /// Takes nothing more; what was taken is still to be written.
+    pub fn ask_to_stop(&self) {
+        self.ending.0.ask_to_stop();
+    }
+}
+
 /// Ends the queue with the writer, also when that ends by a panic: nobody waits for ever.
+#[derive(Debug)]
 pub(super) struct Ending(pub(super) Arc<Intake>);
 
 impl Drop for Ending {
@@ -72,40 +121,81 @@ impl Drop for Ending {
 #[derive(Default)]
 struct Group {
     jobs: Vec<Job>,
-    batches: Vec<(Arc<Topic>, Vec<Offer>)>,
+    batches: Vec<(Arc<Topic>, Vec<Work>)>,
     stop: bool,
+}
+
+/// One group after the other: what stays from one to the next.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    /// A group that could not be saved.
+    kept: Vec<(Arc<Topic>, Vec<Work>)>,
+    pause: Duration,
+}
+
+/// How long to wait for something to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Patience {
+    None,
+    For(Duration),
+    Endless,
+}
+
+impl Rounds {
+    pub(super) fn new() -> Self {
+        Self { kept: Vec::new(), pause: RETRY.0 }
+    }
+
+    fn patience(&self, intake: &Intake) -> Patience {
+        match (self.kept.is_empty(), intake.is_writable()) {
+            (false, _) => Patience::For(self.pause),
+            (true, false) => Patience::For(RETRY.1),
+            (true, true) => Patience::Endless,
+        }
+    }
+
+    /// Writes one group. False once all is written after a stop.
+    fn write(&mut self, intake: &Intake, connection: &Connection, patience: Patience) -> bool {
+        let group = intake.collect(std::mem::take(&mut self.kept), patience);
+        let stop = group.stop;
+        let unsaved = intake.write(connection, group);
+        if unsaved.is_empty() {
+            self.pause = RETRY.0;
+            return !stop;
+        }
+        if intake.is_stopping() {
+            // Tried once more after the stop was asked for; a full disk must not keep the server alive.
+            warn!(
+                events = unsaved.iter().flat_map(|(_, work)| work).map(Work::events).sum::<usize>(),
+                "stopping while the store cannot be written: these events are lost, nobody has seen them"
+            );
+            return false;
+        }
+        self.pause = (self.pause * 2).min(RETRY.1);
+        self.kept = unsaved;
+        true
+    }
 }
 
 impl Intake {
     pub(super) fn write_until_stopped(&self, connection: &Connection) {
-        let mut kept: Vec<(Arc<Topic>, Vec<Offer>)> = Vec::new();
-        let mut pause = RETRY.0;
-        loop {
-            let waiting = match (kept.is_empty(), self.is_writable()) {
-                (false, _) => Some(pause),
-                (true, false) => Some(RETRY.1),
-                (true, true) => None,
-            };
-            let group = self.collect(std::mem::take(&mut kept), waiting);
-            let stop = group.stop;
-            let unsaved = self.write(connection, group);
-            if unsaved.is_empty() {
-                pause = RETRY.0;
-                if stop {
-                    break;
-                }
-            } else if self.is_stopping() {
-                // Tried once more after the stop was asked for; a full disk must not keep the server alive.
-                warn!(
-                    events = unsaved.iter().map(|(_, offers)| offers.len()).sum::<usize>(),
-                    "stopping while the store cannot be written: these events are lost, nobody has seen them"
-                );
-                break;
-            } else {
-                pause = (pause * 2).min(RETRY.1);
-                kept = unsaved;
-            }
-        }
+        let mut rounds = Rounds::new();
+        while rounds.write(self, connection, rounds.patience(self)) {}
+    }
+
+    pub(super) fn ring(&self) {
+        self.bell.notify_one();
+        self.rung.notify_one();
+    }
+
+    fn ask_to_stop(&self) {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.ring();
+    }
+
+    fn has_work(&self) -> bool {
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        !inbox.jobs.is_empty() || !inbox.ready.is_empty()
     }
 
     fn is_writable(&self) -> bool {
@@ -138,8 +228,7 @@ impl Intake {
         let mut lost = 0;
         for topic in inbox.ready.drain(..) {
             let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            lost += queue.offers.len();
-            queue.offers.clear();
+            lost += queue.work.drain(..).map(|work| work.events()).sum::<usize>();
             queue.listed = false;
         }
         drop(inbox);
@@ -152,20 +241,21 @@ impl Intake {
         }
     }
 
-    /// Waits for something to write. With `retry`, `kept` goes again at the latest after so long.
-    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Offer>)>, retry: Option<Duration>) -> Group {
+    /// Waits for something to write, as long as patience lasts; `kept` goes again then at the latest.
+    fn collect(&self, kept: Vec<(Arc<Topic>, Vec<Work>)>, patience: Patience) -> Group {
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let idle = inbox.jobs.is_empty() && (inbox.ready.is_empty() || !kept.is_empty());
             if !idle || inbox.stop {
                 break;
             }
-            match retry {
-                Some(pause) => {
+            match patience {
+                Patience::None => break,
+                Patience::For(pause) => {
                     inbox = self.bell.wait_timeout(inbox, pause).unwrap_or_else(PoisonError::into_inner).0;
                     break;
                 }
-                None => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                Patience::Endless => inbox = self.bell.wait(inbox).unwrap_or_else(PoisonError::into_inner),
             }
         }
         let jobs = inbox.jobs.len().min(GROUP_JOBS);
@@ -179,7 +269,7 @@ impl Intake {
     }
 
     /// Commits a group, then tells everyone. Gives back the batches of a group that could not be saved.
-    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Offer>)> {
+    fn write(&self, connection: &Connection, group: Group) -> Vec<(Arc<Topic>, Vec<Work>)> {
         let Group { jobs, batches, .. } = group;
         if jobs.is_empty() && batches.is_empty() {
             if !self.is_writable() {
@@ -190,17 +280,20 @@ impl Intake {
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
         let mut numberings = Numberings::default();
         let mut jobs = jobs.into_iter();
-        let mut answers = Vec::new();
+        let (mut answers, mut follows) = (Vec::new(), Vec::new());
         let mut acks = Vec::new();
         let written = (|| -> Result<(), StoreError> {
             connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
             for job in jobs.by_ref() {
-                run_job(connection, &mut numberings, job, &mut answers)?;
+                run_job(connection, &mut numberings, job, &mut answers, &mut follows)?;
             }
-            for (topic, offers) in &batches {
+            for (topic, works) in &batches {
                 let numbering = numberings.of(topic);
-                for offer in offers {
-                    acks.push(numbering.number(connection, offer)?);
+                for work in works {
+                    acks.push(match work {
+                        Work::One(offer) => numbering.number(connection, offer)?,
+                        Work::Many(batch) => numbering.number_batch(connection, batch)?,
+                    });
                 }
             }
             for numbering in &mut numberings.all {
@@ -226,6 +319,9 @@ impl Intake {
         drop(gate);
         failpoint::hit("committed-not-woken");
         self.note_writable();
+        for follow in follows {
+            follow();
+        }
         for numbering in numberings.all {
             self.show(numbering);
         }
@@ -237,7 +333,7 @@ impl Intake {
     }
 
     fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, numbered, staged, .. } = numbering;
+        let Numbering { topic, segments, kinds, numbered, producers, staged, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
         let apply = |fold: &mut Fold| {
@@ -245,29 +341,35 @@ impl Intake {
                 let text = event.text.as_deref().unwrap_or_default();
                 fold.apply(id, event.run, event.seq, event.at, &event.mark, text);
             }
+            for turned in &producers {
+                fold.note_producer(turned.run, turned.seq, Some(turned.turn.last_n));
+                turned.turn.note_saved();
+            }
         };
-        topic.show(&self.connections, segments, apply, numbered.iter().map(|event| &*event.kind));
+        topic.end_drafts(numbered.iter().filter_map(|event| Some((event.run?, &event.mark))));
+        topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
         if changes_task {
             self.changes.note(id);
         }
     }
 
     /// Gives the places in the queue back and tells those who wait for their numbers.
-    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Offer>)>, results: Vec<Result<Seq, Refused>>) {
+    fn acknowledge(&self, batches: Vec<(Arc<Topic>, Vec<Work>)>, results: Vec<Result<Seq, Refused>>) {
         let mut results = results.into_iter();
-        for (topic, offers) in batches {
-            let (mut places, mut bytes) = (0, 0);
-            for offer in offers {
+        for (topic, works) in batches {
+            let (mut free, mut bytes) = (0, 0);
+            for work in works {
                 let result = results.next().unwrap_or(Err(Refused::Stopping));
-                if !offer.is_from_reserve() {
-                    places += 1;
-                    bytes += weight(&offer, &self.limits) as usize;
+                if !matches!(&work, Work::One(offer) if offer.is_from_reserve()) {
+                    free += places(work.events(), &self.limits) as usize;
+                    bytes += weight(work.bytes(), &self.limits) as usize;
                 }
-                if let Some(ack) = offer.ack {
+                let (Work::One(Offer { ack, .. }) | Work::Many(Batch { ack, .. })) = work;
+                if let Some(ack) = ack {
                     let _ = ack.send(result);
                 }
             }
-            topic.slots.add_permits(places);
+            topic.slots.add_permits(free);
             topic.bytes.add_permits(bytes);
             self.queues_bytes.add_permits(bytes);
         }
@@ -312,9 +414,9 @@ fn take_batches(inbox: &mut Inbox, group: &mut Group) {
         let most_bytes = (GROUP_BYTES / share).min(GROUP_BYTES - bytes);
         let mut queue = topic.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = take(&mut queue, most_events, most_bytes);
-        events += taken.len();
-        bytes += taken.iter().map(Offer::bytes).sum::<usize>();
-        queue.listed = !queue.offers.is_empty();
+        events += taken.iter().map(Work::events).sum::<usize>();
+        bytes += taken.iter().map(Work::bytes).sum::<usize>();
+        queue.listed = !queue.work.is_empty();
         let again = queue.listed;
         drop(queue);
         if again {
@@ -326,20 +428,20 @@ fn take_batches(inbox: &mut Inbox, group: &mut Group) {
     }
 }
 
-fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Offer> {
-    let mut bytes = 0;
+fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Work> {
+    let (mut events, mut bytes) = (0, 0);
     let count = queue
-        .offers
+        .work
         .iter()
-        .take(most_events)
-        .take_while(|offer| {
-            bytes += offer.bytes();
-            bytes <= most_bytes
+        .take_while(|work| {
+            events += work.events();
+            bytes += work.bytes();
+            events <= most_events && bytes <= most_bytes
         })
         .count()
         .max(1)
-        .min(queue.offers.len());
-    queue.offers.drain(..count).collect()
+        .min(queue.work.len());
+    queue.work.drain(..count).collect()
 }
 
 /// Runs one job in a savepoint: what it fails at is undone and answered, the group goes on. An error here means
@@ -349,6 +451,7 @@ fn run_job(
     numberings: &mut Numberings,
     job: Job,
     answers: &mut Vec<(Answer, Result<Vec<Seq>, StoreError>)>,
+    follows: &mut Vec<Box<dyn FnOnce() + Send>>,
 ) -> Result<(), StoreError> {
     if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
         let error = StoreError::from(error);
@@ -357,7 +460,7 @@ fn run_job(
     }
     // A panic in a job undoes that job; its asker is told by the drop of the answer.
     let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
-    let Ok(Acted { offers, answer }) = acted else {
+    let Ok(Acted { offers, follow, answer }) = acted else {
         error!("a change of state ended by a panic; it is undone");
         return undo_job(connection);
     };
@@ -376,6 +479,7 @@ fn run_job(
         return undo_job(connection);
     }
     answers.push((answer, numbered));
+    follows.extend(follow);
     connection.prepare_cached("RELEASE job")?.execute([])?;
     Ok(())
 }

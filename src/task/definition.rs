@@ -44,6 +44,19 @@ pub enum AgentKind {
     /// The steps written in the task.
     #[default]
     Steps,
+    /// A program elsewhere, which sends what happens.
+    External,
+    /// An agent for tests, which says what it is told to.
+    #[cfg(feature = "failpoints")]
+    #[serde(rename = "echo_model")]
+    EchoModel,
+}
+
+impl AgentKind {
+    /// Whether the work is done by a program that this server does not start.
+    pub const fn is_elsewhere(self) -> bool {
+        matches!(self, Self::External)
+    }
 }
 
 /// When a task runs by itself.
@@ -225,6 +238,7 @@ struct Written<'d> {
     params: &'d BTreeMap<String, Param>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     secrets: &'d BTreeMap<String, SecretSource>,
+    #[serde(skip_serializing_if = "<[Step]>::is_empty")]
     steps: &'d [Step],
 }
 

@@ -321,7 +321,15 @@ impl Reader {
                 }
             }
         }
-        let steps = self.steps(&mut open);
+        let steps = match agent {
+            #[cfg(feature = "failpoints")]
+            Some(AgentKind::EchoModel) => {
+                let _ = open.take("steps");
+                Vec::new()
+            }
+            Some(AgentKind::External) => self.no_steps(&mut open),
+            _ => self.steps(&mut open),
+        };
         let attention = self.condition(&mut open, "attention");
         let summary = self.line(&mut open, "summary");
         if summary.is_some() && attention.is_none() && open.take("attention").is_none() {
@@ -376,6 +384,9 @@ impl Reader {
         }
         let words = [
             ("steps", Some(AgentKind::Steps)),
+            ("external", Some(AgentKind::External)),
+            #[cfg(feature = "failpoints")]
+            ("echo_model", Some(AgentKind::EchoModel)),
             ("script", None),
             ("model", None),
             ("acp", None),
@@ -383,7 +394,6 @@ impl Reader {
             ("codex", None),
             ("gemini", None),
             ("opencode", None),
-            ("external", None),
         ];
         self.word(open, "agent", &words)
     }
@@ -544,6 +554,21 @@ impl Reader {
             }
         }
         secrets
+    }
+
+    /// What only steps can do is refused where a program elsewhere does the work: it would never happen.
+    fn no_steps(&mut self, open: &mut Open<'_>) -> Vec<Step> {
+        for (name, what) in [
+            ("steps", "carries out no steps: take them out, or agent"),
+            ("secrets", "gets no secrets from here: give them to the program where it runs"),
+            ("attention", "has no steps that a condition could speak of: the program says attention itself"),
+        ] {
+            let is_empty = |node: &Node| matches!(&node.data, Data::List(items) if items.is_empty());
+            if let Some(node) = open.take(name).filter(|node| !is_empty(node)) {
+                self.wrong(name, node.span.clone(), format!("agent \"external\" {what}"));
+            }
+        }
+        Vec::new()
     }
 
     fn steps(&mut self, open: &mut Open<'_>) -> Vec<Step> {

@@ -88,6 +88,11 @@ impl Play {
         }
     }
 
+    /// Offers something without waiting until it is saved.
+    pub async fn offer(&self, body: &Body) {
+        self.publisher.offer(&self.topic, Some(self.run), body).await.unwrap();
+    }
+
     /// The last event that is saved.
     pub fn head(&self) -> u64 {
         self.topic.head().0

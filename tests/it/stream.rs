@@ -13,6 +13,7 @@ use rejoin::clock::Clock;
 use rejoin::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
 use rejoin::record::RunState;
 use rejoin::store::{Durability, Store, StoreError, TaskNo, sql};
+use rejoin::stream::batch::{Batch, Producer, Turn};
 use rejoin::stream::forwarder::{Peer, Watcher};
 use rejoin::stream::log::{self, Bounds};
 use rejoin::stream::publish::{Limits, Publisher, Writable};
@@ -117,20 +118,10 @@ impl Stream {
         }
     }
 
-    /// Retention, as the server does it: the log first, then memory, then everyone is told.
+    /// Retention, as the server does it.
     async fn retain_from(&self, topic: &Arc<Topic>, oldest: Seq) -> Seq {
-        let no = topic.no;
-        let act = move |connection: &Connection| -> Result<_, StoreError> {
-            Ok((log::raise_oldest(connection, no, oldest)?.unwrap(), Vec::new()))
-        };
-        let (oldest, _) = self.publisher.transact(act).await.unwrap();
-        {
-            let mut tail = topic.tail();
-            tail.oldest = oldest;
-            tail.ring.forget_below(oldest);
-        }
-        self.publisher.wake_all(topic);
-        oldest
+        self.publisher.raise_oldest(topic, oldest).await.unwrap();
+        topic.tail().oldest
     }
 
     /// No page more for the file: what SQLite does on a full disk.
@@ -234,6 +225,7 @@ struct GroupWaker {
     peer: Arc<Peer>,
     of: Arc<Topic>,
     heads: Mutex<Vec<Seq>>,
+    logs: Mutex<Vec<(Gen, Seq)>>,
 }
 
 impl GroupWaker {
@@ -242,7 +234,7 @@ impl GroupWaker {
         let peer = Arc::new(Peer::new(1 << 40, "u".into(), "c".into()));
         let watcher = Arc::new(Watcher::new(Arc::clone(&peer), 1, through.head().next()));
         stream.publisher.connections().insert(&through.id, watcher);
-        let this = Arc::new(Self { peer, of: Arc::clone(of), heads: Mutex::default() });
+        let this = Arc::new(Self { peer, of: Arc::clone(of), heads: Mutex::default(), logs: Mutex::default() });
         this.register();
         this
     }
@@ -260,6 +252,11 @@ impl GroupWaker {
 impl std::task::Wake for GroupWaker {
     fn wake(self: Arc<Self>) {
         self.heads.lock().unwrap().push(self.of.head());
+        let (generation, head) = {
+            let tail = self.of.tail();
+            (tail.generation, tail.head)
+        };
+        self.logs.lock().unwrap().push((generation, head));
         self.register();
     }
 }
@@ -1438,5 +1435,173 @@ fn the_end_of_a_run_waits_behind_nothing_but_what_its_queue_has_taken() {
         for (n, said) in (0..).zip(waiting) {
             assert_eq!(said.await, if n < 8 { Ok(Seq(3 + n)) } else { Err(Refused::RunOver) });
         }
+    });
+}
+
+/// A batch of thoughts, numbered from `first` by their producer.
+fn thoughts(topic: &Topic, run: RunId, first: u64, count: u64) -> Batch {
+    let mut batch = Batch::new(&topic.id, run, Clock::system().now());
+    for n in first..first + count {
+        batch.push("thought", &raw(&json!({ "text": format!("{n}") })));
+    }
+    batch
+}
+
+fn raw(data: &Value) -> Box<serde_json::value::RawValue> {
+    serde_json::value::to_raw_value(data).unwrap()
+}
+
+async fn feed(stream: &Stream, topic: &Arc<Topic>, batch: Batch, turn: &Turn, last_n: u64) -> Result<Seq, Refused> {
+    stream.publisher.offer_batch(topic, batch, turn, last_n).await.unwrap().await.unwrap()
+}
+
+#[test]
+fn a_batch_gives_the_events_that_single_offers_give() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), Limits::default());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let mut watch = stream.watch(&topic, 1, Seq(2)).await;
+        let long = "x".repeat(100_000);
+        let said = [
+            ("tool_use", json!({ "call": "c1", "tool": "shell", "input": { "command": "df" } })),
+            ("thought", json!({ "text": long })),
+            ("odd \"kind\"", json!([1, 2, 3])),
+            ("status", json!({ "state": "progress", "text": "half" })),
+            ("tool_result", json!({ "call": "c1", "tool": "shell", "ok": true, "output": "" })),
+        ];
+        for (kind, data) in &said {
+            let body = Body::Other { kind: (*kind).to_owned(), raw: raw(data) };
+            stream.publisher.publish(&topic, Some(run), &body).await.unwrap();
+        }
+        let turn = stream.publisher.take_turn(&Producer::new(0)).await.unwrap();
+        let mut batch = Batch::new(&topic.id, run, Clock::system().now());
+        for (kind, data) in &said {
+            batch.push(kind, &raw(data));
+        }
+        assert_eq!(feed(&stream, &topic, batch, &turn, 5).await, Ok(Seq(12)));
+
+        let seen = watch.through(Seq(12)).await;
+        assert_eq!(numbers(&seen), (3..=12).collect::<Vec<_>>());
+        assert_eq!(seen, stream.logged(&topic)[2..]);
+        for (one, many) in seen[..5].iter().zip(&seen[5..]) {
+            let (mut one, mut many) = (event(&one.1), event(&many.1));
+            for value in [&mut one, &mut many] {
+                value["seq"] = Value::Null;
+                value["at"] = Value::Null;
+            }
+            assert_eq!(one, many);
+        }
+        let whole = |seq| stream.store.read_blocking(|connection| log::whole(connection, topic.no, seq)).unwrap();
+        assert_eq!(event(&whole(Seq(9)).unwrap())["data"]["text"].as_str().unwrap().len(), 100_000);
+        assert_eq!(whole(Seq(8)), None);
+        let tail = topic.tail();
+        assert!(tail.fold.calls().is_empty(), "the call that was opened is closed");
+        assert_eq!(tail.fold.run(run).unwrap().text.as_deref(), Some("half"));
+        assert_eq!(tail.fold.run(run).unwrap().last_n, Some(5));
+    });
+}
+
+#[test]
+fn what_an_older_request_has_under_way_is_refused_once_another_has_the_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let producer = Producer::new(0);
+        let older = stream.publisher.take_turn(&producer).await.unwrap();
+        assert!(feed(&stream, &topic, thoughts(&topic, run, 1, 10), &older, 10).await.is_ok());
+
+        let hold = stream.hold().await;
+        let late = stream.publisher.offer_batch(&topic, thoughts(&topic, run, 11, 10), &older, 20).await.unwrap();
+        let taking = stream.publisher.take_turn(&producer);
+        tokio::pin!(taking);
+        assert!(futures_util::poll!(&mut taking).is_pending(), "it asks the writer");
+        drop(hold);
+        let newer = taking.await.unwrap();
+        assert_eq!(newer.saved(), 10, "exact from here on");
+        assert_eq!(late.await.unwrap(), Err(Refused::Fenced));
+        assert!(!older.holds() && newer.holds());
+        assert_eq!(feed(&stream, &topic, thoughts(&topic, run, 11, 1), &newer, 11).await, Ok(Seq(13)));
+        assert_eq!(newer.saved(), 11);
+    });
+}
+
+#[test]
+fn nothing_of_a_batch_follows_the_end_of_its_run_and_its_count_is_kept_t_28() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), Limits::default());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let turn = stream.publisher.take_turn(&Producer::new(0)).await.unwrap();
+        let mut batch = thoughts(&topic, run, 1, 1);
+        batch.push("status", &raw(&json!({ "state": "succeeded", "text": "done" })));
+        batch.push("thought", &raw(&json!({ "text": "late" })));
+        assert_eq!(feed(&stream, &topic, batch, &turn, 2).await, Ok(Seq(4)));
+        assert_eq!(stream.logged(&topic).len(), 4);
+        assert_eq!(feed(&stream, &topic, thoughts(&topic, run, 3, 1), &turn, 3).await, Err(Refused::RunOver));
+        let row = stream.store.read_blocking(|connection| {
+            connection.query_row("SELECT run FROM runs", [], |row| row.get::<_, String>(0))
+        });
+        let row = event(&row.unwrap());
+        assert_eq!((&row["state"], &row["last_n"]), (&json!("succeeded"), &json!(2)));
+    });
+}
+
+#[test]
+fn how_far_a_producer_came_is_saved_with_its_events() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), Limits::default());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let turn = stream.publisher.take_turn(&Producer::new(0)).await.unwrap();
+        stream.fill_disk().await;
+        // More than the free pages of the file take.
+        let mut batch = Batch::new(&topic.id, run, Clock::system().now());
+        for _ in 0..100 {
+            batch.push("thought", &raw(&json!({ "text": "x".repeat(2000) })));
+        }
+        let waiting = stream.publisher.offer_batch(&topic, batch, &turn, 100).await.unwrap();
+        let mut writable = stream.publisher.writable();
+        writable.wait_for(|writable| *writable != Writable::Yes).await.unwrap();
+        assert_eq!(turn.saved(), 0, "what is not saved is not counted");
+        stream.free_disk().await;
+        assert_eq!(waiting.await.unwrap(), Ok(Seq(102)));
+        assert_eq!(turn.saved(), 100);
+        drop(stream);
+
+        let again = Stream::open(dir.path(), Limits::default());
+        let topic = again.publisher.topic(&"a".parse().unwrap()).unwrap();
+        assert_eq!(topic.head(), Seq(102), "all of it, once");
+        assert_eq!(topic.tail().fold.run(run).unwrap().last_n, Some(100));
+    });
+}
+
+#[test]
+fn t_09_no_event_is_shown_under_the_id_that_a_log_had_before() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let topic = stream.task("a").await;
+        stream.say(&topic, None, "1").await;
+        let old = topic.tail().generation;
+        let waker = GroupWaker::enter(&stream, &topic, &topic);
+        let hold = stream.hold().await;
+        let renewing = stream.publisher.renew(&topic, old);
+        tokio::pin!(renewing);
+        assert!(futures_util::poll!(&mut renewing).is_pending());
+        stream.publisher.offer(&topic, None, &thought("2")).await.unwrap();
+        drop(hold);
+        let fresh = renewing.await.unwrap();
+        assert_ne!(fresh, old);
+        assert_eq!(stream.publisher.renew(&topic, old).await.unwrap(), fresh, "once");
+        stream.say(&topic, None, "3").await;
+        let logs = waker.logs.lock().unwrap().clone();
+        assert!(logs.contains(&(fresh, Seq(2))) || logs.contains(&(fresh, Seq(3))), "{logs:?}");
+        assert!(logs.iter().all(|(generation, head)| *head == Seq(1) || *generation == fresh), "{logs:?}");
     });
 }

@@ -801,13 +801,10 @@ export class Connection {
     }
     this.#log('subscribing again', { task: channel.task });
     const now = this.env.now();
-    const last = this.#resubscribedAt.get(channel);
-    this.#resubscribedAt.set(channel, now);
-    if (last !== undefined && now - last < RESUBSCRIBE_PAUSE_MS) {
-      this.#subscribeIn(channel, RESUBSCRIBE_PAUSE_MS);
-    } else {
-      this.#subscribe(channel);
-    }
+    const due = Math.max(now, (this.#resubscribedAt.get(channel) ?? -Infinity) + RESUBSCRIBE_PAUSE_MS);
+    this.#resubscribedAt.set(channel, due);
+    if (due > now) this.#subscribeIn(channel, due - now);
+    else this.#subscribe(channel);
   }
 
   #subscribeIn(channel: Channel, ms: number): void {

@@ -1,0 +1,180 @@
+//! A simulation of the server and its watchers in one process under a virtual clock: everything is real but sockets,
+//! threads and time. What happens comes from a seed, so that whatever is found can be had again.
+//!
+//! `REJOIN_SIM_SEED=n` plays one seed with its trace, `REJOIN_SIM_SEEDS=n` so many from `REJOIN_SIM_FROM` on,
+//! `REJOIN_SIM_FOR=seconds` as many as fit. `docs/decisions/0014-a-simulation-of-the-stream.md` says what it is built
+//! of and which faults it was seen to find.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
+
+mod chance;
+mod emitter;
+mod judge;
+mod network;
+mod node;
+mod page;
+mod probe;
+mod scenario;
+mod truth;
+mod watcher;
+mod world;
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Once};
+use std::time::{Duration, Instant};
+
+use world::World;
+
+/// How many seeds the gate plays.
+const SEEDS: u64 = 1_000;
+/// How long one seed may take by the machine's own time before it is taken for one that spins.
+const SPINS: Duration = Duration::from_secs(120);
+
+thread_local! {
+    /// What panicked on this thread: the runtime catches it, and nobody would hear of it.
+    static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// What a seed came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Came {
+    wrong: Option<String>,
+    /// What happened, as a number, and how much that was.
+    hash: u64,
+    lines: u64,
+    events: u64,
+    received: u64,
+    connects: u64,
+    resets: u64,
+    pages: u64,
+    crashes: u64,
+    last_lines: String,
+}
+
+fn play(seed: u64, aloud: bool) -> Came {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            PANICKED.with_borrow_mut(|panicked| *panicked = Some(info.to_string()));
+            before(info);
+        }));
+    });
+    PANICKED.take();
+    let dir = folder(seed);
+    std::fs::create_dir_all(&dir).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let came = runtime.block_on(async {
+        let world = World::new(seed, dir.clone(), aloud);
+        scenario::play(Arc::clone(&world)).await;
+        let (hash, lines) = world.hash();
+        let read = |stat: &AtomicU64| stat.load(Ordering::Relaxed);
+        Came {
+            wrong: world.first_wrong().or_else(|| PANICKED.take()),
+            hash,
+            lines,
+            events: read(&world.stats.events),
+            received: read(&world.stats.received),
+            connects: read(&world.stats.connects),
+            resets: read(&world.stats.resets),
+            pages: read(&world.stats.pages),
+            crashes: read(&world.stats.crashes),
+            last_lines: world.last_lines(),
+        }
+    });
+    drop(runtime);
+    let _ = std::fs::remove_dir_all(dir);
+    came
+}
+
+/// A folder in memory, where there is one.
+fn folder(seed: u64) -> PathBuf {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let memory = PathBuf::from("/dev/shm");
+    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    base.join(format!("rejoin-sim-{}-{seed}-{}", std::process::id(), LAST.fetch_add(1, Ordering::Relaxed)))
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Plays seeds on all cores until there are none left, the time is over or one is wrong.
+fn play_all(from: u64, seeds: u64, time: Option<Duration>) {
+    let (next, begin) = (AtomicU64::new(from), Instant::now());
+    let wrong = Mutex::new(Vec::new());
+    let sums = Mutex::new([0_u64; 7]);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let playing: Vec<Mutex<Option<(u64, Instant)>>> = (0..cores).map(|_| Mutex::new(None)).collect();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = playing
+            .iter()
+            .map(|mine| {
+                let (next, wrong, sums) = (&next, &wrong, &sums);
+                scope.spawn(move || {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        let over = time.map_or(seed >= from + seeds, |time| begin.elapsed() > time);
+                        if over || !wrong.lock().unwrap().is_empty() {
+                            return;
+                        }
+                        *mine.lock().unwrap() = Some((seed, Instant::now()));
+                        let came = play(seed, false);
+                        *mine.lock().unwrap() = None;
+                        let one = [1, came.events, came.received, came.connects, came.resets, came.pages, came.crashes];
+                        sums.lock().unwrap().iter_mut().zip(one).for_each(|(sum, one)| *sum += one);
+                        if came.wrong.is_some() {
+                            wrong.lock().unwrap().push((seed, came));
+                        }
+                    }
+                })
+            })
+            .collect();
+        // Whatever spins without ever waiting is found by nothing else.
+        while workers.iter().any(|worker| !worker.is_finished()) {
+            std::thread::park_timeout(Duration::from_millis(50));
+            for (seed, since) in playing.iter().filter_map(|playing| *playing.lock().unwrap()) {
+                if since.elapsed() > SPINS {
+                    eprintln!("seed {seed} does not end: REJOIN_SIM_SEED={seed} shows how far it comes");
+                    std::process::exit(101);
+                }
+            }
+        }
+    });
+    let [played, events, received, connects, resets, pages, crashes] = sums.into_inner().unwrap();
+    println!(
+        "{played} seeds in {:.1} s: {events} events in the logs at the end, {received} received, {connects} connections, \
+         {resets} resets, {pages} pages, {crashes} crashes",
+        begin.elapsed().as_secs_f32()
+    );
+    let mut wrong = wrong.into_inner().unwrap();
+    wrong.sort_by_key(|(seed, _)| *seed);
+    if let Some((seed, came)) = wrong.first() {
+        panic!(
+            "seed {seed}, {} seeds after the first: {}\n{}\nREJOIN_SIM_SEED={seed} plays it again",
+            seed - from,
+            came.wrong.as_deref().unwrap_or_default(),
+            came.last_lines
+        );
+    }
+}
+
+#[test]
+fn whatever_happens_every_watcher_has_what_was_saved_once_and_in_order() {
+    if let Some(seed) = number("REJOIN_SIM_SEED") {
+        let came = play(seed, true);
+        println!("hash {:016x} over {} lines", came.hash, came.lines);
+        assert_eq!(came.wrong, None);
+        return;
+    }
+    let time = number("REJOIN_SIM_FOR").map(Duration::from_secs);
+    play_all(number("REJOIN_SIM_FROM").unwrap_or(1), number("REJOIN_SIM_SEEDS").unwrap_or(SEEDS), time);
+}
+
+#[test]
+fn the_same_seed_is_the_same_story() {
+    for seed in [1, 2, 3, 5, 8] {
+        assert_eq!(play(seed, false), play(seed, false), "seed {seed}");
+    }
+}
