@@ -39,6 +39,7 @@ test('the client is less than 12 kB compressed, and loads nothing else', () => {
 });
 
 test.each([
+  ['log.js', 2_000],
   ['outbox.js', 2_500],
   ['tabs.js', 3_000],
 ])('%s is less than %i bytes, and loads nothing but the client', (name, most) => {
