@@ -206,8 +206,13 @@ impl Stage {
 
     async fn sign_in(&mut self, name: String) -> Result<(), String> {
         let address = self.bench.client().address;
-        let post = http().post(format!("http://{address}/api/v1/session")).header("Origin", format!("http://{address}"));
-        let response = post.json(&json!({ "token": self.bench.client().token() })).send().await.map_err(|error| error.to_string())?;
+        let post =
+            http().post(format!("http://{address}/api/v1/session")).header("Origin", format!("http://{address}"));
+        let response = post
+            .json(&json!({ "token": self.bench.client().token() }))
+            .send()
+            .await
+            .map_err(|error| error.to_string())?;
         let cookie = response.headers().get("set-cookie").and_then(|cookie| cookie.to_str().ok());
         let cookie = cookie.and_then(|cookie| cookie.split(';').next()).ok_or("no cookie came")?.to_owned();
         let ask = Asked { path: json!("/session/devices"), credential: Some(name.clone()), ..Asked::default() };
