@@ -141,7 +141,7 @@ async fn answer(acts: &Acts, ask: Ask, uuid: Uuid, id: Value, by: &Credential) -
 fn refused(id: Value, error: &ApiError) -> String {
     let (code, retryable) = match (error.status(), error.code()) {
         (StatusCode::TOO_MANY_REQUESTS, _) => ("limit", true),
-        (StatusCode::SERVICE_UNAVAILABLE, _) => ("not_writable", true),
+        (_, "not_writable") => ("not_writable", true),
         (StatusCode::NOT_FOUND, _) => ("not_found", false),
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => ("forbidden", false),
         (_, "run_over") => ("run_over", false),

@@ -350,6 +350,9 @@ impl Session {
             let index = self.turn % self.subs.len();
             self.turn = index + 1;
             let sub = &mut self.subs[index];
+            if let Some(said) = sub.delta(max_bytes) {
+                return Ok(Some(Utf8Bytes::from(said.text).into()));
+            }
             if let Some(said) = sub.caught_up() {
                 return Ok(Some(Utf8Bytes::from(said.text).into()));
             }
@@ -387,7 +390,7 @@ impl Session {
         self.heartbeat_due
             || self.look
             || !self.greeting.is_empty()
-            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up() || sub.reader.has_draft())
     }
 
     /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a

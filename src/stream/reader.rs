@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::delta::{Piece, Shown};
 use super::forwarder::Watcher;
 use super::log::{self, Bounds};
 use super::publish::Publisher;
@@ -136,6 +137,8 @@ pub struct Reader {
     next: Seq,
     /// What was fetched from the log and not passed yet: one page at most.
     page: VecDeque<Arc<Segment>>,
+    /// How far the texts that are being written were shown.
+    shown: Shown,
 }
 
 impl Drop for Reader {
@@ -153,7 +156,15 @@ impl Reader {
             let tail = topic.tail();
             (tail.generation, tail.head)
         };
-        Self { topic, watcher, publisher: publisher.clone(), generation, next: head.next(), page: VecDeque::new() }
+        Self {
+            topic,
+            watcher,
+            publisher: publisher.clone(),
+            generation,
+            next: head.next(),
+            page: VecDeque::new(),
+            shown: Shown::default(),
+        }
     }
 
     /// The task's stream.
@@ -177,6 +188,21 @@ impl Reader {
         self.next = next;
         self.page.clear();
         self.watcher.set_next(next);
+    }
+
+    /// Shows the texts that are being written from their beginning again.
+    pub fn show_again(&mut self) {
+        self.shown = Shown::default();
+    }
+
+    /// The next piece of a text that is being written, at most `most` bytes of it.
+    pub fn draft(&mut self, most: usize) -> Option<Piece> {
+        self.topic.next_draft(&mut self.shown, most)
+    }
+
+    /// Whether there may be such a piece, without the lock.
+    pub fn has_draft(&self) -> bool {
+        self.topic.has_draft(&self.shown)
     }
 
     /// Where the log stands now.

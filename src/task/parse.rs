@@ -322,6 +322,11 @@ impl Reader {
             }
         }
         let steps = match agent {
+            #[cfg(feature = "failpoints")]
+            Some(AgentKind::EchoModel) => {
+                let _ = open.take("steps");
+                Vec::new()
+            }
             Some(AgentKind::External) => self.no_steps(&mut open),
             _ => self.steps(&mut open),
         };
@@ -380,6 +385,8 @@ impl Reader {
         let words = [
             ("steps", Some(AgentKind::Steps)),
             ("external", Some(AgentKind::External)),
+            #[cfg(feature = "failpoints")]
+            ("echo_model", Some(AgentKind::EchoModel)),
             ("script", None),
             ("model", None),
             ("acp", None),

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rejoin::clock::Clock;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use crate::harness::{Client, Home, PATIENCE, is_terminal, seqs};
+use crate::producer::Producer;
 
 /// A task whose work is done elsewhere.
 const EXTERNAL: &str = "title = \"Elsewhere\"\nagent = \"external\"\n";
@@ -34,69 +35,6 @@ fn end(n: u64) -> String {
 /// Lines `first` to `last`.
 fn thoughts(first: u64, last: u64) -> String {
     (first..=last).map(thought).collect()
-}
-
-/// One streamed request of a producer, in the hands of the test.
-struct Producer {
-    stream: TcpStream,
-}
-
-impl Producer {
-    async fn open(client: &Client, run: &str) -> Self {
-        Self::with(client, run, "Transfer-Encoding: chunked\r\n").await
-    }
-
-    async fn with(client: &Client, run: &str, headers: &str) -> Self {
-        let mut stream = TcpStream::connect(client.address).await.unwrap();
-        let head = format!(
-            "POST /api/v1/runs/{run}/events HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n{headers}\r\n",
-            client.address, client.token
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
-        Self { stream }
-    }
-
-    /// Sends a chunk.
-    async fn say(&mut self, text: impl AsRef<[u8]>) {
-        self.try_say(text).await.unwrap();
-    }
-
-    async fn try_say(&mut self, text: impl AsRef<[u8]>) -> std::io::Result<()> {
-        let text = text.as_ref();
-        let chunk = [format!("{:x}\r\n", text.len()).as_bytes(), text, b"\r\n"].concat();
-        self.stream.write_all(&chunk).await
-    }
-
-    /// Ends the body; gives the answer.
-    async fn end(mut self) -> (u16, Value) {
-        let _ = self.stream.write_all(b"0\r\n\r\n").await;
-        self.answer().await
-    }
-
-    /// The answer, whether the body is at its end or not.
-    async fn answer(&mut self) -> (u16, Value) {
-        timeout(PATIENCE, self.read()).await.expect("no answer")
-    }
-
-    async fn read(&mut self) -> (u16, Value) {
-        let mut bytes = Vec::new();
-        loop {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            if let Some((head, body)) = text.split_once("\r\n\r\n") {
-                let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-                let length = head
-                    .lines()
-                    .find_map(|line| line.to_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-                if body.len() >= length.map_or(0, |length| length.parse().unwrap()) {
-                    return (status, serde_json::from_str(body).unwrap_or(Value::Null));
-                }
-            }
-            let mut part = [0; 4096];
-            let count = self.stream.read(&mut part).await.unwrap();
-            assert!(count > 0, "closed without an answer: {text:?}");
-            bytes.extend_from_slice(&part[..count]);
-        }
-    }
 }
 
 /// Sends all lines in one request.
@@ -219,6 +157,30 @@ async fn a_new_request_fences_the_old_one_and_nothing_of_that_is_saved_any_more(
     let (status, answer) = new.end().await;
     assert_eq!((status, &answer["accepted"], &answer["last_n"]), (200, &json!(3), &json!(6)));
     assert_eq!(said(&server.client, "elsewhere").await, numbered(6));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_program_with_a_name_that_another_replaced_does_not_come_back() {
+    let home = home("");
+    let server = home.serve().await;
+    let run = server.client.run("elsewhere").await;
+    let as_name = async |name: &str, lines: String| {
+        let request = server.client.request(reqwest::Method::POST, &format!("/runs/{run}/events"));
+        let response = request.header("Rejoin-Producer", name).body(lines).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    assert_eq!(as_name("first", thought(1)).await.0, 200);
+    assert_eq!(as_name("first", thought(2)).await.0, 200, "its own requests replace each other");
+    assert_eq!(as_name("second", thought(3)).await.0, 200);
+    // The first hung, and knows nothing of it.
+    let (status, answer) = as_name("first", line(4, "thought", json!({ "text": "of the first" }))).await;
+    assert_eq!((status, &answer["code"], &answer["last_n"]), (409, &json!("fenced"), &json!(3)), "{answer}");
+    let asked = server.client.request(reqwest::Method::GET, &format!("/runs/{run}/stop"));
+    assert_eq!(asked.header("Rejoin-Producer", "first").send().await.unwrap().status(), 409);
+    assert_eq!(as_name("second", thought(4)).await.0, 200);
+    assert_eq!(said(&server.client, "elsewhere").await, numbered(4));
+    assert_eq!(as_name("a name", thought(5)).await.0, 400);
     server.stop().await;
 }
 

@@ -3,6 +3,7 @@
 
 mod api;
 mod attack;
+mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
@@ -11,6 +12,8 @@ mod commands;
 mod commands_faults;
 mod config;
 mod conformance;
+#[cfg(feature = "failpoints")]
+mod deltas;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
@@ -27,7 +30,10 @@ mod house;
 mod kills;
 #[cfg(feature = "failpoints")]
 mod kills_recorder;
+#[cfg(feature = "failpoints")]
+mod kills_scene;
 mod process;
+mod producer;
 mod proxy;
 mod resume;
 mod rows;

@@ -898,7 +898,10 @@ impl Watcher {
                         again.push(sub.task.clone());
                     }
                     sub.behind_at = behind.then_some(at.sent);
-                    sub.since = sub.since.max(said);
+                    // What it still has to be told may have been before that.
+                    if !behind {
+                        sub.since = sub.since.max(said);
+                    }
                 }
             }
         }

@@ -78,7 +78,7 @@ export class World {
   listeners = 0;
   answer: typeof globalThis.fetch = () => Promise.reject(new TypeError('no network'));
 
-  readonly environment: Environment = {
+  readonly environment: Partial<Environment> = {
     now: () => this.time,
     setTimer: (action, ms) => {
       const timer = { at: this.time + ms, order: this.order++, action };
@@ -90,7 +90,6 @@ export class World {
     },
     random: () => this.chance,
     uuid: () => '00000000-0000-4000-8000-000000000001',
-    sockets: true,
     // Calls get nowhere, unless a test says what they get.
     fetch: (...args) => this.answer(...args),
     openSocket: () => {
