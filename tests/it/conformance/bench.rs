@@ -96,7 +96,10 @@ impl Bench {
     /// Writes a piece of a text.
     pub async fn delta(&mut self, run: &str, key: &str, text: &str) -> Result<(), Not> {
         match self {
-            Self::Ours(ours) => ours.delta(run, key, text),
+            Self::Ours(ours) => {
+                ours.play(run)?.write(key, text);
+                Ok(())
+            }
             Self::Other(other) => {
                 other.tell(json!({ "do": "delta", "run": run, "key": key, "text": text })).await.map(drop)
             }
@@ -244,11 +247,6 @@ impl Ours {
         Ok(())
     }
 
-    fn delta(&self, run: &str, key: &str, text: &str) -> Result<(), Not> {
-        let play = self.play(run)?;
-        Err(format!("no agent of this server writes as it goes: {} {key} {text}", play.run).into())
-    }
-
     fn notice(&self, code: &str, text: &str, over: bool) -> Result<(), Not> {
         let live = &self.server().server.api().live;
         let code: &'static str = match code {
@@ -295,7 +293,7 @@ fn body_of(said: Said) -> Result<Body, Not> {
     let Said { kind, data } = said;
     let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
     let bad = |error: serde_json::Error| Not::Done(format!("{kind} with {data}: {error}"));
-    Ok(match kind.as_str() {
+    let body = match kind.as_str() {
         "status" => Body::Status(serde_json::from_value::<Status>(data.clone()).map_err(bad)?),
         "thought" => Body::Thought { text: text("text") },
         "message" => {
@@ -318,8 +316,14 @@ fn body_of(said: Said) -> Result<Body, Not> {
         },
         _ => {
             let raw = RawValue::from_string(data.to_string()).map_err(bad)?;
-            Body::Other { kind, raw }
+            Body::Other { kind: kind.clone(), raw }
         }
+    };
+    Ok(match data["key"].as_str() {
+        Some(key) if matches!(body, Body::Thought { .. } | Body::Message { .. }) => {
+            Body::Written { key: key.to_owned(), body: Box::new(body) }
+        }
+        _ => body,
     })
 }
 
