@@ -30,7 +30,6 @@ function look(program, args, folder = '.') {
       ...process.env,
       CARGO_TARGET_DIR: target,
       REJOIN_BIN: path.join(target, 'debug/rejoin'),
-      RUSTFLAGS: '-A warnings',
       NO_COLOR: '1',
     },
   });
