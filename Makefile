@@ -64,7 +64,7 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json web/
 
 .PHONY: test
 test: ## The whole gate: every part below
-	@all=$$SECONDS; for part in tools format page-checks lint rust-tests docs models python-tests browser-tests dependencies; do \
+	@all=$$SECONDS; for part in tools format page-checks lint rust-tests conformance docs models python-tests browser-tests dependencies; do \
 		printf '\n==> %s\n' "$$part"; started=$$SECONDS; \
 		$(MAKE) "$$part"; \
 		printf '==> %s: ok, %d s\n' "$$part" "$$((SECONDS - started))"; \
@@ -103,6 +103,18 @@ lint: page ## clippy, with and without the features for tests
 .PHONY: rust-tests
 rust-tests: page ## All tests in Rust but the models
 	$(CARGO) test --locked --features failpoints
+
+# The cases for this server are among rust-tests, those for the page's client among page-checks.
+.PHONY: conformance
+conformance: page ## The conformance kit: the command line's client, and the server once more from outside
+	$(CARGO) build --locked --features failpoints
+	REJOIN_BIN="$(abspath $(TARGET))/debug/rejoin" node --test --test-reporter=dot tests/conformance/client.test.mjs
+	REJOIN_BIN="$(abspath $(TARGET))/debug/rejoin" SERVER='node tests/conformance/control.mjs' \
+		$(CARGO) test --locked --features failpoints --test it conformance::the_server
+
+.PHONY: faults
+faults: page ## Plants fifteen faults in turn; the kit has to find each. Not in the gate: minutes
+	node tests/conformance/plant.mjs
 
 .PHONY: models
 models: ## Every interleaving of the orders that must hold
