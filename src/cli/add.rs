@@ -396,7 +396,7 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
 }
 
 /// Names the task, the run and the page, and stays until the run is over where that is wanted.
-async fn report(session: Session, mut answer: Value, until: Until) -> Result<()> {
+pub(super) async fn report(session: Session, mut answer: Value, until: Until) -> Result<()> {
     let made: Made = read(answer.clone())?;
     let screen = session.screen;
     let stays = until.watch || until.wait;

@@ -480,7 +480,12 @@ async fn a_server_that_stops_says_so_and_when_to_come_back() {
     let server = home.serve().await;
     let mut watcher = server.client.watch(json!([])).await;
     let stop = tokio::spawn(server.stop());
-    // It may hear the notice before, if it is not told at once to go.
+    let notice = watcher.next().await;
+    assert_eq!(
+        (&notice["type"], &notice["code"], &notice["over"]),
+        (&json!("notice"), &json!("draining"), &json!(false)),
+        "{notice}"
+    );
     let (code, reason) = closed(&mut watcher).await;
     assert_eq!((code, &reason["code"]), (4001, &json!("draining")));
     assert!(reason["retry_ms"].as_u64().unwrap() >= 500);

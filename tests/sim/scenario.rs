@@ -25,6 +25,8 @@ use crate::world::World;
 /// How long everybody may take to come to the same once the faults are over: a half-open connection is noticed after
 /// 35 s, the longest delay of a client is 30 s, twice in a row by bad luck.
 const SETTLED: Duration = Duration::from_secs(240);
+/// After this a line that was dead is known to be dead by both of its ends.
+const DEAD: Duration = Duration::from_secs(60);
 /// The last words are there within this, by no heartbeat.
 const PROMPT: Duration = Duration::from_secs(4);
 
@@ -99,6 +101,11 @@ impl Story {
             }
             emitter.check_taken();
         }
+        if !self.within(SETTLED, "settle").await {
+            return;
+        }
+        // Who is on a line that is dead shows what is true until the next word: after this, each knows.
+        tokio::time::sleep(DEAD).await;
         if !self.within(SETTLED, "settle").await {
             return;
         }

@@ -164,7 +164,7 @@ impl Speaker {
             }
             let pause = self.voice.pause.mul_f64(self.random.random_range(0.0..2.0));
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.road.rest(pause) => {}
                 // It says something before the end: that it takes no more.
                 _ = producer.stream.readable() => return Request::Cut,
             }

@@ -2,7 +2,7 @@
 
 import { hasEnded } from '@rejoin/client';
 import type { ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
-import { TaskLog, type LogSink } from '../log';
+import { TaskLog, type LogSink } from '@rejoin/client/log';
 import { Timeline, type Row } from '../timeline';
 import { live } from './live.svelte';
 
