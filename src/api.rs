@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::Router;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -20,6 +20,7 @@ use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
 
+use act::Acts;
 use auth::Credential;
 use door::Door;
 use error::ApiError;
@@ -27,8 +28,10 @@ use live::{Live, Opening};
 use socket::Came;
 use wire::Viewer;
 
+pub mod act;
 pub mod auth;
 pub mod board;
+pub mod command;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -39,6 +42,7 @@ pub mod ingest;
 pub mod live;
 pub mod notice;
 pub mod once;
+pub mod outgoing;
 pub mod pace;
 pub mod runs;
 pub mod session;
@@ -47,6 +51,7 @@ pub mod status;
 pub mod sub;
 pub mod tasks;
 pub mod web;
+pub mod websocket;
 pub mod wire;
 
 /// The largest body of a call: a task with hundreds of steps is a tenth of it.
@@ -59,6 +64,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// What can be asked of them.
+    pub acts: Acts,
     /// Their streams.
     pub publisher: Publisher,
     /// What is kept.
@@ -66,7 +73,7 @@ pub struct Api {
     /// Who may come in.
     pub door: Arc<Door>,
     /// The sockets.
-    pub live: Live,
+    pub live: Arc<Live>,
     /// Rung when a schedule changed.
     pub planner: Arc<Notify>,
     /// What the server says of itself.
@@ -90,6 +97,10 @@ pub fn router(api: Api) -> Router {
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
         .route("/runs/{run}/stop", get(ingest::stop_asked).post(runs::stop))
+        .route("/runs/{run}/retry", post(runs::retry))
+        .route("/runs/{run}/message", post(runs::message))
+        .route("/runs/{run}/approve", post(runs::approve))
+        .route("/runs/{run}/deny", post(runs::deny))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
@@ -155,27 +166,28 @@ async fn events_of_task(
 
 /// The socket for watchers. Only a wrong host or origin is refused in HTTP, as a browser cannot see why; a bad
 /// credential is told after the upgrade.
-async fn open_live(
-    State(api): State<Api>,
-    ConnectInfo(came): ConnectInfo<Came>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let header = api.door.by_header(&headers);
-    let cookie = api.door.by_cookie(&headers, &came);
+async fn open_live(State(api): State<Api>, ConnectInfo(came): ConnectInfo<Came>, mut request: Request) -> Response {
+    let headers = request.headers();
+    let header = api.door.by_header(headers);
+    let cookie = api.door.by_cookie(headers, &came);
     // A cookie that comes without a header is sent by a browser, and a browser says where it comes from.
     let required = header.is_none() && cookie.is_some();
-    if let Err(error) = api.door.check_origin(&headers, &came, required) {
+    if let Err(error) = api.door.check_origin(headers, &came, required) {
         return error.into_response();
     }
     let opening = Opening { header, cookie, meter: Arc::clone(&came.meter) };
-    upgrade
-        .protocols(["rejoin.v1"])
-        .read_buffer_size(256)
-        .write_buffer_size(4096)
-        .max_message_size(frame::MAX_MESSAGE)
-        .max_frame_size(frame::MAX_MESSAGE)
-        .on_upgrade(move |socket| api.live.serve(socket, opening))
+    match websocket::accept(&mut request) {
+        Ok((response, upgraded)) => {
+            tokio::spawn(async move {
+                // Who hangs up before the answer is there has no socket.
+                if let Ok(upgraded) = upgraded.await {
+                    api.live.serve(upgraded, opening).await;
+                }
+            });
+            response
+        }
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Reads a JSON body; an empty one is an empty object.

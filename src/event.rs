@@ -273,6 +273,9 @@ pub struct Status {
     /// Which attempt of its slot this run is, from 1 (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<u32>,
+    /// The run that this one does once more (`queued`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_of: Option<RunId>,
     /// What made the run: `hand`, `schedule`, `catchup` (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
@@ -310,6 +313,7 @@ impl Status {
             text: text.into(),
             reason: None,
             attempt: None,
+            retry_of: None,
             trigger: None,
             scheduled_for: None,
             params: None,
@@ -399,6 +403,13 @@ pub enum Body {
         /// From use to result.
         duration_ms: u64,
     },
+    /// A thought or message that was shown while it was being written.
+    Written {
+        /// The name it was shown under, unique within the run; it is `data.key` of the event.
+        key: String,
+        /// The thought or message.
+        body: Box<Body>,
+    },
     /// A kind that this version does not know: kept as it came.
     Other {
         /// Its name.
@@ -426,6 +437,7 @@ impl Body {
             Self::ToolUse { .. } => "tool_use",
             Self::ToolOutput { .. } => "tool_output",
             Self::ToolResult { .. } => "tool_result",
+            Self::Written { body, .. } => body.kind(),
             Self::Other { kind, .. } => kind,
         }
     }
@@ -434,6 +446,7 @@ impl Body {
     pub fn state(&self) -> Option<State> {
         match self {
             Self::Status(status) => Some(status.state),
+            Self::Written { body, .. } => body.state(),
             _ => None,
         }
     }
@@ -464,6 +477,11 @@ impl Body {
                 if *cut_bytes > 0 {
                     data["cut_bytes"] = (*cut_bytes).into();
                 }
+                to_raw_value(&data)
+            }
+            Self::Written { key, body } => {
+                let mut data: serde_json::Value = serde_json::from_str(body.data()?.get())?;
+                data["key"] = key.as_str().into();
                 to_raw_value(&data)
             }
             Self::Other { raw, .. } => Ok(raw.clone()),

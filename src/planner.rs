@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::Connection;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -44,6 +44,8 @@ pub struct Planner {
     pub bell: Arc<Notify>,
     /// How long it sleeps at most.
     pub look_again: Duration,
+    /// Until when schedules are held, because the clock is wrong; told on change.
+    pub held: watch::Sender<Option<Timestamp>>,
 }
 
 /// What planning one task gave.
@@ -59,13 +61,12 @@ impl Planner {
     pub async fn run(self, stop: CancellationToken) {
         let begin = Instant::now();
         let mut jumps = JumpWatch::default();
-        let mut held = false;
         loop {
             let now = self.publisher.clock().now();
             let pause = if jumps.believes(now, begin.elapsed()) {
                 match self.plan_due(now).await {
                     Ok(until) => {
-                        self.note_hold(until, &mut held);
+                        self.note_hold(until);
                         if until.is_some() { self.look_again } else { self.until_next() }
                     }
                     Err(error) => {
@@ -85,16 +86,17 @@ impl Planner {
         }
     }
 
-    fn note_hold(&self, until: Option<Timestamp>, held: &mut bool) {
+    fn note_hold(&self, until: Option<Timestamp>) {
+        let mut before = None;
+        self.held.send_if_modified(|held| {
+            before = std::mem::replace(held, until);
+            before != until
+        });
         match until {
-            Some(until) if !*held => {
+            Some(until) if before.is_none() => {
                 error!(%until, "the clock is more than an hour behind what is stored: schedules are held until it has caught up");
-                *held = true;
             }
-            None if *held => {
-                warn!("the clock has caught up: schedules go on");
-                *held = false;
-            }
+            None if before.is_some() => warn!("the clock has caught up: schedules go on"),
             _ => {}
         }
     }
@@ -113,6 +115,10 @@ impl Planner {
     async fn plan_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
         let tasks = self.registry.all();
         let last_stored = tasks.iter().map(|task| task.planned).max().unwrap_or(now);
+        // Asked also while nothing is due: behind a clock that was set back nothing is, and people wonder why.
+        if let Some(until) = plan::held_until(last_stored, now) {
+            return Ok(Some(until));
+        }
         let due: Vec<_> = tasks
             .into_iter()
             .filter(|task| task.next.is_some_and(|next| next <= now))
@@ -187,7 +193,8 @@ fn plan_one(
         }
         if let (Some(trigger), Some(id)) = (run_of(row), claimed) {
             let slot = Some(row.scheduled_for);
-            let queue = Queued { trigger, scheduled_for: slot, attempt: 1, params: serde_json::Map::new() };
+            let queue =
+                Queued { trigger, scheduled_for: slot, attempt: 1, retry_of: None, params: serde_json::Map::new() };
             offers.push((topic.clone(), queue.offer(id, now)));
             queued.push(id);
         }

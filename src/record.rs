@@ -73,6 +73,8 @@ pub struct Run {
     pub state: RunState,
     /// Which attempt of its slot, from 1.
     pub attempt: u32,
+    /// The run that it does once more, if it is a retry.
+    pub retry_of: Option<RunId>,
     /// What made it: `hand`, `schedule` or `catchup`.
     pub trigger: String,
     /// The slot it is for, unless a person started it.
@@ -118,6 +120,7 @@ impl Run {
             task: task.clone(),
             state: RunState::Queued,
             attempt: status.attempt.unwrap_or(1),
+            retry_of: status.retry_of,
             trigger: status.trigger.clone().unwrap_or_else(|| "hand".to_owned()),
             scheduled_for: status.scheduled_for,
             queued_at: at,
@@ -193,6 +196,8 @@ pub enum Mark {
     Opens(String),
     /// A `tool_result` closed this call.
     Closes(String),
+    /// This is the whole of a text that was shown under this key while it was written.
+    Writes(String),
     /// Nothing.
     Plain,
 }
@@ -204,6 +209,7 @@ impl Mark {
             Body::Status(status) => Self::Status(Box::new(status.clone())),
             Body::ToolUse { call, .. } => Self::Opens(call.clone()),
             Body::ToolResult { call, .. } => Self::Closes(call.clone()),
+            Body::Written { key, .. } => Self::Writes(key.clone()),
             _ => Self::Plain,
         }
     }

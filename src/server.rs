@@ -9,19 +9,24 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::api::act::Acts;
 use crate::api::auth::{self, Authority};
 use crate::api::board::Board;
+use crate::api::command::Commands;
 use crate::api::door::Door;
 use crate::api::hub::{Closing, Hub, SocketLimits};
 use crate::api::live::{Live, LiveLimits};
 use crate::api::notice::Notices;
+use crate::api::once::Keys;
 use crate::api::socket::{self, Tcp, Unix};
 use crate::api::status::About;
 use crate::api::wire::Viewer;
@@ -230,9 +235,11 @@ impl Server {
         self.tasks.spawn(runs.clone().dispatch());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
+        let (held, clock_held) = watch::channel(None);
         let planner =
-            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again };
+            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again, held };
         self.tasks.spawn(planner.run(self.no_more.clone()));
+        self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
@@ -281,7 +288,11 @@ impl Server {
         let grace = self.config.runs.shutdown_grace;
         tokio::join!(self.api.runs.shut_down(grace), self.say_goodbye());
         self.stop.cancel();
-        let last = async { while self.tasks.join_next().await.is_some() {} };
+        self.api.live.commands.under_way.close();
+        let last = async {
+            while self.tasks.join_next().await.is_some() {}
+            self.api.live.commands.under_way.wait().await;
+        };
         if tokio::time::timeout(LAST_REQUESTS, last).await.is_err() {
             self.tasks.shutdown().await;
         }
@@ -396,7 +407,9 @@ fn api(
         address: format!("http://{address}"),
         authority: Arc::clone(&authority),
     };
-    let live = Live {
+    let acts = Acts { runs: runs.clone(), keys: Keys::new(Arc::clone(&viewer.store), viewer.publisher.clone()) };
+    let live = Arc::new(Live {
+        commands: Commands { acts: acts.clone(), under_way: TaskTracker::new() },
         hub: Hub::new(SocketLimits {
             connections: stream.connections,
             per_credential: stream.connections_per_credential,
@@ -417,12 +430,13 @@ fn api(
         },
         boot: boot.as_str().into(),
         clock: viewer.publisher.clock().clone(),
-    };
+    });
     Api {
         publisher: viewer.publisher.clone(),
         store: Arc::clone(&viewer.store),
         viewer,
         runs,
+        acts,
         door: Arc::new(door),
         live,
         planner: Arc::new(Notify::new()),
@@ -443,7 +457,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         continue;
                     }
                     Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
-                    Some(_) => registry.redefine(&id, definition, Some(path)).await,
+                    Some(_) => registry.redefine(&id, definition, Some(path), |_| Ok(())).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
                 match done {
@@ -486,7 +500,7 @@ async fn disable(registry: &Registry, id: &crate::event::TaskId) {
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited
 /// for: a machine that slept has not counted.
-async fn close_expired(live: Live, stop: CancellationToken) {
+async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
     let mut look = tokio::time::interval(LOOK_FOR_EXPIRED);
     loop {
         tokio::select! {
@@ -500,7 +514,7 @@ async fn close_expired(live: Live, stop: CancellationToken) {
 }
 
 /// Tells everybody when the store cannot be written, and when it can again.
-pub async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationToken) {
+pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
     let mut writable = publisher.writable();
     loop {
@@ -519,6 +533,30 @@ pub async fn tell_writable(publisher: Publisher, live: Live, stop: CancellationT
         tokio::select! {
             () = stop.cancelled() => return,
             changed = writable.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
+async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
+    const CODE: &str = "clock_wrong";
+    loop {
+        let until = *held.borrow_and_update();
+        match until {
+            Some(until) => {
+                let until = crate::clock::rfc3339(until);
+                let text = format!(
+                    "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
+                    Schedules are held until it has caught up; set the clock and they go on. Runs by hand are not held."
+                );
+                live.notices.say(CODE, text, live.clock.now());
+            }
+            None => live.notices.lift(CODE, "The clock is right again: schedules go on."),
+        }
+        live.hub.wake_all();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = held.changed() => if changed.is_err() { return },
         }
     }
 }

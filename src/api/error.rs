@@ -78,6 +78,16 @@ impl ApiError {
     pub fn status(&self) -> StatusCode {
         self.status
     }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -173,6 +183,7 @@ impl From<RunError> for ApiError {
             RunError::Over(run) => {
                 Self::new(StatusCode::CONFLICT, "run_over", detail).with("last_n", run.last_n).with("run", json!(run))
             }
+            RunError::NotOver(run) => Self::new(StatusCode::CONFLICT, "conflict", detail).with("run", json!(run)),
             RunError::QueueFull(_) | RunError::TooManyOpen(_) => {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", detail)
             }

@@ -1,17 +1,17 @@
 //! The frames of the live protocol: what clients say, and how what the server says is written.
 
-use std::fmt::Write as _;
+use std::io::Write;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
 use crate::store::StoreError;
+use crate::stream::delta::Piece;
 use crate::stream::log::Bounds;
 use crate::stream::offer::cut_middle;
 use crate::stream::reader::{Snapshot, Why};
-use crate::stream::segment::Slice;
 
 /// The only version there is.
 pub const PROTOCOL: u64 = 1;
@@ -50,6 +50,9 @@ pub enum ClientFrame {
         /// Chosen by the client; the answer names it.
         #[serde(default)]
         id: Value,
+        /// What, and what that needs.
+        #[serde(flatten)]
+        what: Map<String, Value>,
     },
 }
 
@@ -239,26 +242,33 @@ fn length(items: &[Value]) -> usize {
     items.iter().map(|item| item.to_string().len() + 1).sum()
 }
 
-/// `event` for one, `events` for several: the log's own text in a frame around it.
-pub fn events(sub: u32, slice: &Slice) -> String {
-    let items = slice.items();
-    let mut frame = String::with_capacity(items.len() + 96);
-    if slice.first == slice.last {
-        let _ = write!(frame, r#"{{"type":"event","sub":{sub},"event":"#);
-        frame.push_str(items);
-        frame.push('}');
+/// What stands around events in a frame, `event` for one and `events` for several: writes what stands before them and
+/// gives what stands behind. Between the two goes the log's own text.
+pub fn around_events(before: &mut impl Write, sub: u32, first: Seq, last: Seq) -> &'static str {
+    // Neither a buffer with room nor a vector fails.
+    if first == last {
+        let _ = write!(before, r#"{{"type":"event","sub":{sub},"event":"#);
+        "}"
     } else {
-        let (first, last) = (slice.first, slice.last);
-        let _ = write!(frame, r#"{{"type":"events","sub":{sub},"first":{first},"last":{last},"items":["#);
-        frame.push_str(items);
-        frame.push_str("]}");
+        let _ = write!(before, r#"{{"type":"events","sub":{sub},"first":{first},"last":{last},"items":["#);
+        "]}"
     }
-    frame
+}
+
+/// `delta`: a piece of a text that is being written.
+pub fn delta(sub: Option<u32>, piece: &Piece) -> Said {
+    let Piece { run, key, offset, text } = piece;
+    Said::new("delta", sub, json!({ "run": run, "key": key, "offset": offset, "text": text }))
 }
 
 /// `caught_up`.
 pub fn caught_up(sub: Option<u32>, seq: Seq) -> Said {
     Said::new("caught_up", sub, json!({ "seq": seq }))
+}
+
+/// `done`: a command was carried out, now or before.
+pub fn done(id: &Value, result: &Value) -> String {
+    json!({ "type": "done", "id": id, "result": result }).to_string()
 }
 
 /// `error` about a frame, a sub or a command.

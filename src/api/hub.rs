@@ -114,10 +114,14 @@ pub struct Hub {
 struct Sockets {
     last: u64,
     unauthenticated: usize,
+    /// Those with a credential that have not said hello.
+    expected: usize,
     /// Set while the server goes down: nobody enters any more.
     draining: bool,
     /// In the order of their coming: so they are told and woken.
     by_number: BTreeMap<u64, Arc<Handle>>,
+    /// How many of those each credential has.
+    of_credential: HashMap<Arc<str>, usize>,
     /// The newest socket of each client of each credential.
     by_client: HashMap<(Arc<str>, Arc<str>), u64>,
     last_closes: HashMap<(Arc<str>, Arc<str>), &'static str>,
@@ -127,13 +131,17 @@ struct Sockets {
 impl SocketLimits {
     /// Whether there is room for one more of a credential, once so many have left.
     fn check(&self, sockets: &Sockets, credential: &str, leave: usize) -> Result<(), Closing> {
-        let same = sockets.by_number.values().filter(|handle| &*handle.credential == credential).count();
+        let same = sockets.of_credential.get(credential).copied().unwrap_or(0);
         let full = sockets.by_number.len() - leave >= self.connections || same - leave >= self.per_credential;
         if full { Err(Closing::LIMIT) } else { Ok(()) }
     }
 }
 
 impl Sockets {
+    fn knocking(&mut self, is_known: bool) -> &mut usize {
+        if is_known { &mut self.expected } else { &mut self.unauthenticated }
+    }
+
     fn add(
         &mut self,
         credential: Arc<str>,
@@ -144,21 +152,23 @@ impl Sockets {
     ) -> Arc<Handle> {
         self.last += 1;
         let peer = Arc::new(Peer::new(self.last, user, client));
+        *self.of_credential.entry(Arc::clone(&credential)).or_default() += 1;
         let handle = Arc::new(Handle { peer, credential, attempt, named, closing: Mutex::default() });
         self.by_number.insert(self.last, Arc::clone(&handle));
         handle
     }
 }
 
-/// A place among the sockets without a credential; given back when dropped.
+/// A place among the sockets that have not said hello; given back when dropped.
 #[derive(Debug)]
 pub struct Knock {
     hub: Arc<Hub>,
+    is_known: bool,
 }
 
 impl Drop for Knock {
     fn drop(&mut self) {
-        self.hub.sockets().unauthenticated -= 1;
+        *self.hub.sockets().knocking(self.is_known) -= 1;
     }
 }
 
@@ -185,20 +195,26 @@ impl Hub {
         Arc::new(Self { limits, sockets: Mutex::default() })
     }
 
-    /// A socket that has said nothing yet.
+    /// A socket that has said nothing yet; `is_known` if it came with a good credential. Only who did not stands among
+    /// the few that may be without one: a thousand that come back at once do not turn each other away.
     ///
     /// # Errors
     /// [`Closing::LIMIT`] when there are too many of them, [`Closing::draining`] when the server goes down.
-    pub fn knock(self: &Arc<Self>) -> Result<Knock, Closing> {
+    pub fn knock(self: &Arc<Self>, is_known: bool) -> Result<Knock, Closing> {
         let mut sockets = self.sockets();
         if sockets.draining {
             return Err(Closing::draining(1000));
         }
-        if sockets.unauthenticated >= self.limits.unauthenticated {
+        let full = if is_known {
+            sockets.by_number.len() + sockets.expected >= self.limits.connections
+        } else {
+            sockets.unauthenticated >= self.limits.unauthenticated
+        };
+        if full {
             return Err(Closing::LIMIT);
         }
-        sockets.unauthenticated += 1;
-        Ok(Knock { hub: Arc::clone(self) })
+        *sockets.knocking(is_known) += 1;
+        Ok(Knock { hub: Arc::clone(self), is_known })
     }
 
     /// A socket that said hello with a good credential. An older one of the same client is closed; when this is
@@ -252,6 +268,12 @@ impl Hub {
     fn leave(&self, handle: &Handle) {
         let mut sockets = self.sockets();
         sockets.by_number.remove(&handle.peer.id);
+        if let Some(count) = sockets.of_credential.get_mut(&handle.credential) {
+            *count -= 1;
+            if *count == 0 {
+                sockets.of_credential.remove(&handle.credential);
+            }
+        }
         if !handle.named {
             return;
         }
@@ -271,8 +293,9 @@ impl Hub {
             }
         } else {
             // It went by itself: what was said to an earlier one is no longer the last.
-            sockets.last_closes.remove(&key);
-            sockets.order.retain(|known| *known != key);
+            if sockets.last_closes.remove(&key).is_some() {
+                sockets.order.retain(|known| *known != key);
+            }
         }
     }
 
@@ -348,10 +371,12 @@ mod tests {
     #[test]
     fn limits_hold_and_places_are_given_back() {
         let hub = hub();
-        let knock = hub.knock().unwrap();
-        assert_eq!(hub.knock().unwrap_err(), Closing::LIMIT);
-        drop(knock);
-        drop(hub.knock().unwrap());
+        let knock = hub.knock(false).unwrap();
+        assert_eq!(hub.knock(false).unwrap_err(), Closing::LIMIT);
+        let known = [hub.knock(true).unwrap(), hub.knock(true).unwrap(), hub.knock(true).unwrap()];
+        assert_eq!(hub.knock(true).unwrap_err(), Closing::LIMIT, "who shows a credential has more room, not any");
+        drop((knock, known));
+        drop(hub.knock(false).unwrap());
         let _one = enter(&hub, "a", "1", 1).unwrap();
         let two = enter(&hub, "a", "2", 1).unwrap();
         assert_eq!(enter(&hub, "a", "3", 1).unwrap_err(), Closing::LIMIT);

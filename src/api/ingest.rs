@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
@@ -13,16 +14,20 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
-use super::once::Once;
+use super::once::Key;
 use super::{Api, One};
-use crate::run::external::Elsewhere;
 use crate::run::external::feed::{Feed, Receipt, Rejected};
+use crate::run::external::{Elsewhere, Replaced};
 use crate::run::queue::RunError;
 use crate::run::queue::elsewhere::Also;
 use crate::run::runner::StopCause;
 
+/// The longest name of a producer.
+const MAX_NAME: usize = 100;
 /// How long a request may be waited in, in seconds.
 const MAX_WAIT: u64 = 60;
 /// How long who asks for work waits unless said.
@@ -55,27 +60,32 @@ impl WaitQuery {
 /// 404, 409 `not_external`, 409 for a key that is taken.
 pub async fn claim(
     State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
     Path(id): One,
     Query(query): Query<WaitQuery>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
-    let once = Once::of(&headers, &format!("POST /tasks/{task}/claim"), &Value::Null)?;
-    let now = api.publisher.clock().now();
-    if let Some(once) = &once
-        && let Some(run) = once.done(&api.store, now).await?.and_then(|done| done.run)
-    {
+    let begin = Instant::now();
+    let (key, asked) = (Key::of(&headers)?, format!("claim {task}"));
+    // Whoever waits with this key already, over a line that is dead, is not waited for any longer than for a run.
+    let Ok(once) = tokio::time::timeout(wait, api.acts.keys.enter(key, &asked, &credential)).await else {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    };
+    let once = once?;
+    if let Some(run) = once.done().await?.and_then(|done| done.run) {
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let also = once.map(|once| {
-        let task = task.clone();
-        Arc::new(move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
-            Ok(once.note(connection, &task, Some(run), now)?)
-        }) as Also
+    let (note, id) = (once.note(), task.clone());
+    // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
+    let also: Also = Arc::new(move |connection, run| {
+        let _turn = &once;
+        Ok(note.write(connection, &id, Some(run))?)
     });
-    match api.runs.claim(&task, wait, also).await? {
+    let wait = wait.saturating_sub(begin.elapsed());
+    match api.runs.claim(&task, wait, Some(also)).await? {
         Some(run) => Ok(Json(json!({ "run": run })).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }
@@ -89,11 +99,13 @@ pub async fn stop_asked(
     State(api): State<Api>,
     Path(id): One,
     Query(query): Query<WaitQuery>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     let wait = query.or(0)?;
+    let name = producer(&headers)?;
     let seat = api.runs.elsewhere(run_id(&id)?).await?;
     // Who asks is there.
-    let _presence = seat.listen();
+    let _presence = seat.listen(name).map_err(|replaced| fenced(&seat, &replaced))?;
     tokio::select! {
         _ = seat.stop_raised() => {}
         () = seat.over() => return Err(over(&api, &seat).await),
@@ -121,8 +133,9 @@ pub async fn append(
         let detail = "lines are taken as they are: send them without Content-Encoding";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", detail));
     }
+    let name = producer(&headers)?;
     let seat = api.runs.elsewhere(run_id(&id)?).await?;
-    let (_presence, mut entry) = seat.enter();
+    let (_presence, mut entry) = seat.enter(name).map_err(|replaced| fenced(&seat, &replaced))?;
     let turn = api.publisher.take_turn(&seat.producer).await?;
     let run = seat.topic.tail().fold.run(seat.id).cloned();
     let Some(run) = run else {
@@ -139,16 +152,13 @@ pub async fn append(
         }
     };
     tokio::pin!(cut_short);
-    let done = tokio::select! {
+    let (done, cut) = tokio::select! {
         biased;
-        done = read(&mut body, &mut feed) => done,
-        rejected = &mut cut_short => Err(rejected),
+        done = read(&mut body, &mut feed) => (done, false),
+        rejected = &mut cut_short => (Err(rejected), true),
     };
-    // The producer may have ended the run itself: that is no reason to hang up on it.
-    let done = match done {
-        Err(Rejected::RunOver) if feed.has_ended() => read_last(&mut body, &mut feed).await,
-        done => done,
-    };
+    // Where the producer ended the run itself, that is no reason to hang up on it.
+    let done = if cut && feed.has_ended() { read_last(&mut body, &mut feed).await } else { done };
     let done = match (done, tokio::time::timeout(LAST_EVENTS, feed.settle()).await) {
         (Ok(()), Ok(Err(rejected))) => Err(rejected),
         (done, _) => done,
@@ -161,6 +171,20 @@ pub async fn append(
             Err(refused(&api, &seat, rejected, &receipt).await)
         }
     }
+}
+
+/// The name that a program gave itself: once another has come, it is refused by it.
+fn producer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(name) = headers.get("rejoin-producer") else { return Ok(None) };
+    let good = |name: &&str| !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(|c| c.is_ascii_graphic());
+    name.to_str().ok().filter(good).map(Some).ok_or_else(|| {
+        let detail = format!("a producer's name is 1 to {MAX_NAME} printable characters without spaces");
+        ApiError::invalid("Rejoin-Producer", detail)
+    })
+}
+
+fn fenced(seat: &Elsewhere, replaced: &Replaced) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, "fenced", replaced.to_string()).with("last_n", seat.producer.saved())
 }
 
 /// Reads the body to its end.

@@ -2,26 +2,28 @@
 //! for it anywhere but the few frames it is about to write.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
+use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
-use futures_util::{Sink, Stream};
+use hyper::upgrade::Upgraded;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::Error as WireError;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::{info, warn};
 
 use super::auth::{Authority, Credential, Refused};
 use super::board::{self, Board, Due};
+use super::command::{Commands, Desk, Taken};
 use super::frame::{self, ClientFrame, Hello, Subscribe};
 use super::hub::{Closing, Hub, Knock, Member};
 use super::notice::Notices;
+use super::outgoing::Frame;
 use super::pace::Pace;
 use super::socket::Meter;
 use super::sub::{Position, Sub};
+use super::websocket::{Incoming, Over, Step, WebSocket};
 use super::wire::Viewer;
 use crate::clock::{Clock, rfc3339};
 use crate::event::TaskId;
@@ -53,13 +55,8 @@ const BAD_FRAMES: u32 = 5;
 const WAITING_FRAMES: usize = 64;
 /// Client frames per heartbeat interval that are too many.
 const FRAMES_PER_HEARTBEAT: u32 = 2000;
-/// How much of a flush may wait in front of a socket that takes nothing more: the buffer it waits in never shrinks.
-const MOST_WAITING: u64 = 64 * 1024;
 /// The longest client id.
 const MAX_CLIENT: usize = 64;
-/// How long a close frame may take to go out.
-const GOODBYE: Duration = Duration::from_secs(1);
-
 /// What all sockets share.
 #[derive(Clone, Debug)]
 pub struct Live {
@@ -71,6 +68,8 @@ pub struct Live {
     pub notices: Arc<Notices>,
     /// Tasks and their streams.
     pub viewer: Viewer,
+    /// Carries out commands.
+    pub commands: Commands,
     /// Who may come in.
     pub authority: Arc<Authority>,
     /// The times and sizes.
@@ -109,18 +108,31 @@ impl From<Closing> for End {
     }
 }
 
+impl From<Over> for End {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Gone => Self::Gone,
+            Over::Left => Self::Left,
+            Over::TooLarge => Self::Close(Closing::TOO_LARGE),
+        }
+    }
+}
+
 impl Live {
     /// Serves one socket until it ends.
-    pub async fn serve(self, socket: WebSocket, opening: Opening) {
+    pub async fn serve(self: Arc<Self>, upgraded: Upgraded, opening: Opening) {
         let meter = Arc::clone(&opening.meter);
-        let mut wire = Wire::new(socket, Pace::new(meter, self.limits.slow_bytes));
-        let end = match self.hub.knock() {
+        let mut wire = WebSocket::new(upgraded, Pace::new(meter, self.limits.slow_bytes));
+        let is_known = matches!(opening.header.as_ref().or(opening.cookie.as_ref()), Some(Ok(_)));
+        let end = match self.hub.knock(is_known) {
             Err(closing) => End::Close(closing),
-            Ok(knock) => match self.welcome(&mut wire, opening, knock).await {
+            // What happens once or seldom has a place of its own: what is in this one is memory of every watcher.
+            Ok(knock) => match Box::pin(self.welcome(&mut wire, opening, knock)).await {
                 Ok(mut session) => {
                     let end = session.run(&mut wire).await;
                     if let End::Close(closing) = &end {
                         session.member.handle.close(closing.clone());
+                        session.last_words(&mut wire, closing);
                     }
                     end
                 }
@@ -129,14 +141,14 @@ impl Live {
         };
         match end {
             End::Gone => {}
-            End::Left => wire.answer_close().await,
-            End::Close(closing) => wire.goodbye(&closing).await,
+            End::Left => Box::pin(wire.answer_close()).await,
+            End::Close(closing) => Box::pin(wire.goodbye(&closing)).await,
         }
     }
 
     /// Hello, credential, welcome.
-    async fn welcome(&self, wire: &mut Wire, opening: Opening, knock: Knock) -> Result<Session, End> {
-        let hello = tokio::time::timeout(self.limits.hello, wire.hello())
+    async fn welcome(self: &Arc<Self>, wire: &mut WebSocket, opening: Opening, knock: Knock) -> Result<Session, End> {
+        let hello = tokio::time::timeout(self.limits.hello, hello(wire))
             .await
             // Not 4500: a machine that fell asleep in between has shown no bad credential, and comes back.
             .map_err(|_| End::Close(Closing::NO_LIFE))??;
@@ -165,9 +177,10 @@ impl Live {
             "last_close": member.last_close,
         });
         let mut session = Session {
-            live: self.clone(),
+            live: Arc::clone(self),
             member,
-            subs: Vec::new(),
+            desk: Desk::new(credential),
+            subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
             greeting: hello.subscribe.into_iter().map(ClientFrame::Subscribe).collect(),
@@ -188,7 +201,7 @@ impl Live {
 
 /// One socket after its welcome.
 struct Session {
-    live: Live,
+    live: Arc<Live>,
     member: Member,
     subs: Vec<Sub>,
     /// Whose turn it is: subs take turns frame by frame.
@@ -203,6 +216,8 @@ struct Session {
     /// The revision of the list of tasks it has seen, if it shows the list.
     list: Option<u64>,
     notices_seen: u64,
+    /// Its commands that are under way.
+    desk: Desk,
     bad_frames: u32,
     frames: u32,
     heartbeat_due: bool,
@@ -216,17 +231,19 @@ impl Drop for Session {
 
 impl Session {
     /// Fills the wire while it takes, then waits for whatever comes first.
-    async fn run(&mut self, wire: &mut Wire) -> End {
+    async fn run(&mut self, wire: &mut WebSocket) -> End {
         match self.run_to_end(wire).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn run_to_end(&mut self, wire: &mut Wire) -> Result<std::convert::Infallible, End> {
-        let limits = self.live.limits.clone();
-        let mut heartbeat = tokio::time::interval_at(Instant::now() + limits.heartbeat, limits.heartbeat);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    async fn run_to_end(&mut self, wire: &mut WebSocket) -> Result<std::convert::Infallible, End> {
+        let live = Arc::clone(&self.live);
+        let limits = &live.limits;
+        let mut heartbeat = Instant::now() + limits.heartbeat;
+        // One alarm for all that has a time. It may ring too early, as it is seldom set back: then it is set anew.
+        let mut alarm = pin!(tokio::time::sleep_until(heartbeat));
         let mut inbox: VecDeque<ClientFrame> = VecDeque::new();
         let peer = Arc::clone(&self.member.handle.peer);
         loop {
@@ -238,102 +255,133 @@ impl Session {
                 && self.greeting.is_empty()
                 && let Some(next) = inbox.pop_front()
             {
-                self.handle(next).await?;
+                Box::pin(self.handle(next)).await?;
             }
-            if wire.takes() && (!self.outbox.is_empty() || self.has_due()) {
+            let due = wire.takes() && (!self.outbox.is_empty() || self.has_due());
+            if due && !wire.turn_is_over() {
                 continue;
             }
             wire.rest_if_idle();
+            self.rest();
+            if inbox.is_empty() {
+                inbox = VecDeque::new();
+            }
             let reads = inbox.len() < WAITING_FRAMES;
-            let (stalled, silent) = (wire.stalled(limits.slow_window), wire.heard + limits.life);
+            let silent = reads.then(|| wire.heard() + limits.life);
+            let stalls = wire.stalls_at(limits.slow_window);
+            let next = [silent, stalls].into_iter().flatten().fold(heartbeat, Instant::min);
+            if next < alarm.deadline() {
+                alarm.as_mut().reset(next);
+            }
             tokio::select! {
-                // In this order, so that the same happens again when the same comes again. What is rare goes first; a
-                // wake may wait behind a frame that came, as what is due is asked for in each round.
+                // In this order, so that the same happens again when the same comes again. A wake may wait behind a
+                // frame that came, as what is due is asked for in each round.
                 biased;
-                _ = heartbeat.tick() => {
-                    self.frames = 0;
-                    self.heartbeat_due = true;
+                () = &mut alarm => {
+                    let now = Instant::now();
+                    if stalls.is_some_and(|stalls| stalls <= now) {
+                        return Err(Closing::SLOW.into());
+                    }
+                    if silent.is_some_and(|silent| silent <= now) {
+                        return Err(Closing::NO_LIFE.into());
+                    }
+                    if heartbeat <= now {
+                        self.frames = 0;
+                        self.heartbeat_due = true;
+                        heartbeat = now + limits.heartbeat;
+                    }
+                    alarm.as_mut().reset(heartbeat);
                 }
                 step = wire.step(reads) => match step? {
                     Step::Flushed => {}
                     Step::Heard => self.count_frame()?,
                     Step::Frame(next) => inbox.extend(self.accept(next)?),
                 },
-                () = stalled => return Err(Closing::SLOW.into()),
-                () = tokio::time::sleep_until(silent), if reads => return Err(Closing::NO_LIFE.into()),
                 () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
+                // More is due, but much went out already: others first.
+                () = tokio::task::yield_now(), if due => {}
             }
+            wire.begin_turn();
         }
     }
 
-    /// Puts frames on the wire until it has enough for one flush or nothing is due.
-    async fn fill(&mut self, wire: &mut Wire) -> Result<(), End> {
-        while wire.takes() {
-            let Some(next) = self.next_frame(wire.pace.frame_bytes()).await? else { break };
-            wire.feed(next)?;
+    /// Writes frames while the wire takes them and any are due, until others should have their turn.
+    async fn fill(&mut self, wire: &mut WebSocket) -> Result<(), End> {
+        while wire.takes() && !wire.turn_is_over() {
+            let mut more = true;
+            while more && wire.takes() {
+                match self.next_frame(wire.frame_bytes()).await? {
+                    Some(next) => wire.feed(next),
+                    None => more = false,
+                }
+            }
+            if !wire.write(more).await? || !more {
+                break;
+            }
         }
-        wire.begin_flush();
         Ok(())
     }
 
-    async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+    async fn next_frame(&mut self, max_bytes: usize) -> Result<Option<Frame>, End> {
         loop {
             if let Some(next) = self.outbox.pop_front() {
-                return Ok(Some(next));
+                return Ok(Some(next.into()));
             }
             if let Some(asked) = self.greeting.pop_front() {
-                self.handle(asked).await?;
+                Box::pin(self.handle(asked)).await?;
             } else if std::mem::take(&mut self.look) {
-                self.look_around().await?;
+                self.look_around().await;
             } else if std::mem::take(&mut self.heartbeat_due) {
-                return Ok(Some(self.heartbeat().into()));
+                return Ok(Some(Utf8Bytes::from(self.heartbeat()).into()));
             } else {
                 return self.next_events(max_bytes).await;
             }
         }
     }
 
-    fn give_up_now(&mut self, index: usize, error: &StoreError) -> Option<Utf8Bytes> {
+    fn give_up_now(&mut self, index: usize, error: &StoreError) -> Option<Frame> {
         let sub = self.subs.remove(index);
         self.give_up(sub.number, error);
-        self.outbox.pop_front()
+        self.outbox.pop_front().map(Frame::from)
     }
 
     /// The next events of whichever sub's turn it is.
-    async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Utf8Bytes>, End> {
+    async fn next_events(&mut self, max_bytes: usize) -> Result<Option<Frame>, End> {
         for _ in 0..self.subs.len() {
             let index = self.turn % self.subs.len();
             self.turn = index + 1;
             let sub = &mut self.subs[index];
+            if let Some(said) = sub.delta(max_bytes) {
+                return Ok(Some(Utf8Bytes::from(said.text).into()));
+            }
             if let Some(said) = sub.caught_up() {
-                return Ok(Some(said.text.into()));
+                return Ok(Some(Utf8Bytes::from(said.text).into()));
             }
             if !sub.reader.is_due() {
                 continue;
             }
             let mut pull = sub.reader.pull(max_bytes);
             if matches!(pull, Pull::InLog) {
-                if let Err(error) = sub.reader.fetch(&self.live.viewer.store).await {
+                if let Err(error) = Box::pin(sub.reader.fetch(&self.live.viewer.store)).await {
                     return Ok(self.give_up_now(index, &error));
                 }
                 pull = sub.reader.pull(max_bytes);
             }
             match pull {
                 Pull::Slice(slice) => {
-                    let text = frame::events(sub.number, &slice);
                     sub.log_delivery(&self.member.handle.peer, slice.events());
-                    return Ok(Some(text.into()));
+                    return Ok(Some(Frame::Events { sub: sub.number, slice }));
                 }
                 Pull::Nothing => {}
                 // Read and not there: retention took it meanwhile, or the log is damaged.
                 Pull::InLog => match sub.reader.lost() {
-                    Some(lost) => return Ok(self.lose_now(index, lost).await),
+                    Some(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
                     None => {
                         let error = StoreError::Broken("an event of the log is not there".to_owned());
                         return Ok(self.give_up_now(index, &error));
                     }
                 },
-                Pull::Lost(lost) => return Ok(self.lose_now(index, lost).await),
+                Pull::Lost(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
             }
         }
         Ok(None)
@@ -343,20 +391,20 @@ impl Session {
         self.heartbeat_due
             || self.look
             || !self.greeting.is_empty()
-            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up())
+            || self.subs.iter().any(|sub| sub.reader.is_due() || sub.is_caught_up() || sub.reader.has_draft())
     }
 
     /// An event shows itself by the head; what is not an event must be looked for. One thing at a time: a
     /// snapshot is large, and there may be many.
-    async fn look_around(&mut self) -> Result<(), End> {
+    async fn look_around(&mut self) {
         self.tell_notices();
+        self.outbox.extend(self.desk.fetch().into_iter().map(Utf8Bytes::from));
         let lost = self.subs.iter().enumerate().find_map(|(index, sub)| Some((index, sub.reader.lost()?)));
         if let Some((index, lost)) = lost {
             self.look = true;
-            self.lose(index, lost).await;
-            return Ok(());
+            return Box::pin(self.lose(index, lost)).await;
         }
-        let Some(rev) = self.list else { return Ok(()) };
+        let Some(rev) = self.list else { return };
         match self.live.board.due(rev) {
             Due::Nothing => {}
             Due::Frame(rev, text) => {
@@ -364,15 +412,29 @@ impl Session {
                 self.outbox.push_back(Utf8Bytes::from(&*text));
                 self.look = true;
             }
-            Due::All => self.send_list().await,
+            Due::All => Box::pin(self.send_list()).await,
         }
-        Ok(())
+    }
+
+    /// Gives back what was held for frames, now that none is due.
+    fn rest(&mut self) {
+        if self.outbox.is_empty() && self.greeting.is_empty() {
+            (self.outbox, self.greeting) = (VecDeque::new(), VecDeque::new());
+        }
     }
 
     fn tell_notices(&mut self) {
         let (seen, due) = self.live.notices.since(self.notices_seen);
         self.notices_seen = seen;
         self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
+    }
+
+    /// Why the server goes is told in words too, also to who is closed before it looked around.
+    fn last_words(&mut self, wire: &mut WebSocket, closing: &Closing) {
+        if closing.code == Closing::draining(0).code {
+            let (_, due) = self.live.notices.since(self.notices_seen);
+            due.into_iter().for_each(|notice| wire.feed(Utf8Bytes::from(notice).into()));
+        }
     }
 
     async fn show_list(&mut self) {
@@ -395,15 +457,15 @@ impl Session {
     }
 
     fn heartbeat(&self) -> String {
-        let heads: serde_json::Map<String, Value> = self
-            .subs
-            .iter()
-            .map(|sub| {
-                let heads = json!({ "sent": sub.reader.next().prev(), "head": sub.reader.topic().head() });
-                (sub.number.to_string(), heads)
-            })
-            .collect();
-        json!({ "type": "heartbeat", "at": rfc3339(self.live.clock.now()), "heads": heads }).to_string()
+        // Thousands of idle sockets say nothing else: written as it is, without a tree of values.
+        let mut text = format!(r#"{{"type":"heartbeat","at":"{}","heads":{{"#, rfc3339(self.live.clock.now()));
+        for (index, sub) in self.subs.iter().enumerate() {
+            let (comma, number) = (if index > 0 { "," } else { "" }, sub.number);
+            let (sent, head) = (sub.reader.next().prev(), sub.reader.topic().head());
+            let _ = write!(text, r#"{comma}"{number}":{{"sent":{sent},"head":{head}}}"#);
+        }
+        text.push_str("}}");
+        text
     }
 
     /// Reads a frame; what cannot be understood is answered, and the fifth ends the socket.
@@ -449,10 +511,15 @@ impl Session {
                 Ok(())
             }
             ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
-            ClientFrame::Command { id } => {
-                let message = "this server takes commands over HTTP only: POST /api/v1/tasks/{task}/runs, /api/v1/runs/{run}/stop";
-                self.outbox.push_back(frame::error(Some(("id", id)), "forbidden", message, false).into());
-                Ok(())
+            ClientFrame::Command { id, what } => {
+                match self.desk.take(&self.live.commands, &self.member.handle, &id, what) {
+                    Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
+                    Taken::Said(text) => {
+                        self.outbox.push_back(text.into());
+                        Ok(())
+                    }
+                    Taken::Later => Ok(()),
+                }
             }
         }
     }
@@ -500,9 +567,9 @@ impl Session {
         self.outbox.push_back(frame::store_error(Some(("sub", number.into())), error).into());
     }
 
-    async fn lose_now(&mut self, index: usize, lost: Lost) -> Option<Utf8Bytes> {
+    async fn lose_now(&mut self, index: usize, lost: Lost) -> Option<Frame> {
         self.lose(index, lost).await;
-        self.outbox.pop_front()
+        self.outbox.pop_front().map(Frame::from)
     }
 
     /// A position that is no longer one: the sub ends, or starts again.
@@ -524,169 +591,24 @@ fn too_large(bytes: usize) -> String {
     format!("{bytes} bytes are too many: a frame has at most {}", frame::MAX_CLIENT_FRAME)
 }
 
-/// What a client sent.
-#[derive(Debug)]
-enum Incoming {
-    Text(Utf8Bytes),
-    Binary,
-}
-
-/// What happened on the wire.
-#[derive(Debug)]
-enum Step {
-    /// Everything fed was accepted.
-    Flushed,
-    /// A message came.
-    Frame(Incoming),
-    /// Something came that needs no answer.
-    Heard,
-}
-
-/// The socket with what is known of its speed.
-struct Wire {
-    socket: WebSocket,
-    pace: Pace,
-    fed: usize,
-    /// What had been accepted when the flush began.
-    accepted_before: u64,
-    flushing: bool,
-    heard: Instant,
-}
-
-impl Wire {
-    fn new(socket: WebSocket, pace: Pace) -> Self {
-        Self { socket, pace, fed: 0, accepted_before: 0, flushing: false, heard: Instant::now() }
-    }
-
-    /// Whether another frame may be fed: the last flush is done, this one is not full, and what was fed is taken.
-    fn takes(&self) -> bool {
-        !self.flushing && self.fed < self.pace.flush_bytes() && self.waiting() < MOST_WAITING
-    }
-
-    /// What was fed and is not accepted yet, in bytes; without the few around each frame.
-    fn waiting(&self) -> u64 {
-        (self.fed as u64).saturating_sub(self.pace.accepted() - self.accepted_before)
-    }
-
-    fn feed(&mut self, text: Utf8Bytes) -> Result<(), End> {
-        if self.fed == 0 {
-            self.accepted_before = self.pace.accepted();
-        }
-        self.fed += text.len();
-        let socket = Pin::new(&mut self.socket);
-        socket.start_send(Message::Text(text)).map_err(|_| End::Gone)
-    }
-
-    fn begin_flush(&mut self) {
-        if self.fed > 0 && !self.flushing {
-            self.flushing = true;
-            self.pace.begin();
-        }
-    }
-
-    /// Notes that nothing waits, so that an idle watcher is not taken for a slow one later.
-    fn rest_if_idle(&mut self) {
-        if !self.flushing {
-            self.pace.rest();
-        }
-    }
-
-    /// Waits for the end of the flush or for a message, whichever is first. Safe to drop at any point.
-    async fn step(&mut self, reads: bool) -> Result<Step, End> {
-        std::future::poll_fn(|context| {
-            // What comes in goes first: a client that takes all there is must still be heard.
-            if reads && let Poll::Ready(message) = Pin::new(&mut self.socket).poll_next(context) {
-                return Poll::Ready(self.hear(message));
+/// The first frame, which must be hello.
+async fn hello(wire: &mut WebSocket) -> Result<Hello, End> {
+    loop {
+        return match wire.step(true).await? {
+            Step::Frame(Incoming::Text(text)) if text.len() > frame::MAX_CLIENT_FRAME => {
+                // Not read: nobody is known yet. Without a hello there is no socket that could be asked again.
+                let error = frame::error(None, "too_large", &too_large(text.len()), false);
+                wire.feed(Utf8Bytes::from(error).into());
+                Err(Closing::BAD_FRAMES.into())
             }
-            if self.flushing
-                && let Poll::Ready(done) = Pin::new(&mut self.socket).poll_flush(context)
-            {
-                if done.is_err() {
-                    return Poll::Ready(Err(End::Gone));
-                }
-                self.flushing = false;
-                self.fed = 0;
-                self.pace.end();
-                return Poll::Ready(Ok(Step::Flushed));
-            }
-            Poll::Pending
-        })
-        .await
-    }
-
-    fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<Step, End> {
-        let message = match message {
-            None => return Err(End::Gone),
-            Some(Ok(message)) => message,
-            Some(Err(error)) => {
-                let inner = error.into_inner();
-                let too_large = matches!(inner.downcast_ref(), Some(WireError::Capacity(_)));
-                return Err(if too_large { End::Close(Closing::TOO_LARGE) } else { End::Gone });
-            }
+            Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
+                Ok(ClientFrame::Hello(hello)) => Ok(hello),
+                // Another version may have another shape.
+                _ if frame::is_of_another_version(&text) => Err(Closing::PROTOCOL.into()),
+                _ => Err(Closing::BAD_FRAMES.into()),
+            },
+            Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),
+            Step::Flushed | Step::Heard => continue,
         };
-        self.heard = Instant::now();
-        match message {
-            Message::Text(text) => Ok(Step::Frame(Incoming::Text(text))),
-            Message::Binary(_) => Ok(Step::Frame(Incoming::Binary)),
-            Message::Close(_) => Err(End::Left),
-            // Answered by the library; a sign of life all the same.
-            Message::Ping(_) | Message::Pong(_) => Ok(Step::Heard),
-        }
-    }
-
-    /// The first frame, which must be hello.
-    async fn hello(&mut self) -> Result<Hello, End> {
-        loop {
-            return match self.step(true).await? {
-                Step::Frame(Incoming::Text(text)) if text.len() > frame::MAX_CLIENT_FRAME => {
-                    // Not read: nobody is known yet. Without a hello there is no socket that could be asked again.
-                    let error = frame::error(None, "too_large", &too_large(text.len()), false);
-                    self.feed(error.into())?;
-                    Err(Closing::BAD_FRAMES.into())
-                }
-                Step::Frame(Incoming::Text(text)) => match serde_json::from_str(&text) {
-                    Ok(ClientFrame::Hello(hello)) => Ok(hello),
-                    // Another version may have another shape.
-                    _ if frame::is_of_another_version(&text) => Err(Closing::PROTOCOL.into()),
-                    _ => Err(Closing::BAD_FRAMES.into()),
-                },
-                Step::Frame(Incoming::Binary) => Err(Closing::BAD_FRAMES.into()),
-                Step::Flushed | Step::Heard => continue,
-            };
-        }
-    }
-
-    /// Ready when too little was accepted for too long while data waits; never, while none does.
-    fn stalled(&self, window: Duration) -> impl Future<Output = ()> + use<> {
-        let meter = self.flushing.then(|| self.pace.meter());
-        async move {
-            match meter {
-                Some(meter) => meter.stalled(window).await,
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    /// Answers the client's close; the library has the answer ready. Without it the client sees a broken
-    /// connection where there was none.
-    async fn answer_close(mut self) {
-        let flush = std::future::poll_fn(|context| Pin::new(&mut self.socket).poll_flush(context));
-        let _ = tokio::time::timeout(GOODBYE, flush).await;
-    }
-
-    /// Says why, as far as that can still be heard, then lets go.
-    async fn goodbye(mut self, closing: &Closing) {
-        let reason = Utf8Bytes::from(closing.reason());
-        let close = Message::Close(Some(CloseFrame { code: closing.code, reason }));
-        if closing.code == Closing::SLOW.code {
-            // Its buffers are full: what is in them will not be read. Do not keep it for that.
-            self.pace.abort();
-        }
-        let say = async {
-            let _ = self.socket.send(close).await;
-            // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
-            while self.step(true).await.is_ok() {}
-        };
-        let _ = tokio::time::timeout(GOODBYE, say).await;
     }
 }

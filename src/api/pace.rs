@@ -15,7 +15,7 @@ const LEAST_FLUSH: usize = 4 * 1024;
 const MOST_FLUSH: usize = 1024 * 1024;
 /// A flush accepted within this doubles the next.
 const QUICK: Duration = Duration::from_secs(1);
-/// The largest frame of events. Its size is memory per watcher for ever: the library's buffer never shrinks.
+/// The largest frame of events: what a client must have whole before it can show any of it.
 const MOST_FRAME: usize = crate::stream::segment::MAX_BYTES;
 
 /// How fast a socket takes what it is given.
@@ -69,14 +69,9 @@ impl Pace {
         };
     }
 
-    /// All bytes that were accepted.
-    pub fn accepted(&self) -> u64 {
-        self.meter.written()
-    }
-
-    /// What counts the bytes that are accepted.
-    pub fn meter(&self) -> Arc<Meter> {
-        Arc::clone(&self.meter)
+    /// When the socket last got on.
+    pub fn progressed(&self) -> Instant {
+        self.meter.progressed()
     }
 
     /// Lets the connection be reset when it is dropped, instead of lingering with what nobody reads.

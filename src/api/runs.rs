@@ -1,5 +1,6 @@
 //! `/api/v1/runs`: starting, showing and stopping runs, and the whole output of their calls.
 
+use axum::Extension;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, Request, State};
@@ -9,13 +10,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tower_http::services::ServeFile;
 
+use super::act::{Ask, To};
+use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
-use super::once::Once;
+use super::once::Key;
 use super::socket::Came;
 use super::{Api, One, json_body, limit};
 use crate::event::{RunId, TaskId};
 use crate::record::{Run, RunState};
-use crate::run::queue::{self, RunError};
+use crate::run::queue::{self, Runs};
 
 /// How a list is asked for.
 #[derive(Debug, Deserialize)]
@@ -79,13 +82,16 @@ pub async fn list_of_task(
     list(State(api), Query(ListQuery { task: Some(id), ..query })).await
 }
 
-/// A run as it is at this moment, with its place in the queue.
 fn fresh(api: &Api, run: Run) -> Value {
-    let open = api.publisher.topic(&run.task).and_then(|topic| topic.tail().fold.run(run.id).cloned());
-    let run = open.unwrap_or(run);
+    as_it_is(&api.runs, run)
+}
+
+/// A run as it is at this moment, with its place in the queue.
+pub fn as_it_is(runs: &Runs, run: Run) -> Value {
+    let run = runs.open_run(&run.task, run.id).unwrap_or(run);
     let mut value = json!(run);
     if run.state == RunState::Queued {
-        value["queue_position"] = json!(api.runs.position(run.id));
+        value["queue_position"] = json!(runs.position(run.id));
     }
     value
 }
@@ -106,15 +112,15 @@ pub async fn show(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, 
 pub async fn start(
     State(api): State<Api>,
     ConnectInfo(came): ConnectInfo<Came>,
+    Extension(credential): Extension<Credential>,
     Path(id): One,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let task = task_id(&id)?;
-    let body = json_body(&headers, &body)?;
-    let once = Once::of(&headers, &format!("POST /tasks/{task}/runs"), &body)?;
-    let params = params(&body)?;
-    let run = start_once(&api, &task, params, once).await?;
+    let params = params(&json_body(&headers, &body)?)?;
+    let ask = Ask::Run { task: task.clone(), params };
+    let run = api.acts.act(ask, Key::of(&headers)?, &credential).await?;
     let address = address(&api, &headers, &came, &task, Some(run.id));
     Ok((StatusCode::CREATED, Json(json!({ "run": fresh(&api, run), "url": address }))))
 }
@@ -141,44 +147,102 @@ pub fn address(api: &Api, headers: &HeaderMap, came: &Came, task: &TaskId, run: 
     }
 }
 
-/// Runs a task now; under a key that was used, gives the run it made.
-///
-/// # Errors
-/// As for [`start`].
-pub async fn start_once(
-    api: &Api,
-    task: &TaskId,
-    params: Map<String, Value>,
-    once: Option<Once>,
-) -> Result<Run, ApiError> {
-    let now = api.publisher.clock().now();
-    if let Some(once) = &once
-        && let Some(done) = once.done(&api.store, now).await?
-        && let Some(run) = done.run
-    {
-        return Ok(api.runs.find(run).await?);
-    }
-    let (noted, id) = (once.clone(), task.clone());
-    let also = move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
-        Ok(noted.map_or(Ok(()), |once| once.note(connection, &id, Some(run), now))?)
-    };
-    match (api.runs.start_by_hand(task, params, also).await, once) {
-        (Ok(run), _) => Ok(run),
-        // The same key at the same moment: the other one was first.
-        (Err(error), Some(once)) => match once.done(&api.store, now).await?.and_then(|done| done.run) {
-            Some(run) => Ok(api.runs.find(run).await?),
-            None => Err(error.into()),
-        },
-        (Err(error), None) => Err(error.into()),
-    }
-}
-
 /// Stops a run. Acts at once; asked again, it changes nothing.
 ///
 /// # Errors
 /// 404, 409 `run_over`.
-pub async fn stop(State(api): State<Api>, Path(id): One) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let run = api.runs.stop(run_id(&id)?).await?;
+pub async fn stop(
+    State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let ask = Ask::Stop { run: run_id(&id)? };
+    let run = api.acts.act(ask, Key::of(&headers)?, &credential).await?;
+    Ok((StatusCode::ACCEPTED, Json(fresh(&api, run))))
+}
+
+/// Does once more what a run that is over was to do: a new run of the same task, with the same parameters.
+///
+/// # Errors
+/// 404, 409 for a run that is not over or a task that is off, 400 with a parameter that the task no longer takes, 429.
+pub async fn retry(
+    State(api): State<Api>,
+    ConnectInfo(came): ConnectInfo<Came>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let ask = Ask::Retry { run: run_id(&id)? };
+    let run = api.acts.act(ask, Key::of(&headers)?, &credential).await?;
+    let address = address(&api, &headers, &came, &run.task, Some(run.id));
+    Ok((StatusCode::CREATED, Json(json!({ "run": fresh(&api, run), "url": address }))))
+}
+
+/// Says something to a run.
+///
+/// # Errors
+/// 404, 400, 409 `run_over`, 409 `conflict` for a run that takes no messages.
+pub async fn message(
+    State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body = json_body(&headers, &body)?;
+    let Some(text) = body.get("text").and_then(Value::as_str) else {
+        return Err(ApiError::invalid("text", "text is what to say"));
+    };
+    let ask = Ask::Message { to: To::Run(run_id(&id)?), text: text.to_owned() };
+    let run = api.acts.act(ask, Key::of(&headers)?, &credential).await?;
+    Ok((StatusCode::ACCEPTED, Json(fresh(&api, run))))
+}
+
+/// Lets a run go on that asks for it.
+///
+/// # Errors
+/// 404, 409 `run_over`, 409 `conflict` for a run that asks for nothing.
+pub async fn approve(
+    state: State<Api>,
+    credential: Extension<Credential>,
+    path: One,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    answer(state, credential, path, headers, body, true).await
+}
+
+/// Tells a run that asks that it may not.
+///
+/// # Errors
+/// As for [`approve`].
+pub async fn deny(
+    state: State<Api>,
+    credential: Extension<Credential>,
+    path: One,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    answer(state, credential, path, headers, body, false).await
+}
+
+async fn answer(
+    State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+    body: Bytes,
+    yes: bool,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let body = json_body(&headers, &body)?;
+    let request = match body.get("request") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(request)) => Some(request.clone()),
+        Some(_) => return Err(ApiError::invalid("request", "request is a text: what the run asks, as it was shown")),
+    };
+    let ask = Ask::Answer { run: run_id(&id)?, request, yes };
+    let run = api.acts.act(ask, Key::of(&headers)?, &credential).await?;
     Ok((StatusCode::ACCEPTED, Json(fresh(&api, run))))
 }
 

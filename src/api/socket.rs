@@ -113,11 +113,15 @@ impl Meter {
         *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Progress { at, written, step };
     }
 
+    /// When it last got on.
+    pub fn progressed(&self) -> Instant {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).at
+    }
+
     /// Ready once no `step` bytes were accepted within `window`.
     pub async fn stalled(&self, window: Duration) {
         loop {
-            let last = self.progress.lock().unwrap_or_else(PoisonError::into_inner).at;
-            let until = last + window;
+            let until = self.progressed() + window;
             if Instant::now() >= until {
                 return;
             }
@@ -223,7 +227,7 @@ pub struct Came {
 }
 
 /// A place among the connections of a listener; given back when dropped, or before by an answer that goes on for
-/// hours and is counted elsewhere.
+/// hours and is counted elsewhere. The default is none at all: a request that came by no listener.
 #[derive(Debug, Default)]
 pub struct Place(Mutex<Option<OwnedSemaphorePermit>>);
 

@@ -1,5 +1,6 @@
 //! `/api/v1/tasks` and what belongs to a task: its schedule and its slots.
 
+use axum::Extension;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, State};
@@ -8,8 +9,9 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::auth::Credential;
 use super::error::{ApiError, task_id};
-use super::once::{Done, Once};
+use super::once::{Key, Once};
 use super::socket::Came;
 use super::wire::TaskView;
 use super::{Api, One, json_body, limit};
@@ -20,8 +22,6 @@ use crate::task::definition::Schedule;
 use crate::task::parse;
 use crate::task::registry::{Source, Task, TaskError};
 
-/// Calls with a key are made one after the other, so that the same key at the same moment finds what the first made.
-static KEYED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// The most moments of a preview.
 const MAX_NEXT: usize = 500;
 
@@ -75,37 +75,30 @@ fn known(api: &Api, id: &str) -> Result<std::sync::Arc<Task>, ApiError> {
 pub async fn add(
     State(api): State<Api>,
     ConnectInfo(came): ConnectInfo<Came>,
+    Extension(credential): Extension<Credential>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body = json_body(&headers, &body)?;
-    let once = Once::of(&headers, "POST /tasks", &body)?;
-    let now = api.publisher.clock().now();
     let posted = parse::from_json(&body, api.viewer.registry.defaults())?;
     let runs_now = posted.run && posted.definition.schedule.is_none();
-    let _turn = match &once {
-        Some(_) => Some(KEYED.lock().await),
-        None => None,
-    };
-    let before = match &once {
-        Some(once) => once.done(&api.store, now).await?,
-        None => None,
-    };
-    let id = match before {
-        Some(Done { task, .. }) => task,
+    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("POST /tasks {body}"), &credential).await?;
+    let id = match once.done().await? {
+        Some(done) => done.task,
         None => {
-            let noted = once.clone();
+            let note = once.note();
             let also = move |connection: &rusqlite::Connection, id: &TaskId| -> Result<(), TaskError> {
-                Ok(noted.map_or(Ok(()), |once| once.note(connection, id, None, now))?)
+                Ok(note.write(connection, id, None)?)
             };
             let added = api.viewer.registry.add(posted.id, posted.definition, Source::Store, None, also).await?;
             api.planner.notify_one();
             added.id.clone()
         }
     };
-    let run = match runs_now {
-        true => Some(super::runs::start_once(&api, &id, Map::new(), once.map(|once| once.then("run"))).await?),
-        false => None,
+    let run = match (runs_now, once.done_of("run").await?.and_then(|done| done.run)) {
+        (false, _) => None,
+        (true, Some(run)) => Some(api.runs.find(run).await?),
+        (true, None) => Some(api.acts.run(id.clone(), Map::new(), once.note_of("run")).await?),
     };
     let address = super::runs::address(&api, &headers, &came, &id, run.as_ref().map(|run| run.id));
     Ok((StatusCode::CREATED, Json(json!({ "task": view(&api, &id).await?, "run": run, "url": address }))))
@@ -117,18 +110,29 @@ pub async fn add(
 /// 400 with the field, 404, 409 `task_is_a_file`.
 pub async fn patch(
     State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
     Path(id): One,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
-    let task = known(&api, &id)?;
-    refuse_file(&task)?;
     let body = json_body(&headers, &body)?;
-    let definition = parse::patched(&task.definition, &body, api.viewer.registry.defaults())?;
-    api.viewer.registry.redefine(&task.id, definition, None).await?;
-    api.planner.notify_one();
-    api.runs.look_again();
+    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("PATCH /tasks/{id} {body}"), &credential).await?;
+    if once.done().await?.is_none() {
+        let task = known(&api, &id)?;
+        refuse_file(&task)?;
+        let definition = parse::patched(&task.definition, &body, api.viewer.registry.defaults())?;
+        let also = noting(&once, &task.id);
+        api.viewer.registry.redefine(&task.id, definition, None, also).await?;
+        api.planner.notify_one();
+        api.runs.look_again();
+    }
     show(State(api), Path(id)).await
+}
+
+/// Notes a change of a task under its key, in the transaction of the change.
+fn noting(once: &Once, task: &TaskId) -> impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<()> + Send + use<> {
+    let (note, task) = (once.note(), task.clone());
+    move |connection| note.write(connection, &task, None)
 }
 
 /// A task is its file, as long as the file is there.
@@ -153,12 +157,20 @@ pub struct RemoveQuery {
 /// 404, 409 `task_is_a_file`, 409 `task_running`.
 pub async fn remove(
     State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
     Path(id): One,
     Query(query): Query<RemoveQuery>,
+    headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
+    let stops = query.stop.as_deref() == Some("true");
+    let asked = format!("DELETE /tasks/{id} {stops}");
+    let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
+    if once.done().await?.is_some() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
     let task = known(&api, &id)?;
     refuse_file(&task)?;
-    if query.stop.as_deref() == Some("true") {
+    if stops {
         // Nothing new may come in between the last run and the end.
         api.viewer.registry.set_enabled(&task.id, false).await?;
         if let Err(error) = api.runs.stop_all_of(&task.id).await {
@@ -169,7 +181,7 @@ pub async fn remove(
         let detail = "the task has runs that are not over: stop them, or call with ?stop=true";
         return Err(ApiError::new(StatusCode::CONFLICT, "task_running", detail));
     }
-    for run in api.viewer.registry.remove(&task.id).await? {
+    for run in api.viewer.registry.remove(&task.id, noting(&once, &task.id)).await? {
         // Not every run has any output.
         let _ = tokio::fs::remove_dir_all(api.output_dir.join(run.to_string())).await;
     }
@@ -180,10 +192,23 @@ pub async fn remove(
 ///
 /// # Errors
 /// 404, or the store's.
-pub async fn pause(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
+pub async fn pause(
+    State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    let asked = format!("POST /tasks/{id}/pause");
+    let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
+    let done = once.done().await?.is_some();
     let task = known(&api, &id)?;
-    api.viewer.registry.set_paused(&task.id, true).await?;
-    api.runs.call_off_scheduled(&task.id).await?;
+    if !done {
+        api.viewer.registry.set_paused(&task.id, true, noting(&once, &task.id)).await?;
+    }
+    // Asked again too: the first time it may have come to an end in between.
+    if known(&api, &id)?.paused {
+        api.runs.call_off_scheduled(&task.id).await?;
+    }
     Ok(Json(json!(view(&api, &task.id).await?)))
 }
 
@@ -191,11 +216,21 @@ pub async fn pause(State(api): State<Api>, Path(id): One) -> Result<Json<Value>,
 ///
 /// # Errors
 /// 404, or the store's.
-pub async fn resume(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
+pub async fn resume(
+    State(api): State<Api>,
+    Extension(credential): Extension<Credential>,
+    Path(id): One,
+    headers: HeaderMap,
+) -> Result<Json<Value>, ApiError> {
+    let asked = format!("POST /tasks/{id}/resume");
+    let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
+    let done = once.done().await?.is_some();
     let task = known(&api, &id)?;
-    // What passed while it was paused gets its rows first.
-    api.planner.notify_one();
-    api.viewer.registry.set_paused(&task.id, false).await?;
+    if !done {
+        // What passed while it was paused gets its rows first.
+        api.planner.notify_one();
+        api.viewer.registry.set_paused(&task.id, false, noting(&once, &task.id)).await?;
+    }
     Ok(Json(json!(view(&api, &task.id).await?)))
 }
 

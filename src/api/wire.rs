@@ -13,6 +13,7 @@ use crate::record::{Run, RunState, wire_time};
 use crate::run::queue;
 use crate::schedule::timing::in_words;
 use crate::store::{Store, StoreError};
+use crate::stream::offer::cut_middle;
 use crate::stream::publish::Publisher;
 use crate::task::parse::Problem;
 use crate::task::registry::{Registry, Task};
@@ -62,6 +63,41 @@ pub struct TaskView {
     pub oldest: Seq,
     /// The last event.
     pub head: Seq,
+}
+
+impl TaskView {
+    /// The same as JSON within so many bytes. What does not fit is cut: long texts first, then the parameters;
+    /// `truncated` says so, and the whole is at `GET /api/v1/tasks/{task}`.
+    pub fn fitted(&self, most: usize) -> Value {
+        let mut value = json!(self);
+        let fits = |value: &Value| value.to_string().len() <= most;
+        if fits(&value) {
+            return value;
+        }
+        value["truncated"] = true.into();
+        for longest in [4096, 512] {
+            shorten(&mut value, longest);
+            if fits(&value) {
+                return value;
+            }
+        }
+        for params in ["/params", "/last_run/params", "/last_ended/params"] {
+            if let Some(params) = value.pointer_mut(params) {
+                *params = json!({});
+            }
+        }
+        value
+    }
+}
+
+/// Cuts every string in the middle that is longer than so many bytes.
+fn shorten(value: &mut Value, longest: usize) {
+    match value {
+        Value::String(text) if text.len() > longest => *text = cut_middle(text, longest).0,
+        Value::Array(items) => items.iter_mut().for_each(|item| shorten(item, longest)),
+        Value::Object(members) => members.values_mut().for_each(|member| shorten(member, longest)),
+        _ => {}
+    }
 }
 
 /// What a run has found.

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -39,6 +39,12 @@ const PAGE: u64 = 500;
 
 /// How much of a log that replaced another is shown from its beginning; of a longer one only what runs now.
 const WHOLE_LOG: u64 = 20_000;
+
+/// A subscription that keeps going wrong is asked for again at most this often.
+const RESUBSCRIBE_EVERY: Duration = Duration::from_secs(1);
+
+/// After an error that may pass: the server asked not to be hurried.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// Subscribing again this often without a single event in order means that the socket itself is at fault.
 const RESUBSCRIBES: u32 = 3;
@@ -193,6 +199,12 @@ struct Follow {
     stuck_at: Option<u64>,
     /// How often it was subscribed again since the last event in order.
     resubscribes: u32,
+    /// When it was subscribed last.
+    subscribed_at: Option<Instant>,
+    /// When it is to be subscribed again; until then it has no subscription.
+    again_at: Option<Instant>,
+    /// Whether it was said that it cannot be followed: once is enough.
+    said_again: bool,
 }
 
 #[derive(Debug)]
@@ -217,6 +229,8 @@ struct Socket<S> {
     welcomed: bool,
     /// When this side last sent something.
     spoke: Instant,
+    /// When the other side did, as far as it was looked at.
+    heard: Instant,
     /// `at` of the last heartbeat.
     beat: Value,
 }
@@ -378,6 +392,9 @@ impl<T: Transport> Live<T> {
             absent: 0,
             stuck_at: None,
             resubscribes: 0,
+            subscribed_at: None,
+            again_at: None,
+            said_again: false,
         });
         if matches!(&self.link, Link::Up(socket) if socket.welcomed) {
             self.subscribe(self.follows.len() - 1);
@@ -436,7 +453,8 @@ impl<T: Transport> Live<T> {
             "type": "hello", "protocol": 1, "client": self.client, "attempt": self.hellos,
             "tasks": self.want_tasks, "subscribe": subscribe,
         }));
-        let socket = Socket { stream, welcomed: false, spoke: Instant::now(), beat: Value::Null };
+        let now = Instant::now();
+        let socket = Socket { stream, welcomed: false, spoke: now, heard: now, beat: Value::Null };
         self.link = Link::Up(Box::new(socket));
         Ok(self.speak().await)
     }
@@ -453,6 +471,8 @@ impl<T: Transport> Live<T> {
         follow.missed = 0;
         follow.absent = 0;
         follow.stuck_at = None;
+        follow.subscribed_at = Some(Instant::now());
+        follow.again_at = None;
         json!({ "sub": sub, "task": follow.task, "gen": follow.generation, "after": follow.position })
     }
 
@@ -469,8 +489,30 @@ impl<T: Transport> Live<T> {
             return Err(Lost::because(format!("the stream stays out of order ({why})")));
         }
         tracing::debug!(task = self.follows[index].task, why, "subscribing again");
-        self.subscribe(index);
+        let now = Instant::now();
+        match self.follows[index].subscribed_at.map(|last| last + RESUBSCRIBE_EVERY) {
+            Some(due) if due > now => self.subscribe_at(index, due),
+            _ => self.subscribe(index),
+        }
         Ok(())
+    }
+
+    /// Gives the subscription up and takes another one later.
+    fn subscribe_at(&mut self, index: usize, due: Instant) {
+        let follow = &mut self.follows[index];
+        follow.sub = None;
+        follow.again_at = Some(due);
+    }
+
+    /// Takes up what was put off, if its time has come; gives when the next is due.
+    fn take_up(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        for index in 0..self.follows.len() {
+            if self.follows[index].again_at.is_some_and(|due| due <= now) {
+                self.subscribe(index);
+            }
+        }
+        self.follows.iter().filter_map(|follow| follow.again_at).min()
     }
 
     async fn speak(&mut self) -> Result<(), Lost> {
@@ -494,24 +536,31 @@ impl<T: Transport> Live<T> {
             follow.sub = None;
             follow.gap_to = None;
             follow.resubscribes = 0;
+            follow.subscribed_at = None;
+            follow.again_at = None;
         }
         self.pending.push_back(Step::Reconnecting { attempt: self.failures, wait, why: lost.why });
     }
 
     /// Waits for one message and acts on it.
     async fn hear(&mut self) -> Result<Result<(), Lost>, Failure> {
+        let due = self.take_up();
         if let Err(lost) = self.speak().await {
             return Ok(Err(lost));
         }
         let Link::Up(socket) = &mut self.link else { return Ok(Ok(())) };
-        // A new wait for each message: it is over when *nothing* came for that long. What is there already is
-        // taken first, so that a reader of the output that paused does not count as a dead server.
-        let message = match timeout(LIFE, socket.stream.next()).await {
+        let dead = socket.heard + LIFE;
+        let until = due.map_or(dead, |due| due.min(dead));
+        // What is there already is taken first, so that a reader of the output that paused does not count as a dead
+        // server.
+        let message = match timeout_at(until, socket.stream.next()).await {
+            Err(_) if until < dead => return Ok(Ok(())),
             Err(_) => return Ok(Err(Lost::because("nothing was heard for 35 s"))),
             Ok(None) => return Ok(Err(Lost::because("the server closed the connection"))),
             Ok(Some(Err(error))) => return Ok(Err(Lost::because(broken(&error)))),
             Ok(Some(Ok(message))) => message,
         };
+        socket.heard = Instant::now();
         match message {
             Message::Text(text) => {
                 let Ok(frame) = serde_json::from_str::<Frame<'_>>(&text) else {
@@ -569,7 +618,10 @@ impl<T: Transport> Live<T> {
                 self.pending.push_back(Step::CaughtUp { task: follow.task.clone(), missed, position });
                 Ok(())
             }
-            "error" => self.refused(index, frame),
+            "error" => {
+                self.refused(index, frame);
+                Ok(())
+            }
             _ => Ok(()),
         })
     }
@@ -621,10 +673,12 @@ impl<T: Transport> Live<T> {
             }
             _ => {
                 let before = frame.from.unwrap_or(follow.position + 1).saturating_sub(1);
-                if follow.position > 0 && before != follow.position {
+                let other_log = frame.generation.is_some() && frame.generation != follow.generation;
+                if follow.position > 0 && (before != follow.position || other_log) {
                     return self.resubscribe(index, "resumed at another place");
                 }
                 follow.phase = Phase::Open;
+                follow.said_again = false;
                 follow.position = before;
                 follow.wire = before;
                 follow.missed = frame.missed.unwrap_or(0);
@@ -656,6 +710,7 @@ impl<T: Transport> Live<T> {
             after = begin;
         }
         follow.generation = frame.generation.or(follow.generation.take());
+        follow.said_again = false;
         follow.position = after;
         follow.wire = seq;
         follow.gap_to = (after < seq).then_some(seq);
@@ -685,14 +740,23 @@ impl<T: Transport> Live<T> {
         Ok(())
     }
 
-    fn refused(&mut self, index: usize, frame: Frame<'_>) -> Result<(), Lost> {
+    /// The server cannot serve a subscription: for the moment, or at all. The others have nothing to do with it.
+    fn refused(&mut self, index: usize, frame: Frame<'_>) {
         let message = frame.message.unwrap_or_else(|| "refused".into());
         if frame.retryable == Some(true) {
-            return Err(Lost::because(message));
+            let follow = &mut self.follows[index];
+            follow.gap_to = None;
+            follow.phase = Phase::Asked;
+            if !std::mem::replace(&mut follow.said_again, true) {
+                let text =
+                    format!("Task {} cannot be followed at the moment ({message}); it is tried again.", follow.task);
+                self.pending.push_back(Step::Notice { text, over: false });
+            }
+            self.subscribe_at(index, Instant::now() + ASK_AGAIN_AFTER);
+            return;
         }
         let follow = self.follows.remove(index);
         self.pending.push_back(Step::Refused { task: follow.task, message });
-        Ok(())
     }
 
     /// Answers a heartbeat, and compares what the server says it sent with what came.
@@ -708,6 +772,8 @@ impl<T: Transport> Live<T> {
             let follow = &mut self.follows[index];
             let Some(sub) = follow.sub else { continue };
             let trouble = match heads.get(&sub.to_string()) {
+                // Between a reset and its snapshot there is nothing that could be said of it.
+                None if matches!(follow.phase, Phase::Reset { .. }) => None,
                 None => {
                     follow.absent += 1;
                     (follow.absent >= 2).then_some("the server does not know the subscription")

@@ -51,6 +51,9 @@ pub enum RunError {
     /// The run has ended.
     #[error("the run is over: it ended as {}", .0.state.as_str())]
     Over(Box<Run>),
+    /// The run has not ended, and what was asked is for one that has.
+    #[error("the run is not over, it is {}: wait for its end, or stop it", .0.state.as_str())]
+    NotOver(Box<Run>),
     /// Too many wait already.
     #[error("{0} runs of this task wait already: stop one, or wait for them")]
     QueueFull(u32),
@@ -225,6 +228,36 @@ impl Runs {
         given: Map<String, Value>,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, retry_of: None, params: given };
+        self.make_by_hand(task, queued, also).await
+    }
+
+    /// Makes a run that does once more what one that is over was to do: of the same task, with what that one was
+    /// given. Otherwise as [`Runs::start_by_hand`].
+    ///
+    /// # Errors
+    /// [`RunError`]: no such run, it is not over; and those of [`Runs::start_by_hand`].
+    pub async fn retry(
+        &self,
+        of: RunId,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
+        let run = self.find(of).await?;
+        if !run.state.is_ended() {
+            return Err(RunError::NotOver(Box::new(run)));
+        }
+        let Run { attempt, params, task, .. } = run;
+        let attempt = attempt.saturating_add(1);
+        let queued = Queued { trigger: "hand", scheduled_for: None, attempt, retry_of: Some(of), params };
+        self.make_by_hand(&task, queued, also).await
+    }
+
+    async fn make_by_hand(
+        &self,
+        task: &TaskId,
+        mut queued: Queued,
+        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
+    ) -> Result<Run, RunError> {
         let known = self.shared.registry.get(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         if !known.enabled {
             return Err(RunError::Disabled(task.clone()));
@@ -236,22 +269,21 @@ impl Runs {
         if open >= MAX_ELSEWHERE {
             return Err(RunError::TooManyOpen(open));
         }
-        let given = checked(&known, given)?;
+        queued.params = checked(&known, queued.params)?;
         let topic = self.publisher().topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
         let runs = self.clone();
-        to_the_end(async move { runs.queue_by_hand(&known, topic, given, also).await }).await
+        to_the_end(async move { runs.queue_by_hand(&known, topic, queued, also).await }).await
     }
 
     async fn queue_by_hand(
         &self,
         known: &Task,
         topic: Arc<Topic>,
-        given: Map<String, Value>,
+        queued: Queued,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
         let publisher = self.publisher();
         let id = RunId::new();
-        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, params: given };
         let now = publisher.clock().now();
         let mut offers = vec![(topic.clone(), queued.offer(id, now))];
         // What is done elsewhere begins with the call that asks for it: the caller is who does it.
@@ -278,7 +310,7 @@ impl Runs {
         publisher.transact(act).await?;
         failpoint::hit("queued");
         if is_elsewhere {
-            self.open(id, topic.clone());
+            self.begin_elsewhere(id, topic.clone());
         } else {
             self.note_queued(id, known.id.clone());
         }
@@ -316,11 +348,15 @@ impl Runs {
                 .optional()
         };
         let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
-        let open = task.parse().ok().and_then(|task| self.publisher().topic(&task));
-        if let Some(run) = open.and_then(|topic| topic.tail().fold.run(id).cloned()) {
+        if let Some(run) = task.parse().ok().and_then(|task| self.open_run(&task, id)) {
             return Ok(run);
         }
         serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
+    }
+
+    /// A run that is not over, as it is now.
+    pub fn open_run(&self, task: &TaskId, id: RunId) -> Option<Run> {
+        self.publisher().topic(task)?.tail().fold.run(id).cloned()
     }
 
     /// How many wait before this run; `None` when it does not wait.
@@ -695,6 +731,8 @@ pub struct Queued {
     pub scheduled_for: Option<Timestamp>,
     /// Which attempt of it, from 1.
     pub attempt: u32,
+    /// The run that this one does once more.
+    pub retry_of: Option<RunId>,
     /// The parameters it was given.
     pub params: Map<String, Value>,
 }
@@ -706,6 +744,7 @@ impl Queued {
         status.trigger = Some(self.trigger.to_owned());
         status.scheduled_for = self.scheduled_for;
         status.attempt = Some(self.attempt);
+        status.retry_of = self.retry_of;
         status.params = Some(self.params);
         Offer::new(Some(id), at, &Body::Status(status))
     }

@@ -125,10 +125,15 @@ impl Row {
     }
 }
 
+/// Until when all schedules are held, if the clock is far behind the newest time in the store.
+pub fn held_until(last_stored: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    (last_stored.duration_since(now) > CLOCK_SLACK).then_some(last_stored)
+}
+
 /// Decides over all slots that are due at `now`.
 pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestamp) -> Decision {
-    if standing.last_stored.duration_since(now) > CLOCK_SLACK {
-        return Decision::Hold { until: standing.last_stored };
+    if let Some(until) = held_until(standing.last_stored, now) {
+        return Decision::Hold { until };
     }
     let due = Due { timing, anchor: standing.anchor, from: standing.last_planned, now };
     let planned_to = now.max(standing.last_planned);

@@ -68,29 +68,24 @@ impl Watcher {
     }
 }
 
-/// The watchers of one task. The list is replaced, never changed, so that a forwarder may keep it.
-#[derive(Debug, Clone)]
+/// The watchers of one task.
+#[derive(Debug, Default)]
 struct Topic {
     /// Grows with every change of any topic: a list that was emptied and made again is not mistaken for the old.
     version: u64,
     /// The version with which the newest came in; it stands last.
     entered: u64,
-    watchers: Arc<[Arc<Watcher>]>,
+    /// With the number of the connection beside each, so that one is found without a look at all of them.
+    watchers: Vec<(u64, Arc<Watcher>)>,
 }
 
 /// What the writer holds for a task between two events: who was watching when it last looked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub struct Forwarder {
     version: u64,
-    watchers: Arc<[Arc<Watcher>]>,
+    watchers: Vec<Arc<Watcher>>,
     /// Whether anyone ever watched through it: a later newcomer is a reconnection (SPK-09).
     ever: bool,
-}
-
-impl Default for Forwarder {
-    fn default() -> Self {
-        Self { version: 0, watchers: Arc::new([]), ever: false }
-    }
 }
 
 impl Forwarder {
@@ -125,12 +120,12 @@ impl Connections {
         Self { topics: map::Map::default(), versions: AtomicU64::new(0) }
     }
 
-    /// Puts a watcher in, under the guard of its task's entry. O(watchers of the task).
+    /// Puts a watcher in, under the guard of its task's entry. O(1).
     pub fn insert(&self, task: &TaskId, watcher: Arc<Watcher>) {
         let version = self.next_version();
         self.topics.upsert(task, |topic| {
-            let before = topic.map_or(&[][..], |topic| &topic.watchers);
-            Topic { version, entered: version, watchers: before.iter().cloned().chain([watcher]).collect() }
+            topic.watchers.push((watcher.peer.id, watcher));
+            (topic.version, topic.entered) = (version, version);
         });
     }
 
@@ -139,10 +134,9 @@ impl Connections {
     pub fn remove(&self, task: &TaskId, peer: u64, sub: u32) {
         let version = self.next_version();
         self.topics.update(task, |topic| {
-            let is_it = |watcher: &Arc<Watcher>| watcher.peer.id == peer && watcher.sub == sub;
-            if topic.watchers.iter().any(is_it) {
-                let watchers = topic.watchers.iter().filter(|watcher| !is_it(watcher)).cloned().collect();
-                *topic = Topic { version, watchers, ..*topic };
+            if let Some(at) = topic.watchers.iter().position(|(of, watcher)| *of == peer && watcher.sub == sub) {
+                topic.watchers.remove(at);
+                topic.version = version;
             }
         });
         self.topics.remove_if(task, |topic| topic.watchers.is_empty());
@@ -150,9 +144,9 @@ impl Connections {
 
     /// Who is live *now*? Called for every event, after its commit and before anyone is woken for it. One look
     /// into the map, O(1): nothing changed → the held forwarder is used on, nothing is allocated and nothing is
-    /// logged; changed → it is refreshed. True when it was.
+    /// logged; changed → it is refreshed, O(watchers of the task). True when it was.
     pub fn get_or_refresh_forwarder(&self, task: &TaskId, held: &mut Forwarder) -> bool {
-        let fresh = self.topics.read(task, |topic| (topic.version != held.version).then(|| topic.clone()));
+        let fresh = self.topics.read(task, |topic| (topic.version != held.version).then(|| held.refresh(topic)));
         match fresh {
             // Nobody watches, and nobody did: stable.
             None if held.is_empty() => false,
@@ -161,8 +155,8 @@ impl Connections {
                 true
             }
             Some(None) => false,
-            Some(Some(topic)) => {
-                held.refresh(task, topic);
+            Some(Some(newcomer)) => {
+                held.tell_of(task, newcomer);
                 true
             }
         }
@@ -175,8 +169,10 @@ impl Connections {
 
     /// The first event of the task that some live watcher still wants. O(watchers of the task).
     pub fn slowest(&self, task: &TaskId) -> Option<Seq> {
-        let topic = self.topics.read(task, Topic::clone)?;
-        topic.watchers.iter().filter(|watcher| !watcher.peer.is_closed()).map(|watcher| watcher.next()).min()
+        self.topics.read(task, |topic| {
+            let live = topic.watchers.iter().filter(|(_, watcher)| !watcher.peer.is_closed());
+            live.map(|(_, watcher)| watcher.next()).min()
+        })?
     }
 
     fn next_version(&self) -> u64 {
@@ -185,19 +181,25 @@ impl Connections {
 }
 
 impl Forwarder {
-    fn refresh(&mut self, task: &TaskId, topic: Topic) {
+    /// Takes the list over; gives who came in since it last did.
+    fn refresh(&mut self, topic: &Topic) -> Option<Arc<Peer>> {
         // By number, not by search: thousands may leave at once, and each event of a run passes here meanwhile.
-        if topic.entered > self.version
-            && let Some(newest) = topic.watchers.last()
-        {
-            let peer = &newest.peer;
+        let newcomer = (topic.entered > self.version).then(|| topic.watchers.last()).flatten();
+        self.version = topic.version;
+        self.watchers.clear();
+        self.watchers.extend(topic.watchers.iter().map(|(_, watcher)| Arc::clone(watcher)));
+        newcomer.map(|(_, watcher)| Arc::clone(&watcher.peer))
+    }
+
+    fn tell_of(&mut self, task: &TaskId, newcomer: Option<Arc<Peer>>) {
+        if let Some(peer) = newcomer {
             if self.ever {
                 info!(connection = peer.id, "Detected WebSocket reconnection for chat={task}, resuming updates");
             }
             let user = &peer.user;
             info!(connection = peer.id, "WebSocket forwarder created: task={task}, chat={task}, user={user}");
         }
-        *self = Self { version: topic.version, watchers: topic.watchers, ever: true };
+        self.ever = true;
     }
 }
 
@@ -206,7 +208,6 @@ mod map {
     //! `DashMap` behind four verbs, so that no guard leaves this file.
 
     use dashmap::DashMap;
-    use dashmap::mapref::entry::Entry;
 
     use crate::event::TaskId;
 
@@ -224,16 +225,11 @@ mod map {
             self.0.get(task).map(|topic| read(&topic))
         }
 
-        pub(super) fn upsert(&self, task: &TaskId, make: impl FnOnce(Option<&T>) -> T) {
-            match self.0.entry(task.clone()) {
-                Entry::Occupied(mut entry) => {
-                    let made = make(Some(entry.get()));
-                    entry.insert(made);
-                }
-                Entry::Vacant(entry) => {
-                    entry.insert(make(None));
-                }
-            }
+        pub(super) fn upsert(&self, task: &TaskId, change: impl FnOnce(&mut T))
+        where
+            T: Default,
+        {
+            change(&mut self.0.entry(task.clone()).or_default());
         }
 
         pub(super) fn update(&self, task: &TaskId, change: impl FnOnce(&mut T)) {
@@ -273,10 +269,11 @@ mod map {
             self.0.lock().unwrap().get(task).map(read)
         }
 
-        pub(super) fn upsert(&self, task: &TaskId, make: impl FnOnce(Option<&T>) -> T) {
-            let mut map = self.0.lock().unwrap();
-            let made = make(map.get(task));
-            map.insert(task.clone(), made);
+        pub(super) fn upsert(&self, task: &TaskId, change: impl FnOnce(&mut T))
+        where
+            T: Default,
+        {
+            change(self.0.lock().unwrap().entry(task.clone()).or_default());
         }
 
         pub(super) fn update(&self, task: &TaskId, change: impl FnOnce(&mut T)) {

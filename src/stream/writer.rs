@@ -346,6 +346,7 @@ impl Intake {
                 turned.turn.note_saved();
             }
         };
+        topic.end_drafts(numbered.iter().filter_map(|event| Some((event.run?, &event.mark))));
         topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
         if changes_task {
             self.changes.note(id);

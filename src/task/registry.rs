@@ -273,7 +273,8 @@ impl Registry {
         }))
     }
 
-    /// Puts another version of a task in force. A schedule that changed counts from now.
+    /// Puts another version of a task in force. A schedule that changed counts from now. `also` is written in the
+    /// same transaction.
     ///
     /// # Errors
     /// [`TaskError`], as for [`Registry::add`].
@@ -282,10 +283,11 @@ impl Registry {
         id: &TaskId,
         definition: Definition,
         path: Option<PathBuf>,
+        also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
         // To its end also when the one who asked hangs up: what is in force is what the store has.
         let (registry, id) = (self.clone(), id.clone());
-        let done = tokio::spawn(async move { registry.redefine_now(&id, definition, path).await });
+        let done = tokio::spawn(async move { registry.redefine_now(&id, definition, path, also).await });
         done.await.map_err(|error| StoreError::Broken(error.to_string()))?
     }
 
@@ -294,6 +296,7 @@ impl Registry {
         id: &TaskId,
         definition: Definition,
         path: Option<PathBuf>,
+        also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
         // One after the other: the last one saved is the one in force.
         let _edit = self.shared.edits.lock().await;
@@ -325,6 +328,9 @@ impl Registry {
                     |row| row.get(0),
                 )
                 .optional()?;
+            if planned.is_some() {
+                also(connection)?;
+            }
             Ok((planned.and_then(|micros| Timestamp::from_microsecond(micros).ok()), Vec::new()))
         };
         let (stored, _) = self.shared.publisher.transact(act).await?;
@@ -350,25 +356,30 @@ impl Registry {
         self.change(id, |task| (task.path, task.problem) = (Some(path), None))
     }
 
-    /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up.
+    /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up. `also`
+    /// is written in the same transaction.
     ///
     /// # Errors
     /// [`TaskError`]: no such task, the store cannot be written.
-    pub async fn set_paused(&self, id: &TaskId, paused: bool) -> Result<Arc<Task>, TaskError> {
+    pub async fn set_paused(
+        &self,
+        id: &TaskId,
+        paused: bool,
+        also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Result<Arc<Task>, TaskError> {
         let _edit = self.shared.edits.lock().await;
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
-        if task.paused == paused {
-            return Ok(task);
-        }
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
         let now = self.shared.publisher.clock().now();
         let (state, words) = if paused { (State::Paused, "paused") } else { (State::Resumed, "resumed") };
         let body = Body::Status(Status::new(state, format!("Task {id} {words}")));
-        let no = task.no;
+        let (no, is_news) = (task.no, task.paused != paused);
         let act = move |connection: &Connection| -> Result<_, TaskError> {
+            also(connection)?;
             connection.execute("UPDATE tasks SET paused = ?2 WHERE no = ?1", params![no.0, paused])?;
-            Ok(((), vec![(topic, Offer::new(None, now, &body))]))
+            let said = is_news.then(|| (topic, Offer::new(None, now, &body)));
+            Ok(((), said.into_iter().collect()))
         };
         self.shared.publisher.transact(act).await?;
         self.change(id, |task| task.paused = paused)
@@ -391,11 +402,15 @@ impl Registry {
     }
 
     /// Deletes a task, its log and its runs, and says which runs those were. They must be over: that is asked
-    /// again in the transaction, as one may have come in meanwhile.
+    /// again in the transaction, as one may have come in meanwhile. `also` is written in the same transaction.
     ///
     /// # Errors
     /// [`TaskError`]: no such task, a run is not over, the store cannot be written.
-    pub async fn remove(&self, id: &TaskId) -> Result<Vec<RunId>, TaskError> {
+    pub async fn remove(
+        &self,
+        id: &TaskId,
+        also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    ) -> Result<Vec<RunId>, TaskError> {
         let _edit = self.shared.edits.lock().await;
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
@@ -408,6 +423,7 @@ impl Registry {
             let runs = run_ids(connection, no)?;
             log::delete(connection, no)?;
             connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
+            also(connection)?;
             Ok((runs, Vec::new()))
         };
         let (runs, _) = self.shared.publisher.transact(act).await?;

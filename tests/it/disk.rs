@@ -19,7 +19,7 @@ fn steady(home: &Path) -> String {
 }
 
 /// Sets how large a file the server may write; writing past it fails as on a full disk.
-fn limit_files(pid: u32, bytes: Option<u64>) {
+pub fn limit_files(pid: u32, bytes: Option<u64>) {
     let soft = bytes.map_or(nix::libc::RLIM_INFINITY, |bytes| bytes);
     let limit = nix::libc::rlimit { rlim_cur: soft, rlim_max: nix::libc::RLIM_INFINITY };
     // SAFETY: the structure is valid for the length of the call, and the old limit is not asked for.
@@ -37,7 +37,7 @@ fn resident_kib(pid: u32) -> u64 {
 }
 
 /// The processes of a run that are there, found by their mark.
-fn processes_of(run: &str) -> usize {
+pub fn processes_of(run: &str) -> usize {
     let mark = format!("REJOIN_RUN={run}").into_bytes();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries

@@ -65,7 +65,7 @@ async fn api(server: &InProcess, method: &str, path: &str, headers: &[(&str, &st
 }
 
 /// Opens a socket with these headers; the status where it is refused.
-async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<Watcher, u16> {
+pub async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<Watcher, u16> {
     let address = server.client.address;
     let mut request = format!("ws://{address}/api/v1/live").into_client_request().unwrap();
     request.headers_mut().insert("Sec-WebSocket-Protocol", "rejoin.v1".parse().unwrap());
@@ -80,7 +80,7 @@ async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<W
 }
 
 /// Signs in by a code, as a browser does; gives the cookie as it is sent back.
-async fn sign_in(server: &InProcess) -> String {
+pub async fn sign_in(server: &InProcess) -> String {
     let (status, made) = server.client.post("/session/codes", json!({})).await;
     assert_eq!(status, 200);
     let response = use_code(server, made["code"].as_str().unwrap()).await;

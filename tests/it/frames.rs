@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures_util::SinkExt;
+use jiff::{SignedDuration, Timestamp};
+use rejoin::clock::Clock;
 use rejoin::event::State;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -445,12 +447,45 @@ async fn a_notice_is_told_on_change_and_to_newcomers_before_anything_else_while_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_set_back_is_told_while_it_lasts_and_when_it_is_over() {
+    let begin = "2026-03-01T12:00:00Z".parse::<Timestamp>().unwrap();
+    let clock = Clock::standing_at(begin);
+    // Due once a day: behind the clock that was set back nothing is due for hours.
+    let daily = "title = \"daily\"\n[schedule]\ncron = \"0 0 * * *\"\n[[steps]]\nrun = \"true\"\n";
+    let home = Home::new(NO_HEARTBEAT).task("daily", daily);
+    let server = home.serve_at(clock.clone()).await;
+    let mut watcher = server.client.watch(json!([])).await;
+    clock.set(begin - SignedDuration::from_mins(80));
+    let notice = watcher.next().await;
+    assert_eq!(
+        (&notice["type"], &notice["code"], &notice["over"]),
+        (&json!("notice"), &json!("clock_wrong"), &json!(false)),
+        "{notice}"
+    );
+    assert!(notice["text"].as_str().unwrap().contains("2026-03-01T12:00:00"), "{notice}");
+    assert_eq!(server.client.watch(json!([])).await.next().await, notice, "newcomers are told too");
+    // Runs by hand are not held.
+    let run = server.client.run("daily").await;
+    server.client.ended(&run).await;
+    clock.set(begin - SignedDuration::from_mins(40));
+    let over = watcher.next().await;
+    assert_eq!((&over["code"], &over["over"]), (&json!("clock_wrong"), &json!(true)), "{over}");
+    assert_eq!(server.client.get("/status").await.1["notices"], json!([]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_says_so_and_when_to_come_back() {
     let home = stage("job");
     let server = home.serve().await;
     let mut watcher = server.client.watch(json!([])).await;
     let stop = tokio::spawn(server.stop());
-    // It may hear the notice before, if it is not told at once to go.
+    let notice = watcher.next().await;
+    assert_eq!(
+        (&notice["type"], &notice["code"], &notice["over"]),
+        (&json!("notice"), &json!("draining"), &json!(false)),
+        "{notice}"
+    );
     let (code, reason) = closed(&mut watcher).await;
     assert_eq!((code, &reason["code"]), (4001, &json!("draining")));
     assert!(reason["retry_ms"].as_u64().unwrap() >= 500);
@@ -469,23 +504,6 @@ async fn two_subs_of_one_socket_do_not_hold_each_other_up() {
     let frames = watcher.until(|frame| frame["type"] == "caught_up" && frame["sub"] == 1).await;
     let at = |sub: u64| frames.iter().rposition(|frame| frame["sub"] == sub && !events_of(frame).is_empty()).unwrap();
     assert!(at(2) < at(1), "they take turns");
-    server.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_command_over_the_socket_is_answered_with_where_to_send_it() {
-    let home = Home::new("");
-    let server = home.serve().await;
-    let mut watcher = server.client.watch(json!([])).await;
-    for n in 0..8 {
-        watcher.send(json!({ "type": "command", "id": format!("c{n}"), "op": "run", "task": "x" })).await;
-        let error = watcher.next().await;
-        assert_eq!(
-            (&error["code"], &error["id"]),
-            (&json!("forbidden"), &json!(format!("c{n}"))),
-            "and is no bad frame"
-        );
-    }
     server.stop().await;
 }
 
@@ -550,5 +568,135 @@ async fn a_client_that_closes_is_let_go_and_its_run_goes_on() {
     gate.open().await;
     assert_eq!(server.client.ended(&run).await["state"], "succeeded");
     assert!(is_terminal(server.client.pages("job").await.last().unwrap()));
+    server.stop().await;
+}
+
+/// The text of the next frame of a type.
+async fn text_of(watcher: &mut Watcher, wanted: &str) -> String {
+    use futures_util::StreamExt;
+    loop {
+        let message = timeout(SOON, watcher.socket.next()).await.expect("nothing came").unwrap().unwrap();
+        let Message::Text(text) = message else { continue };
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        if frame["type"] == wanted {
+            return text.as_str().to_owned();
+        }
+    }
+}
+
+/// The most bytes of a frame of the server.
+const MOST: usize = 384 * 1024;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_too_large_for_one_frame_comes_in_several_whose_revs_grow_by_one() {
+    let home = Home::new(NO_HEARTBEAT);
+    let server = home.serve().await;
+    let words = "x".repeat(2000);
+    let task = |n: usize| {
+        json!({ "id": format!("t{n:04}"), "title": "t", "description": words, "run": false,
+                                  "steps": [{ "run": "true" }] })
+    };
+    let add = async |numbers: std::ops::Range<usize>| {
+        for n in numbers {
+            assert_eq!(server.client.post("/tasks", task(n)).await.0, 201);
+        }
+    };
+    add(0..300).await;
+    let mut watcher = server.client.watch(json!([])).await;
+    let mut rev = 0;
+    // Asked twice, and each time it is the same whole list.
+    for _ in 0..2 {
+        watcher.send(json!({ "type": "tasks" })).await;
+        let mut ids: Vec<Value> = Vec::new();
+        let mut frames = 0;
+        while ids.len() < 300 {
+            let text = text_of(&mut watcher, "tasks").await;
+            assert!(text.len() <= MOST, "{} bytes", text.len());
+            let frame: Value = serde_json::from_str(&text).unwrap();
+            if ids.is_empty() && frame["full"] == false {
+                // A change that was on its way when the list was asked for.
+                continue;
+            }
+            assert_eq!(frame["full"], ids.is_empty(), "the first is the list, the others go on with it");
+            assert!(ids.is_empty() || frame["rev"] == rev + 1, "{} follows {rev}", frame["rev"]);
+            rev = frame["rev"].as_u64().unwrap();
+            ids.extend(frame["items"].as_array().unwrap().iter().map(|task| task["id"].clone()));
+            frames += 1;
+        }
+        assert!(frames > 1);
+        assert_eq!(ids, (0..300).map(|n| json!(format!("t{n:04}"))).collect::<Vec<_>>());
+    }
+    // Many changes at once do not make a frame too large either.
+    add(300..320).await;
+    for n in 0..320 {
+        server.client.post(&format!("/tasks/t{n:04}/pause"), json!({})).await;
+    }
+    let mut paused = std::collections::BTreeSet::new();
+    while paused.len() < 320 {
+        let text = text_of(&mut watcher, "tasks").await;
+        assert!(text.len() <= MOST, "{} bytes", text.len());
+        let frame: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&frame["full"], &frame["rev"]), (&json!(false), &json!(rev + 1)));
+        rev += 1;
+        let items = frame["items"].as_array().unwrap().iter();
+        paused.extend(items.filter(|task| task["state"] == "paused").map(|task| task["id"].to_string()));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_changes_is_a_few_frames_and_who_lags_behind_gets_the_whole_list() {
+    let home = Home::new(NO_HEARTBEAT).shell_task("a", "true").shell_task("b", "true");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    watcher.send(json!({ "type": "tasks" })).await;
+    let mut rev = watcher.next().await["rev"].as_u64().unwrap();
+    let begin = tokio::time::Instant::now();
+    for n in 0..200 {
+        let call = if n % 2 == 0 { "pause" } else { "resume" };
+        server.client.post(&format!("/tasks/a/{call}"), json!({})).await;
+    }
+    server.client.post("/tasks/b/pause", json!({})).await;
+    let mut frames = 0;
+    loop {
+        let frame = watcher.next().await;
+        assert_eq!((&frame["type"], &frame["rev"], &frame["full"]), (&json!("tasks"), &json!(rev + 1), &json!(false)));
+        (rev, frames) = (rev + 1, frames + 1);
+        if frame["items"].as_array().unwrap().iter().any(|task| task["id"] == "b") {
+            break;
+        }
+    }
+    let most = begin.elapsed().as_millis() / 100 + 2;
+    assert!(frames <= most, "{frames} frames for 201 changes within {:?}", begin.elapsed());
+
+    // Revisions that are no longer kept: the board says "all".
+    let board = &server.server.api().live.board;
+    assert!(matches!(board.due(rev - 1000), rejoin::api::board::Due::All));
+    assert!(matches!(board.due(rev), rejoin::api::board::Due::Nothing));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_of_any_size_fits_into_the_frames_that_show_it() {
+    let home = Home::new(&format!("{NO_HEARTBEAT}\nreplay_events = 2"));
+    let server = home.serve().await;
+    let params: serde_json::Map<String, Value> =
+        (0..4000).map(|n| (format!("p{n}"), json!({ "default": "y".repeat(60) }))).collect();
+    let large = json!({ "id": "large", "title": "Large", "description": "d".repeat(500_000), "params": params,
+                        "steps": [{ "run": "true" }], "run": false });
+    let (status, made) = server.client.post("/tasks", large).await;
+    assert_eq!(status, 201, "{made}");
+    Play::begin(&server, "large").await.thoughts(10).await;
+    server.client.until("/tasks/large", |task| task["head"] == 12).await;
+    let mut watcher = server.client.watch(json!([{ "sub": 1, "task": "large" }])).await;
+    let snapshot = text_of(&mut watcher, "snapshot").await;
+    assert!(snapshot.len() <= 256 * 1024, "{} bytes", snapshot.len());
+    watcher.send(json!({ "type": "tasks" })).await;
+    let list = text_of(&mut watcher, "tasks").await;
+    assert!(list.len() <= MOST, "{} bytes", list.len());
+    let list: Value = serde_json::from_str(&list).unwrap();
+    assert_eq!((&list["items"][0]["id"], &list["items"][0]["truncated"]), (&json!("large"), &json!(true)));
+    let (_, whole) = server.client.get("/tasks/large").await;
+    assert_eq!(whole["description"].as_str().unwrap().len(), 500_000, "the whole is there over HTTP");
     server.stop().await;
 }

@@ -11,6 +11,8 @@ use futures_util::{SinkExt, StreamExt};
 use rejoin::clock::Clock;
 use rejoin::config::Config;
 use rejoin::server::Server;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -30,6 +32,7 @@ pub const REJOIN: &str = env!("CARGO_BIN_EXE_rejoin");
 pub struct Home {
     dir: TempDir,
     config: String,
+    program: PathBuf,
 }
 
 impl Home {
@@ -39,7 +42,12 @@ impl Home {
         let config = format!("listen = \"127.0.0.1:0\"\ndata_dir = \"data\"\ntasks_dir = \"tasks\"\n{config}\n");
         std::fs::create_dir(dir.path().join("tasks")).unwrap();
         std::fs::write(dir.path().join("config.toml"), &config).unwrap();
-        Self { dir, config }
+        Self { dir, config, program: REJOIN.into() }
+    }
+
+    /// Whose spawned servers are another build of the program.
+    pub fn run_by(self, program: &Path) -> Self {
+        Self { program: program.to_owned(), ..self }
     }
 
     /// With one more task file.
@@ -94,7 +102,7 @@ impl Home {
 
     /// The same where it may end before it is ready; gives how it ended then.
     pub fn try_spawn(&self, environment: &[(&str, &str)]) -> Result<Process, std::process::ExitStatus> {
-        let mut child = Command::new(REJOIN)
+        let mut child = Command::new(&self.program)
             .args(["serve", "--config"])
             .arg(self.path().join("config.toml"))
             .envs(environment.iter().copied())
@@ -123,16 +131,58 @@ impl Home {
 
     /// Every event of a task as a separate reader of the file has it, as text.
     pub fn logged_events(&self, task: &str) -> Vec<(u64, String)> {
-        let file =
-            rusqlite::Connection::open_with_flags(self.database(), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let mut rows = file
-            .prepare(
+        Archive::open(self).events_after(task, 0)
+    }
+}
+
+/// A separate reader of the file of a home.
+pub struct Archive {
+    file: rusqlite::Connection,
+}
+
+impl Archive {
+    /// Opens the file; a server must have made it.
+    pub fn open(home: &Home) -> Self {
+        Self::at(&home.database())
+    }
+
+    /// Opens a file.
+    pub fn at(database: &Path) -> Self {
+        let file = rusqlite::Connection::open_with_flags(database, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        file.busy_timeout(PATIENCE).unwrap();
+        Self { file }
+    }
+
+    /// Every task with the id of its log, the first event that is still there and the last.
+    pub fn logs(&self) -> Vec<(String, String, u64, u64)> {
+        let mut rows = self.file.prepare_cached("SELECT id, gen, oldest, head FROM tasks").unwrap();
+        let log = |row: &rusqlite::Row<'_>| {
+            let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            Ok((row.get(0)?, format!("{:016x}", number(1)?), number(2)?, number(3)?))
+        };
+        rows.query_map([], log).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// What `read` sees is the file of one moment.
+    pub fn at_one_moment<T>(&self, read: impl FnOnce(&Self) -> T) -> T {
+        let _moment = self.file.unchecked_transaction().unwrap();
+        read(self)
+    }
+
+    /// The events of a task behind one of them, as text.
+    pub fn events_after(&self, task: &str, after: u64) -> Vec<(u64, String)> {
+        let mut rows = self
+            .file
+            .prepare_cached(
                 "SELECT segments.first, segments.ends, segments.items FROM segments JOIN tasks
-                 ON segments.key >> 40 = tasks.no WHERE tasks.id = ?1 ORDER BY segments.key",
+                 ON segments.key > (tasks.no << 40) + ?2 AND segments.key < (tasks.no + 1) << 40
+                 WHERE tasks.id = ?1 ORDER BY segments.key",
             )
             .unwrap();
         let segments = rows
-            .query_map([task], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, String>(2)?)))
+            .query_map(rusqlite::params![task, after.cast_signed()], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, String>(2)?))
+            })
             .unwrap();
         let mut events = Vec::new();
         for segment in segments {
@@ -140,7 +190,10 @@ impl Home {
             let mut start = 0;
             for (index, end) in ends.chunks_exact(4).enumerate() {
                 let end = u32::from_le_bytes(end.try_into().unwrap()) as usize;
-                events.push((first.cast_unsigned() + index as u64, items[start..end].to_owned()));
+                let seq = first.cast_unsigned() + index as u64;
+                if seq > after {
+                    events.push((seq, items[start..end].to_owned()));
+                }
                 start = end + 1;
             }
         }
@@ -463,4 +516,28 @@ impl Gate {
         };
         timeout(PATIENCE, tokio::task::spawn_blocking(write)).await.expect("nobody waits at the gate").unwrap();
     }
+}
+
+/// A frame, with the events in it as they were written.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow, default)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+/// Events as they were written, from a frame or a page.
+pub fn raw_events(text: &str) -> Vec<(u64, String)> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    let raw: Raw<'_> = serde_json::from_str(text).unwrap();
+    let events = raw.event.into_iter().chain(raw.items.into_iter().flatten());
+    let numbered = |event: &RawValue| {
+        let seq = serde_json::from_str::<Numbered>(event.get()).unwrap().seq;
+        (seq, event.get().to_owned())
+    };
+    events.map(numbered).collect()
 }

@@ -47,8 +47,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("croner", &["schedule::timing"]),
     ("tokio_cron_scheduler", &["schedule::bell"]),
     ("axum", &["api"]),
-    ("hyper", &["api::socket"]),
-    ("hyper_util", &["api::socket"]),
+    ("hyper", &["api::live", "api::socket", "api::websocket"]),
+    ("hyper_util", &["api::socket", "api::websocket"]),
     ("axum_extra", &["api"]),
     ("tower_http", &["api", "server"]),
     ("rust_embed", &["api::web"]),
@@ -56,7 +56,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("notify", &["task::folder"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
-    ("tokio_tungstenite", &["api::live", "cli::client", "cli::live"]),
+    ("tokio_tungstenite", &["api::live", "api::outgoing", "api::websocket", "cli::client", "cli::live"]),
     ("reqwest", &["agent::steps::http", "cli::client", "cli::place", "task::parse"]),
 ];
 

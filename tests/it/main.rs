@@ -3,16 +3,26 @@
 
 mod api;
 mod attack;
+mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod commands;
+#[cfg(feature = "failpoints")]
+mod commands_faults;
 mod config;
+mod conformance;
+#[cfg(feature = "failpoints")]
+mod deltas;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod external;
 mod faults;
 mod faults_life;
+mod feed;
+mod feed_faults;
+mod feed_stage;
 mod frames;
 mod harness;
 mod house;
@@ -20,7 +30,10 @@ mod house;
 mod kills;
 #[cfg(feature = "failpoints")]
 mod kills_recorder;
+#[cfg(feature = "failpoints")]
+mod kills_scene;
 mod process;
+mod producer;
 mod proxy;
 mod resume;
 mod rows;

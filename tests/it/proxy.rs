@@ -1,14 +1,17 @@
 //! A TCP proxy between a client and the server that can end a connection in each of the ways in which networks do:
 //! with a FIN, with a RST, or by saying nothing any more.
 
+#![allow(dead_code, reason = "not every build of the tests needs all of it")]
+
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// What a link does with what comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +47,38 @@ pub struct Proxy {
 #[derive(Clone)]
 pub struct Link {
     mode: Arc<watch::Sender<Mode>>,
+    to_server: Arc<Traffic>,
+    to_client: Arc<Traffic>,
+}
+
+/// What went one way.
+#[derive(Default)]
+struct Traffic {
+    /// When something was passed on last.
+    passed: Mutex<Option<Instant>>,
+    /// When the side that speaks let go of the connection.
+    left: Mutex<Option<Instant>>,
 }
 
 impl Link {
     /// From now on.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
+    }
+
+    /// When the server was last sent anything.
+    pub fn server_heard(&self) -> Option<Instant> {
+        *self.to_server.passed.lock().unwrap()
+    }
+
+    /// When the client was last sent anything.
+    pub fn client_heard(&self) -> Option<Instant> {
+        *self.to_client.passed.lock().unwrap()
+    }
+
+    /// When the server let go of the connection, heard or not by the client.
+    pub fn server_left(&self) -> Option<Instant> {
+        *self.to_client.left.lock().unwrap()
     }
 }
 
@@ -65,21 +94,23 @@ impl Proxy {
         let (ours, accepted) = tokio::join!(TcpStream::connect(address), self.listener.accept());
         let (ours, (client, _)) = (ours.unwrap(), accepted.unwrap());
         let server = TcpStream::connect(self.server).await.unwrap();
-        let mode = Arc::new(watch::Sender::new(Mode::Forward));
-        tokio::spawn(serve(client, server, mode.subscribe()));
-        (ours, Link { mode })
+        let (to_server, to_client) = (Arc::default(), Arc::default());
+        let link = Link { mode: Arc::new(watch::Sender::new(Mode::Forward)), to_server, to_client };
+        tokio::spawn(serve(client, server, link.mode.subscribe(), link.clone()));
+        (ours, link)
     }
 }
 
-async fn serve(mut client: TcpStream, mut server: TcpStream, mut mode: watch::Receiver<Mode>) {
+async fn serve(mut client: TcpStream, mut server: TcpStream, mut mode: watch::Receiver<Mode>, link: Link) {
+    let Link { to_server: there_was, to_client: back_was, .. } = &link;
     for stream in [&client, &server] {
         stream.set_nodelay(true).unwrap();
     }
     let ended = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let there = pass(&mut from_client, &mut to_server, mode.clone(), Direction::ToServer);
-        let back = pass(&mut from_server, &mut to_client, mode.clone(), Direction::ToClient);
+        let there = pass(&mut from_client, &mut to_server, mode.clone(), Direction::ToServer, there_was);
+        let back = pass(&mut from_server, &mut to_client, mode.clone(), Direction::ToClient, back_was);
         tokio::select! {
             ended = told_to_end(&mut mode) => Some(ended),
             _ = async { tokio::join!(there, back) } => None,
@@ -118,6 +149,7 @@ async fn pass(
     to: &mut (impl AsyncWriteExt + Unpin),
     mode: watch::Receiver<Mode>,
     direction: Direction,
+    was: &Traffic,
 ) {
     let dead = || match *mode.borrow() {
         Mode::Blackhole(Direction::Both) => true,
@@ -125,10 +157,18 @@ async fn pass(
         _ => false,
     };
     let mut buffer = [0; 16 * 1024];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        if !dead() && to.write_all(&buffer[..count]).await.is_err() {
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else {
+            was.left.lock().unwrap().get_or_insert_with(Instant::now);
+            break;
+        };
+        if dead() {
+            continue;
+        }
+        if to.write_all(&buffer[..count]).await.is_err() {
             break;
         }
+        *was.passed.lock().unwrap() = Some(Instant::now());
     }
     if !dead() {
         let _ = to.shutdown().await;

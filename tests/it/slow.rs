@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::faults::raw_events;
+use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, Watcher, is_terminal};
 
 const KIB: usize = 1024;
@@ -23,7 +23,7 @@ const MIB: u64 = 1024 * 1024;
 const CUT: Duration = Duration::from_secs(15);
 
 /// A task whose run says `steps` times `kib`, as fast as commands can be started: each says its own long command.
-fn loud(steps: usize, kib: usize) -> String {
+pub fn loud(steps: usize, kib: usize) -> String {
     let mut text = String::from("title = \"Loud\"\n");
     for step in 0..steps {
         let _ = write!(text, "[[steps]]\nname = \"s{step}\"\nrun = \"true # {}\"\n", "x".repeat(kib * KIB));
@@ -31,7 +31,7 @@ fn loud(steps: usize, kib: usize) -> String {
     text
 }
 
-async fn shout(client: &Client, runs: usize) -> Duration {
+pub async fn shout(client: &Client, runs: usize) -> Duration {
     let started = Instant::now();
     for _ in 0..runs {
         let run = client.run("loud").await;
@@ -41,7 +41,7 @@ async fn shout(client: &Client, runs: usize) -> Duration {
 }
 
 /// A connection whose own side keeps next to nothing.
-async fn narrow(address: SocketAddr) -> TcpStream {
+pub async fn narrow(address: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     socket.connect(address).await.unwrap()
@@ -97,7 +97,7 @@ async fn drip_until_cut(mut watcher: Watcher) -> Instant {
     }
 }
 
-fn resident(pid: u32) -> u64 {
+pub fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
@@ -230,7 +230,7 @@ async fn t_31_watchers_that_were_fast_and_stop_have_little_waiting_for_them_each
 }
 
 /// Passes on what the server says at `rate` bytes per second, and what the client says at once.
-async fn trickle(server: SocketAddr, rate: usize) -> SocketAddr {
+pub async fn trickle(server: SocketAddr, rate: usize) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

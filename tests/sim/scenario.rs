@@ -314,7 +314,7 @@ impl Story {
             if self.chance.one_in(2) {
                 self.say_meanwhile(&running, &topic);
             }
-            match running.api.viewer.registry.remove(&id).await {
+            match running.api.viewer.registry.remove(&id, |_| Ok(())).await {
                 Ok(_) => {
                     self.world.tick();
                     return self.world.trace("story", &format!("{task} removed"));

@@ -70,7 +70,8 @@ impl Runs {
     }
 
     /// Holds a run that was opened by hand: it takes events at once.
-    pub(super) fn open(&self, id: RunId, topic: Arc<Topic>) {
+    pub(super) fn begin_elsewhere(&self, id: RunId, topic: Arc<Topic>) {
+        self.shared.workshop.note_unwatched(&topic.id);
         let free_from = Instant::now() + FREE_AFTER.min(self.shared.patience.lease / 2);
         self.hold(Elsewhere::new(id, topic, 0, Some(free_from)));
     }
@@ -316,6 +317,7 @@ impl Runs {
             Ok((true, vec![(to, started)]))
         };
         let (on, numbers) = self.publisher().transact(act).await?;
+        self.shared.workshop.note_unwatched(task);
         Ok((on && !numbers.is_empty()).then(|| Elsewhere::new(id, topic, 0, None)))
     }
 }

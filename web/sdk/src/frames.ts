@@ -1,6 +1,9 @@
 // The wire: every object that travels between the server and a client, under the names the server gives them.
 // It knows no socket and holds no state. Unknown fields are ignored; absent and null mean the same.
 
+import type { ConnectionStatus } from './connection.js';
+import type { WakeUp } from './environment.js';
+
 /** A place in a task's log. `seq` 0 means that nothing has been seen; it needs no `gen`. */
 export interface Cursor {
   gen: string | null;
@@ -214,6 +217,14 @@ export interface ErrorFrame {
   retryable?: boolean | null;
 }
 
+/** Between the tabs of a browser, never over the wire: how the one that holds the connection is doing. */
+export interface HubFrame {
+  type: 'hub';
+  status: ConnectionStatus;
+  /** It lives in a page that nobody sees. */
+  hidden?: boolean;
+}
+
 export type ServerFrame =
   | Welcome
   | Subscribed
@@ -227,7 +238,8 @@ export type ServerFrame =
   | TasksFrame
   | Notice
   | Done
-  | ErrorFrame;
+  | ErrorFrame
+  | HubFrame;
 
 export interface SubscribeEntry {
   sub: number;
@@ -235,6 +247,13 @@ export interface SubscribeEntry {
   gen?: string;
   after: number;
 }
+
+/** What somebody wants done. Under one id it is done once, however often it is sent. */
+export type Command =
+  | { op: 'run'; task: string; params?: Record<string, unknown> }
+  | { op: 'stop'; run: string }
+  | { op: 'message'; task?: string; run?: string; text: string }
+  | { op: 'approve' | 'deny'; run: string; request: string };
 
 export type ClientFrame =
   | {
@@ -244,11 +263,19 @@ export type ClientFrame =
       attempt: number;
       tasks: boolean;
       subscribe: SubscribeEntry[];
+      token?: string;
+      /** Not for the wire: a task whose stream shall be seen to flow. */
+      try?: string | undefined;
     }
+  | ({ type: 'command'; id: string } & Command)
   | ({ type: 'subscribe' } & SubscribeEntry)
   | { type: 'unsubscribe'; sub: number }
   | { type: 'tasks' }
-  | { type: 'pong'; at: string };
+  | { type: 'pong'; at: string; visible?: boolean }
+  // What is not for the wire: to whatever holds the connection for us.
+  | { type: 'probe' | 'retry' | 'bye' }
+  | { type: 'wake'; why: WakeUp }
+  | { type: 'cancel'; id: string };
 
 /** A page of a task's log, always in ascending order. */
 export interface EventPage {
@@ -262,10 +289,10 @@ export interface EventPage {
 }
 
 /** What one text message holds, or null when it is not a frame. */
-export function parseFrame(text: unknown): ServerFrame | null {
-  if (typeof text !== 'string') return null;
+export function parseFrame(data: unknown): ServerFrame | null {
   try {
-    const value: unknown = JSON.parse(text);
+    // From another tab it comes as an object; from the wire as text, and nothing else.
+    const value: unknown = typeof data === 'string' ? JSON.parse(data) : data;
     if (typeof value !== 'object' || value === null || Array.isArray(value)) return null;
     return typeof (value as { type?: unknown }).type === 'string' ? (value as ServerFrame) : null;
   } catch {

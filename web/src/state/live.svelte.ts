@@ -1,7 +1,8 @@
 // What the page knows: the connection, the tasks, the notices. The client does the work; this makes it visible.
 
-import { Api, Connection, Problem } from '@rejoin/client';
+import { Connection, Problem } from '@rejoin/client';
 import type { ConnectionStatus, Notice, Task, TasksFrame } from '@rejoin/client';
+import { PageApi } from './api';
 
 export interface Toast {
   id: number;
@@ -16,7 +17,7 @@ function liveUrl(): string {
 }
 
 class Live {
-  readonly api = new Api();
+  readonly api = new PageApi();
   readonly connection = new Connection({ url: liveUrl(), tasks: true });
 
   status = $state.raw<ConnectionStatus>(this.connection.status);

@@ -1,7 +1,8 @@
 // One task as the page watches it: the log the client keeps, drawn into rows at most once per frame of the screen.
 
-import { Drafts, TaskLog, hasEnded } from '@rejoin/client';
-import type { Delta, LogSink, ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
+import { hasEnded } from '@rejoin/client';
+import type { ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
+import { TaskLog, type LogSink } from '@rejoin/client/log';
 import { Timeline, type Row } from '../timeline';
 import { live } from './live.svelte';
 
@@ -35,9 +36,7 @@ export class TaskWatch implements LogSink {
 
   private readonly timeline = new Timeline();
   private readonly log: TaskLog;
-  private readonly draftTexts = new Drafts();
-  private subscription: Subscription;
-  private reopenedFor: string | null = null;
+  private readonly subscription: Subscription;
   private frame = 0;
   private caughtUpOnce = false;
 
@@ -50,15 +49,6 @@ export class TaskWatch implements LogSink {
   close(): void {
     live.connection.unwatch(this.subscription);
     cancelAnimationFrame(this.frame);
-  }
-
-  /** The task is there again, with another log: watch that one. Once per log, so that no answer can make a loop. */
-  reopen(gen: string): void {
-    if (!this.gone || gen === this.log.gen || gen === this.reopenedFor) return;
-    this.reopenedFor = gen;
-    live.connection.unwatch(this.subscription);
-    this.gone = false;
-    this.subscription = live.connection.watch(this.task, this.log);
   }
 
   focus(run: string | null): void {
@@ -125,15 +115,11 @@ export class TaskWatch implements LogSink {
 
   cleared(): void {
     this.timeline.clear();
-    this.draftTexts.clear();
     this.caughtUpOnce = false;
     this.draw();
   }
 
   appended(items: TaskEvent[]): void {
-    for (const { data } of items) {
-      if (typeof data.key === 'string') this.draftTexts.close(data.key);
-    }
     this.timeline.append(items);
     this.draw();
   }
@@ -145,14 +131,16 @@ export class TaskWatch implements LogSink {
   }
 
   stated(runs: Run[], calls: TaskEvent[]): void {
+    // A task that was removed may be there again.
+    this.gone = false;
     this.timeline.learn(runs);
     // Calls that are open at a snapshot are events older than it.
     if (calls.length > 0) this.timeline.insert(calls);
     this.draw();
   }
 
-  delta(delta: Delta): void {
-    if (this.draftTexts.apply(delta)) this.draw();
+  delta(): void {
+    this.draw();
   }
 
   reset(news: ResetNews): void {
@@ -203,7 +191,7 @@ export class TaskWatch implements LogSink {
     this.frame = 0;
     this.rows = this.timeline.rows();
     this.runs = new Map(this.timeline.runs().map((run) => [run.id, run]));
-    this.drafts = this.draftTexts.entries();
+    this.drafts = this.subscription.drafts.entries();
     this.hasEarlier = this.log.hasEarlier;
     this.hiddenRuns = this.timeline.hidden;
     this.loading = this.log.loading;

@@ -1,0 +1,88 @@
+//! What the system says of a process: processor time, memory, descriptors, threads, children that nobody has reaped.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// A process.
+#[derive(Clone, Copy)]
+pub struct Probe {
+    pid: u32,
+}
+
+/// What a process has at one moment.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Sample {
+    /// Memory that is resident, in KiB.
+    pub resident_kib: u64,
+    /// Of that, what no file is behind.
+    pub anonymous_kib: u64,
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: u64,
+    /// Children that have ended and were not reaped.
+    pub zombies: usize,
+}
+
+impl Probe {
+    /// Looks at a process.
+    pub fn of(pid: u32) -> Self {
+        Self { pid }
+    }
+
+    fn read(self, name: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{name}", self.pid)).unwrap()
+    }
+
+    /// The processor time it has used so far, in user and in system mode; exact to 10 ms.
+    pub fn processor(self) -> Duration {
+        let stat = self.read("stat");
+        // The name in brackets may hold blanks.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// How it is now.
+    pub fn sample(self) -> Sample {
+        let status = self.read("status");
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        Sample {
+            resident_kib: field("VmRSS:"),
+            anonymous_kib: field("RssAnon:"),
+            descriptors: std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count(),
+            threads: field("Threads:"),
+            zombies: self.zombies(),
+        }
+    }
+
+    fn zombies(self) -> usize {
+        let of_this = |entry: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+            let (state, parent) = (fields.next()?, fields.next()?.parse::<u32>().ok()?);
+            (state == "Z" && parent == self.pid).then_some(())
+        };
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of_this).count()
+    }
+}
+
+/// The slope of the straight line that lies closest to the points, by least squares, in units of y per unit of x.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let along: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    let across: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    along / across
+}
+
+#[test]
+fn the_slope_is_that_of_the_closest_line() {
+    assert!((slope(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]) - 2.0).abs() < 1e-9);
+    assert!(slope(&[(0.0, 1.0), (1.0, 2.0), (2.0, 1.0)]).abs() < 1e-9);
+}
