@@ -52,15 +52,29 @@ impl<'a> Publisher<'a> {
         for n in from..=to {
             self.script.write_line(n, &mut self.lines);
             if self.lines.len() >= CHUNK || n == to {
-                self.chunk.clear();
-                let _ = write!(self.chunk, "{:x}\r\n", self.lines.len());
-                self.chunk.append(&mut self.lines);
-                self.chunk.extend_from_slice(b"\r\n");
-                self.stream.write_all(&self.chunk)?;
+                self.send_lines()?;
             }
         }
         self.sent += (to + 1).saturating_sub(from);
         Ok(())
+    }
+
+    /// Sends the end of the run, as event `n`.
+    ///
+    /// # Errors
+    /// When the server is gone or takes no more.
+    pub fn end(&mut self, n: u64) -> Result<()> {
+        self.script.write_end(n, &mut self.lines);
+        self.sent += 1;
+        self.send_lines()
+    }
+
+    fn send_lines(&mut self) -> Result<()> {
+        self.chunk.clear();
+        let _ = write!(self.chunk, "{:x}\r\n", self.lines.len());
+        self.chunk.append(&mut self.lines);
+        self.chunk.extend_from_slice(b"\r\n");
+        Ok(self.stream.write_all(&self.chunk)?)
     }
 
     /// Ends the request; the answer must say that every event was taken.

@@ -68,6 +68,11 @@ impl Script {
         out.extend_from_slice(b"\"}}\n");
     }
 
+    /// Adds the line that ends the run, as event `n`.
+    pub fn write_end(&self, n: u64, out: &mut Vec<u8>) {
+        let _ = writeln!(out, r#"{{"n":{n},"kind":"status","data":{{"state":"succeeded","text":"done"}}}}"#);
+    }
+
     /// Reads the event at the beginning of `items`, which must be number `seq`; gives its length and, if it is the
     /// producer's, its `n`. Every byte but those of its time is compared.
     ///
