@@ -242,16 +242,21 @@ impl Feed {
     /// Hands over while the network takes, then waits for whatever comes first.
     async fn run_to_end(&mut self, chunks: &mpsc::Sender<Bytes>, position: Position) -> Result<Infallible, End> {
         let (every, window) = (self.live.limits.heartbeat, self.live.limits.slow_window);
-        let mut heartbeat = tokio::time::interval_at(Instant::now() + every, every);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heartbeat = Instant::now() + every;
         let peer = Arc::clone(&self.member.handle.peer);
         self.begin(position).await;
         loop {
             if let Some(closing) = self.member.handle.closing() {
                 return Err(End::Said(closing.into()));
             }
+            // Looked at in each turn: who takes all there is as fast as it comes has heartbeats too.
+            let now = Instant::now();
+            if now >= heartbeat {
+                (self.heartbeat_due, heartbeat) = (true, now + every);
+            }
             let waits = self.meter.waits();
             let place = if waits { None } else { chunks.try_reserve().ok() };
+            let is_full = place.is_none() && !waits;
             if let Some(place) = place {
                 if std::mem::take(&mut self.under_way) {
                     self.pace.end();
@@ -277,9 +282,9 @@ impl Feed {
                 () = std::future::poll_fn(|context| peer.wake.poll_raised(context)) => self.look = true,
                 () = chunks.closed() => return Err(End::Gone),
                 () = self.meter.taken(), if waits => {}
-                _ = chunks.reserve(), if chunks.capacity() == 0 => {}
+                _ = chunks.reserve(), if is_full => {}
                 () = self.meter.stalled(window), if waits => return Err(End::Said(Closing::SLOW.into())),
-                _ = heartbeat.tick() => self.heartbeat_due = true,
+                () = tokio::time::sleep_until(heartbeat) => {}
             }
         }
     }
