@@ -327,7 +327,7 @@ fn promises() -> Vec<(String, String)> {
 
 #[test]
 fn every_promise_that_names_a_test_has_it() {
-    let endings = [".rs", ".ts", ".mjs", ".py"];
+    let endings = [".rs", ".ts", ".mjs", ".py", ".json"];
     let all: Vec<PathBuf> = ["src", "tests", "web", "clients"].map(|folder| files(folder, &endings)).concat();
     let text: String = all.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mut wrong = Vec::new();
