@@ -8,11 +8,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use self::delta::Deltas;
 use crate::event::{Attention, Body, RunId, TaskId};
 use crate::run::process::Processes;
 use crate::run::secrets::Redactor;
 use crate::task::definition::{AgentKind, Definition};
 
+pub mod delta;
+#[cfg(feature = "failpoints")]
+pub mod echo_model;
 pub mod steps;
 
 /// How many events an agent may be ahead of the log: small, so that a full disk is felt at once.
@@ -22,6 +26,7 @@ pub const EMITTER_CAPACITY: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Emitter {
     bodies: mpsc::Sender<Body>,
+    deltas: Deltas,
 }
 
 /// The run is over or its log was replaced: there is nobody left to speak to.
@@ -33,7 +38,12 @@ impl Emitter {
     /// An emitter and the end where its events come out, in order.
     pub fn channel() -> (Self, mpsc::Receiver<Body>) {
         let (bodies, receiver) = mpsc::channel(EMITTER_CAPACITY);
-        (Self { bodies }, receiver)
+        (Self { bodies, deltas: Deltas::default() }, receiver)
+    }
+
+    /// Where what is said by [`Emitter::delta`] comes out.
+    pub fn deltas(&self) -> Deltas {
+        self.deltas.clone()
     }
 
     /// Says what happened. Waits while the log cannot take more; watchers never make it wait.
@@ -41,7 +51,17 @@ impl Emitter {
     /// # Errors
     /// [`Over`] once the run is over.
     pub async fn emit(&self, body: Body) -> Result<(), Over> {
+        if let Body::Written { key, .. } = &body {
+            self.deltas.close(key);
+        }
         self.bodies.send(body).await.map_err(|_| Over)
+    }
+
+    /// Shows a piece of a text while it is being written; `key` tells the texts of the run apart. The whole comes as
+    /// [`Body::Written`] with that key, and after it no more of the text is shown. Never waits: what cannot be shown in
+    /// time is left out, as the event has it.
+    pub fn delta(&self, key: &str, text: &str) {
+        self.deltas.write(key, text);
     }
 }
 
@@ -99,6 +119,8 @@ pub enum Outcome {
 pub async fn carry_out(assignment: Assignment, emitter: Emitter) -> Outcome {
     match assignment.definition.agent {
         AgentKind::Steps => steps::run(assignment, emitter).await,
+        #[cfg(feature = "failpoints")]
+        AgentKind::EchoModel => echo_model::run(assignment, emitter).await,
         AgentKind::External => Outcome::Failed {
             reason: "the task is carried out elsewhere since this run was queued: run it again".to_owned(),
             exit: None,

@@ -265,7 +265,7 @@ pub struct Status {
     /// The state.
     pub state: State,
     /// The state in words, for people.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     pub text: String,
     /// Why, where there is a reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -303,6 +303,11 @@ pub struct Status {
     /// Members that this version does not know.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Absent and null mean the same.
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Status {
@@ -403,6 +408,13 @@ pub enum Body {
         /// From use to result.
         duration_ms: u64,
     },
+    /// A thought or message that was shown while it was being written.
+    Written {
+        /// The name it was shown under, unique within the run; it is `data.key` of the event.
+        key: String,
+        /// The thought or message.
+        body: Box<Body>,
+    },
     /// A kind that this version does not know: kept as it came.
     Other {
         /// Its name.
@@ -430,6 +442,7 @@ impl Body {
             Self::ToolUse { .. } => "tool_use",
             Self::ToolOutput { .. } => "tool_output",
             Self::ToolResult { .. } => "tool_result",
+            Self::Written { body, .. } => body.kind(),
             Self::Other { kind, .. } => kind,
         }
     }
@@ -438,6 +451,7 @@ impl Body {
     pub fn state(&self) -> Option<State> {
         match self {
             Self::Status(status) => Some(status.state),
+            Self::Written { body, .. } => body.state(),
             _ => None,
         }
     }
@@ -468,6 +482,11 @@ impl Body {
                 if *cut_bytes > 0 {
                     data["cut_bytes"] = (*cut_bytes).into();
                 }
+                to_raw_value(&data)
+            }
+            Self::Written { key, body } => {
+                let mut data: serde_json::Value = serde_json::from_str(body.data()?.get())?;
+                data["key"] = key.as_str().into();
                 to_raw_value(&data)
             }
             Self::Other { raw, .. } => Ok(raw.clone()),

@@ -196,6 +196,8 @@ pub enum Mark {
     Opens(String),
     /// A `tool_result` closed this call.
     Closes(String),
+    /// This is the whole of a text that was shown under this key while it was written.
+    Writes(String),
     /// Nothing.
     Plain,
 }
@@ -207,6 +209,7 @@ impl Mark {
             Body::Status(status) => Self::Status(Box::new(status.clone())),
             Body::ToolUse { call, .. } => Self::Opens(call.clone()),
             Body::ToolResult { call, .. } => Self::Closes(call.clone()),
+            Body::Written { key, .. } => Self::Writes(key.clone()),
             _ => Self::Plain,
         }
     }

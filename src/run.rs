@@ -1,5 +1,6 @@
 //! Runs: how work is started, followed, stopped and recorded.
 
+pub mod draft;
 pub mod external;
 pub mod process;
 pub mod secrets;

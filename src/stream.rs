@@ -6,6 +6,8 @@ pub mod segment;
 
 pub mod ring;
 
+pub mod delta;
+
 pub mod wake;
 
 pub mod forwarder;

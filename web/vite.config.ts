@@ -8,7 +8,12 @@ const server = process.env.REJOIN_SERVER ?? 'http://127.0.0.1:7171';
 export default defineConfig({
   plugins: [svelte()],
   // The client is built from its sources; only those who use it without this page need its own build.
-  resolve: { alias: { '@rejoin/client': fileURLToPath(new URL('sdk/src/index.ts', import.meta.url)) } },
+  resolve: {
+    alias: ['log', 'outbox', 'tabs', ''].map((part) => ({
+      find: new RegExp(`^@rejoin/client${part && `/${part}`}$`),
+      replacement: fileURLToPath(new URL(`sdk/src/${part || 'index'}.ts`, import.meta.url)),
+    })),
+  },
   build: {
     target: 'es2022',
     // Browsers that know light-dark() themselves; an emulation by the build is easy to get wrong.
@@ -18,5 +23,5 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: { proxy: { '/api': { target: server, ws: true } } },
-  test: { include: ['sdk/tests/**/*.test.{ts,mjs}', 'tests/**/*.test.ts'], environment: 'node' },
+  test: { include: ['sdk/tests/**/*.test.ts', 'tests/**/*.test.{ts,mjs}'], environment: 'node' },
 });

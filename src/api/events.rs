@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::Api;
 use super::error::{ApiError, run_id, task_id};
-use crate::event::{Gen, Seq, TaskId};
+use crate::event::{Gen, RunId, Seq, TaskId};
 use crate::run::queue::{RunError, Runs};
 use crate::stream::log::{self, Bounds};
 use crate::stream::reader::Span;
@@ -100,13 +100,22 @@ impl OfRun {
             return Err(ApiError::no_run(text));
         }
         let last = run.state.is_ended().then_some(run.last_seq);
-        Ok(Some(Self { mark: format!(r#""run":"{}""#, run.id), span: Span { first: run.first_seq, last } }))
+        Ok(Some(Self { mark: mark(run.id), span: Span { first: run.first_seq, last } }))
+    }
+
+    /// Whether it is this run.
+    pub fn is(&self, run: RunId) -> bool {
+        self.mark == mark(run)
     }
 
     /// Whether an event is of it. The run stands right behind the task, before anything that came from outside.
     pub fn has(&self, event: &str) -> bool {
         event[..event.floor_char_boundary(160)].contains(&self.mark)
     }
+}
+
+fn mark(run: RunId) -> String {
+    format!(r#""run":"{run}""#)
 }
 
 /// A page in one direction.

@@ -353,6 +353,14 @@ impl Feed {
             return Next::Said;
         }
         self.pass_over();
+        if let Some(piece) = self.sub.draft(most) {
+            let is_wanted = self.of_run.as_ref().is_none_or(|of_run| of_run.is(piece.run));
+            if is_wanted {
+                let Said { name, text, .. } = frame::delta(None, &piece);
+                write_event(out, name, None, &text);
+            }
+            return if is_wanted { Next::Said } else { Next::Passed };
+        }
         if let Some(Said { name, text, .. }) = self.sub.caught_up() {
             self.move_on(out);
             write_event(out, name, None, &text);

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Run;
 use crate::store::StoreError;
+use crate::stream::delta::Piece;
 use crate::stream::log::Bounds;
 use crate::stream::offer::cut_middle;
 use crate::stream::reader::{Snapshot, Why};
@@ -252,6 +253,12 @@ pub fn around_events(before: &mut impl Write, sub: u32, first: Seq, last: Seq) -
         let _ = write!(before, r#"{{"type":"events","sub":{sub},"first":{first},"last":{last},"items":["#);
         "]}"
     }
+}
+
+/// `delta`: a piece of a text that is being written.
+pub fn delta(sub: Option<u32>, piece: &Piece) -> Said {
+    let Piece { run, key, offset, text } = piece;
+    Said::new("delta", sub, json!({ "run": run, "key": key, "offset": offset, "text": text }))
 }
 
 /// `caught_up`.

@@ -14,17 +14,20 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
 use super::once::Key;
 use super::{Api, One};
-use crate::run::external::Elsewhere;
 use crate::run::external::feed::{Feed, Receipt, Rejected};
+use crate::run::external::{Elsewhere, Replaced};
 use crate::run::queue::RunError;
 use crate::run::queue::elsewhere::Also;
 use crate::run::runner::StopCause;
 
+/// The longest name of a producer.
+const MAX_NAME: usize = 100;
 /// How long a request may be waited in, in seconds.
 const MAX_WAIT: u64 = 60;
 /// How long who asks for work waits unless said.
@@ -64,13 +67,24 @@ pub async fn claim(
 ) -> Result<Response, ApiError> {
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
-    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("claim {task}"), &credential).await?;
+    let begin = Instant::now();
+    let (key, asked) = (Key::of(&headers)?, format!("claim {task}"));
+    // Whoever waits with this key already, over a line that is dead, is not waited for any longer than for a run.
+    let Ok(once) = tokio::time::timeout(wait, api.acts.keys.enter(key, &asked, &credential)).await else {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    };
+    let once = once?;
     if let Some(run) = once.done().await?.and_then(|done| done.run) {
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
     let (note, id) = (once.note(), task.clone());
-    let also: Also = Arc::new(move |connection, run| Ok(note.write(connection, &id, Some(run))?));
+    // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
+    let also: Also = Arc::new(move |connection, run| {
+        let _turn = &once;
+        Ok(note.write(connection, &id, Some(run))?)
+    });
+    let wait = wait.saturating_sub(begin.elapsed());
     match api.runs.claim(&task, wait, Some(also)).await? {
         Some(run) => Ok(Json(json!({ "run": run })).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
@@ -85,11 +99,13 @@ pub async fn stop_asked(
     State(api): State<Api>,
     Path(id): One,
     Query(query): Query<WaitQuery>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     let wait = query.or(0)?;
+    let name = producer(&headers)?;
     let seat = api.runs.elsewhere(run_id(&id)?).await?;
     // Who asks is there.
-    let _presence = seat.listen();
+    let _presence = seat.listen(name).map_err(|replaced| fenced(&seat, &replaced))?;
     tokio::select! {
         _ = seat.stop_raised() => {}
         () = seat.over() => return Err(over(&api, &seat).await),
@@ -117,8 +133,9 @@ pub async fn append(
         let detail = "lines are taken as they are: send them without Content-Encoding";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", detail));
     }
+    let name = producer(&headers)?;
     let seat = api.runs.elsewhere(run_id(&id)?).await?;
-    let (_presence, mut entry) = seat.enter();
+    let (_presence, mut entry) = seat.enter(name).map_err(|replaced| fenced(&seat, &replaced))?;
     let turn = api.publisher.take_turn(&seat.producer).await?;
     let run = seat.topic.tail().fold.run(seat.id).cloned();
     let Some(run) = run else {
@@ -154,6 +171,20 @@ pub async fn append(
             Err(refused(&api, &seat, rejected, &receipt).await)
         }
     }
+}
+
+/// The name that a program gave itself: once another has come, it is refused by it.
+fn producer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(name) = headers.get("rejoin-producer") else { return Ok(None) };
+    let good = |name: &&str| !name.is_empty() && name.len() <= MAX_NAME && name.chars().all(|c| c.is_ascii_graphic());
+    name.to_str().ok().filter(good).map(Some).ok_or_else(|| {
+        let detail = format!("a producer's name is 1 to {MAX_NAME} printable characters without spaces");
+        ApiError::invalid("Rejoin-Producer", detail)
+    })
+}
+
+fn fenced(seat: &Elsewhere, replaced: &Replaced) -> ApiError {
+    ApiError::new(StatusCode::CONFLICT, "fenced", replaced.to_string()).with("last_n", seat.producer.saved())
 }
 
 /// Reads the body to its end.

@@ -88,7 +88,7 @@ fn fresh(api: &Api, run: Run) -> Value {
 
 /// A run as it is at this moment, with its place in the queue.
 pub fn as_it_is(runs: &Runs, run: Run) -> Value {
-    let run = runs.open(&run.task, run.id).unwrap_or(run);
+    let run = runs.open_run(&run.task, run.id).unwrap_or(run);
     let mut value = json!(run);
     if run.state == RunState::Queued {
         value["queue_position"] = json!(runs.position(run.id));

@@ -10,10 +10,14 @@ use super::frame::{self, Said};
 use super::wire::Viewer;
 use crate::event::{Gen, Seq};
 use crate::store::StoreError;
+use crate::stream::delta::Piece;
 use crate::stream::forwarder::{Peer, Watcher};
 use crate::stream::log::{self, Bounds};
 use crate::stream::reader::{Lost, Reader, ReplayLimits, Snapshot, Span, Verdict, Why};
 use crate::stream::topic::Topic;
+
+/// The most text of one `delta`: its frame is memory per watcher for ever.
+const DELTA_BYTES: usize = 16 * 1024;
 
 /// Where a client says that it is.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,8 @@ pub struct Sub {
     named: Option<u32>,
     /// `caught_up` is due once the position has passed this.
     catch_up: Option<Seq>,
+    /// It begins: what is being written is shown before the events.
+    begins: bool,
 }
 
 impl Sub {
@@ -50,7 +56,7 @@ impl Sub {
         let watcher = Arc::new(Watcher::new(Arc::clone(peer), number, topic.head().next()));
         let reader = Reader::enter(&viewer.publisher, topic, watcher);
         let is_there = !reader.topic().is_closed();
-        is_there.then_some(Self { number, reader, named, catch_up: None })
+        is_there.then_some(Self { number, reader, named, catch_up: None, begins: true })
     }
 
     /// Exactly one outcome: what the resume table says, in the frames that say it, in their order.
@@ -120,9 +126,10 @@ impl Sub {
         let Snapshot { generation, seq, head, .. } = snapshot;
         let view = viewer.one(&self.reader.topic().id).await?;
         self.reader.seek(generation, seq.next());
+        self.reader.show_again();
         let log = Bounds { generation, head, ..self.reader.bounds() };
         info!(task = %self.reader.topic().id, ?why, %have, "watcher starts again behind a snapshot");
-        self.catch_up = Some(head);
+        (self.catch_up, self.begins) = (Some(head), true);
         let subscribed = again.then(|| self.subscribed("reset", &log, seq.next()));
         let rest = [frame::reset(self.named, &log, why, have), frame::snapshot(self.named, &snapshot, &json!(view))];
         Ok(subscribed.into_iter().chain(rest).collect())
@@ -131,6 +138,24 @@ impl Sub {
     fn subscribed(&self, outcome: &str, log: &Bounds, from: Seq) -> Said {
         let runs: Vec<_> = self.reader.topic().tail().fold.runs().cloned().collect();
         frame::subscribed(self.named, &self.reader.topic().id, outcome, log, from, &runs)
+    }
+
+    /// A piece of what is being written, if it is due: the text so far where the sub begins, and later what is new of
+    /// it, where no event waits. An event may be the whole of what is written; who is behind is not kept from it.
+    pub fn draft(&mut self, max_bytes: usize) -> Option<Piece> {
+        let is_next = self.begins || !(self.reader.is_due() || self.is_caught_up());
+        let piece = match is_next && self.reader.has_draft() {
+            true => self.reader.draft(max_bytes.min(DELTA_BYTES)),
+            false => None,
+        };
+        self.begins &= piece.is_some();
+        piece
+    }
+
+    /// The same as a frame.
+    pub fn delta(&mut self, max_bytes: usize) -> Option<Said> {
+        let named = self.named;
+        self.draft(max_bytes).map(|piece| frame::delta(named, &piece))
     }
 
     /// Whether `caught_up` is due.

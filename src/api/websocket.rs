@@ -96,6 +96,8 @@ pub struct WebSocket {
     /// What was written since others had their turn.
     turn: usize,
     heard: Instant,
+    /// The library must not be asked again: it has said why.
+    ended: bool,
 }
 
 /// The connection as the library wants it: reads come from it, writes wait in their order among the frames.
@@ -142,6 +144,7 @@ impl WebSocket {
             flushing: false,
             turn: 0,
             heard: Instant::now(),
+            ended: false,
         }
     }
 
@@ -241,6 +244,9 @@ impl WebSocket {
     }
 
     fn poll_message(&mut self, context: &mut Context<'_>) -> Poll<Result<Step, Over>> {
+        if self.ended {
+            return Poll::Ready(Err(Over::Gone));
+        }
         let Self { io, protocol, outgoing, .. } = self;
         let waited = !outgoing.is_empty();
         let read = protocol.read(&mut Through { io, outgoing, context });
@@ -249,10 +255,13 @@ impl WebSocket {
             self.pace.begin();
         }
         let message = match read {
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            Err(Error::Capacity(_)) => return Poll::Ready(Err(Over::TooLarge)),
-            Err(_) => return Poll::Ready(Err(Over::Gone)),
             Ok(message) => message,
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(error) => {
+                self.ended = true;
+                let is_too_large = matches!(error, Error::Capacity(_));
+                return Poll::Ready(Err(if is_too_large { Over::TooLarge } else { Over::Gone }));
+            }
         };
         self.heard = Instant::now();
         Poll::Ready(match message {
@@ -283,20 +292,25 @@ impl WebSocket {
 
     /// Says why, as far as that can still be heard, then lets go.
     pub async fn goodbye(mut self, closing: &Closing) {
-        let reason = Utf8Bytes::from(closing.reason());
         if closing.code == Closing::SLOW.code {
             // The line is full: what is in it will not be read. Do not keep it for that.
             self.pace.abort();
         }
-        let close = std::future::poll_fn(|context| {
-            let Self { io, protocol, outgoing, .. } = &mut self;
-            let frame = CloseFrame { code: closing.code.into(), reason: reason.clone() };
-            let _ = protocol.close(&mut Through { io, outgoing, context }, Some(frame));
-            Poll::Ready(())
-        });
-        close.await;
-        // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
-        let say = async { while self.step(true).await.is_ok() {} };
+        let frame = CloseFrame { code: closing.code.into(), reason: closing.reason().into() };
+        let say = async {
+            let mut close = Some(frame);
+            let said = std::future::poll_fn(|context| {
+                let Self { io, protocol, outgoing, .. } = &mut self;
+                if let Some(frame) = close.take() {
+                    let _ = protocol.close(&mut Through { io, outgoing, context }, Some(frame));
+                }
+                self.outgoing.poll_write(Pin::new(&mut self.io), context)
+            });
+            if said.await.is_ok() {
+                // The answer to a close is a close; wait for it, so that the reason is not lost to a reset.
+                while self.step(true).await.is_ok() {}
+            }
+        };
         let _ = tokio::time::timeout(GOODBYE, say).await;
     }
 }

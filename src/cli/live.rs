@@ -203,6 +203,8 @@ struct Follow {
     subscribed_at: Option<Instant>,
     /// When it is to be subscribed again; until then it has no subscription.
     again_at: Option<Instant>,
+    /// Whether it was said that it cannot be followed: once is enough.
+    said_again: bool,
 }
 
 #[derive(Debug)]
@@ -392,6 +394,7 @@ impl<T: Transport> Live<T> {
             resubscribes: 0,
             subscribed_at: None,
             again_at: None,
+            said_again: false,
         });
         if matches!(&self.link, Link::Up(socket) if socket.welcomed) {
             self.subscribe(self.follows.len() - 1);
@@ -615,7 +618,10 @@ impl<T: Transport> Live<T> {
                 self.pending.push_back(Step::CaughtUp { task: follow.task.clone(), missed, position });
                 Ok(())
             }
-            "error" => self.refused(index, frame),
+            "error" => {
+                self.refused(index, frame);
+                Ok(())
+            }
             _ => Ok(()),
         })
     }
@@ -672,6 +678,7 @@ impl<T: Transport> Live<T> {
                     return self.resubscribe(index, "resumed at another place");
                 }
                 follow.phase = Phase::Open;
+                follow.said_again = false;
                 follow.position = before;
                 follow.wire = before;
                 follow.missed = frame.missed.unwrap_or(0);
@@ -703,6 +710,7 @@ impl<T: Transport> Live<T> {
             after = begin;
         }
         follow.generation = frame.generation.or(follow.generation.take());
+        follow.said_again = false;
         follow.position = after;
         follow.wire = seq;
         follow.gap_to = (after < seq).then_some(seq);
@@ -732,16 +740,23 @@ impl<T: Transport> Live<T> {
         Ok(())
     }
 
-    fn refused(&mut self, index: usize, frame: Frame<'_>) -> Result<(), Lost> {
+    /// The server cannot serve a subscription: for the moment, or at all. The others have nothing to do with it.
+    fn refused(&mut self, index: usize, frame: Frame<'_>) {
         let message = frame.message.unwrap_or_else(|| "refused".into());
         if frame.retryable == Some(true) {
-            tracing::debug!(task = self.follows[index].task, message, "subscribing again later");
+            let follow = &mut self.follows[index];
+            follow.gap_to = None;
+            follow.phase = Phase::Asked;
+            if !std::mem::replace(&mut follow.said_again, true) {
+                let text =
+                    format!("Task {} cannot be followed at the moment ({message}); it is tried again.", follow.task);
+                self.pending.push_back(Step::Notice { text, over: false });
+            }
             self.subscribe_at(index, Instant::now() + ASK_AGAIN_AFTER);
-            return Ok(());
+            return;
         }
         let follow = self.follows.remove(index);
         self.pending.push_back(Step::Refused { task: follow.task, message });
-        Ok(())
     }
 
     /// Answers a heartbeat, and compares what the server says it sent with what came.

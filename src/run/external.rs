@@ -1,7 +1,8 @@
 //! A run that a program elsewhere carries out: it takes no place here, it says what happens line by line, and it is
 //! held for as long as its program is heard of.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -19,6 +20,9 @@ use crate::task::registry::Task;
 pub mod feed;
 pub mod line;
 
+/// How many programs that were sent away are remembered.
+const MAX_FORMER: usize = 64;
+
 /// A run at work elsewhere.
 #[derive(Debug)]
 pub struct Elsewhere {
@@ -29,9 +33,38 @@ pub struct Elsewhere {
     /// Whose turn it is to speak for it, and how far it has come.
     pub producer: Arc<Producer>,
     heard: watch::Sender<Heard>,
+    speakers: Mutex<Speakers>,
     stop: watch::Sender<Option<StopCause>>,
     over: CancellationToken,
 }
+
+/// The programs that gave themselves a name: who speaks, and who spoke before another came.
+#[derive(Debug, Default)]
+struct Speakers {
+    current: Option<Box<str>>,
+    former: VecDeque<Box<str>>,
+}
+
+impl Speakers {
+    fn is_former(&self, name: Option<&str>) -> bool {
+        name.is_some_and(|name| self.former.iter().any(|former| **former == *name))
+    }
+
+    fn speak(&mut self, name: Option<&str>) {
+        if self.current.as_deref() == name {
+            return;
+        }
+        if let Some(former) = std::mem::replace(&mut self.current, name.map(Box::from)) {
+            self.former.truncate(MAX_FORMER - 1);
+            self.former.push_front(former);
+        }
+    }
+}
+
+/// Another program speaks for the run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("another program speaks for this run since")]
+pub struct Replaced;
 
 /// What was heard of the program.
 #[derive(Clone, Copy, Debug)]
@@ -56,29 +89,50 @@ impl Elsewhere {
             topic,
             producer: Producer::new(saved),
             heard: watch::Sender::new(heard),
+            speakers: Mutex::default(),
             stop: watch::Sender::new(None),
             over: CancellationToken::new(),
         })
     }
 
     /// Its program is there for as long as the guard lives.
-    pub fn listen(self: &Arc<Self>) -> Presence {
+    ///
+    /// # Errors
+    /// [`Replaced`] for a program that gave itself a name, once another has spoken for the run.
+    pub fn listen(self: &Arc<Self>, name: Option<&str>) -> Result<Presence, Replaced> {
+        if self.speakers().is_former(name) {
+            return Err(Replaced);
+        }
         self.heard.send_modify(|heard| {
             heard.open += 1;
             heard.free_from = None;
         });
-        Presence { seat: Arc::clone(self) }
+        Ok(Presence { seat: Arc::clone(self) })
     }
 
-    /// Its program comes to say what happens. Whoever came before is told to go.
-    pub fn enter(self: &Arc<Self>) -> (Presence, Entry) {
-        let presence = self.listen();
+    /// Its program comes to say what happens. Whoever came before is told to go; a program with a name that was
+    /// sent away by another does not come back, however late it notices.
+    ///
+    /// # Errors
+    /// [`Replaced`] for such a one.
+    pub fn enter(self: &Arc<Self>, name: Option<&str>) -> Result<(Presence, Entry), Replaced> {
+        let mut speakers = self.speakers();
+        if speakers.is_former(name) {
+            return Err(Replaced);
+        }
+        speakers.speak(name);
         let mut mine = 0;
         self.heard.send_modify(|heard| {
+            heard.open += 1;
+            heard.free_from = None;
             heard.entries += 1;
             mine = heard.entries;
         });
-        (presence, Entry { heard: self.heard.subscribe(), mine })
+        Ok((Presence { seat: Arc::clone(self) }, Entry { heard: self.heard.subscribe(), mine }))
+    }
+
+    fn speakers(&self) -> MutexGuard<'_, Speakers> {
+        self.speakers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives the run to whoever asks, if nobody spoke for it in time. One gets it.

@@ -348,14 +348,14 @@ impl Runs {
                 .optional()
         };
         let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
-        if let Some(run) = task.parse().ok().and_then(|task| self.open(&task, id)) {
+        if let Some(run) = task.parse().ok().and_then(|task| self.open_run(&task, id)) {
             return Ok(run);
         }
         serde_json::from_str(&text).map_err(|error| StoreError::Broken(error.to_string()).into())
     }
 
     /// A run that is not over, as it is now.
-    pub fn open(&self, task: &TaskId, id: RunId) -> Option<Run> {
+    pub fn open_run(&self, task: &TaskId, id: RunId) -> Option<Run> {
         self.publisher().topic(task)?.tail().fold.run(id).cloned()
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 
+use super::draft::Drafting;
 use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
 use super::secrets::{self, Redactor};
 use crate::agent::{self, Assignment, Emitter, Outcome};
@@ -126,7 +127,9 @@ impl Workshop {
             Err(reason) => return failed(&task.id, reason, None).lasting(begin),
         };
         let (emitter, bodies) = Emitter::channel();
-        let pump = tokio::spawn(pump(self.publisher.clone(), topic.clone(), run.id, redactor.clone(), bodies));
+        let drafting = Drafting::new(self.publisher.clone(), topic.clone(), run.id, emitter.deltas(), redactor.clone());
+        let pump =
+            tokio::spawn(pump(self.publisher.clone(), topic.clone(), run.id, redactor.clone(), bodies, drafting));
         let processes = self.processes(run);
         let assignment = self.assignment(&task, run, values, redactor, processes.clone());
         let limit = task.definition.policy.timeout;
@@ -320,16 +323,27 @@ impl Workshop {
     }
 }
 
-/// Carries events from the agent to the log, redacted, in order. Gives the calls left open, with their tools.
+/// Carries events from the agent to the log, redacted, in order, and shows what it writes meanwhile. Gives the calls
+/// left open, with their tools.
 async fn pump(
     publisher: Publisher,
     topic: Arc<Topic>,
     run: RunId,
     redactor: Redactor,
     mut bodies: mpsc::Receiver<Body>,
+    mut drafting: Drafting,
 ) -> Vec<(String, String)> {
     let mut open = Vec::new();
-    while let Some(body) = bodies.recv().await {
+    loop {
+        let body = tokio::select! {
+            body = bodies.recv() => body,
+            () = drafting.due() => {
+                drafting.show();
+                continue;
+            }
+        };
+        let Some(body) = body else { break };
+        drafting.note(&body);
         match &body {
             Body::ToolUse { call, tool, .. } => open.push((call.clone(), tool.clone())),
             Body::ToolResult { call, .. } => open.retain(|(id, _)| id != call),
@@ -363,6 +377,7 @@ fn redacted(body: Body, redactor: &Redactor) -> Body {
             status.attention = status.attention.map(|found| Attention { summary: clean(found.summary) });
             Body::Status(status)
         }
+        Body::Written { key, body } => Body::Written { key: clean(key), body: Box::new(redacted(*body, redactor)) },
         other @ Body::Other { .. } => other,
     }
 }

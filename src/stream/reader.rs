@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::delta::{Piece, Shown};
 use super::forwarder::Watcher;
 use super::log::{self, Bounds};
 use super::publish::Publisher;
 use super::segment::{Segment, Slice};
-use super::topic::Topic;
+use super::topic::{Tail, Topic};
 use crate::event::{Gen, Seq};
 use crate::record::{OpenCall, Run};
 use crate::store::{Store, StoreError};
@@ -136,6 +137,8 @@ pub struct Reader {
     next: Seq,
     /// What was fetched from the log and not passed yet: one page at most.
     page: VecDeque<Arc<Segment>>,
+    /// How far the texts that are being written were shown.
+    shown: Shown,
 }
 
 impl Drop for Reader {
@@ -153,7 +156,15 @@ impl Reader {
             let tail = topic.tail();
             (tail.generation, tail.head)
         };
-        Self { topic, watcher, publisher: publisher.clone(), generation, next: head.next(), page: VecDeque::new() }
+        Self {
+            topic,
+            watcher,
+            publisher: publisher.clone(),
+            generation,
+            next: head.next(),
+            page: VecDeque::new(),
+            shown: Shown::default(),
+        }
     }
 
     /// The task's stream.
@@ -177,6 +188,21 @@ impl Reader {
         self.next = next;
         self.page.clear();
         self.watcher.set_next(next);
+    }
+
+    /// Shows the texts that are being written from their beginning again.
+    pub fn show_again(&mut self) {
+        self.shown = Shown::default();
+    }
+
+    /// The next piece of a text that is being written, at most `most` bytes of it.
+    pub fn draft(&mut self, most: usize) -> Option<Piece> {
+        self.topic.next_draft(&mut self.shown, most)
+    }
+
+    /// Whether there may be such a piece, without the lock.
+    pub fn has_draft(&self) -> bool {
+        self.topic.has_draft(&self.shown)
     }
 
     /// Where the log stands now.
@@ -305,7 +331,10 @@ impl Reader {
 
     /// Whether the position is no longer one. For a reader that was woken without an event being due.
     pub fn lost(&self) -> Option<Lost> {
-        let tail = self.topic.tail();
+        self.lost_at(&self.topic.tail())
+    }
+
+    fn lost_at(&self, tail: &Tail) -> Option<Lost> {
         if self.topic.is_closed() {
             // What was said before the end is still told, as far as it is in memory.
             tail.ring.holding(self.next).is_none().then_some(Lost::Deleted)
@@ -323,11 +352,15 @@ impl Reader {
         while self.page.front().is_some_and(|segment| segment.last() < self.next) {
             self.page.pop_front();
         }
-        if let Some(lost) = self.lost() {
-            return Pull::Lost(lost);
+        if self.page.is_empty() {
+            // A watcher that has caught up holds nothing for what it missed.
+            self.page = VecDeque::new();
         }
         let segment = {
             let tail = self.topic.tail();
+            if let Some(lost) = self.lost_at(&tail) {
+                return Pull::Lost(lost);
+            }
             if self.next > tail.head {
                 return Pull::Nothing;
             }

@@ -8,14 +8,15 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 use super::batch::Batch;
+use super::delta::{Drafts, Piece, Shown};
 use super::forwarder::{Connections, Forwarder};
 pub use super::offer::{Offer, Refused};
 use super::ring::{Limits, Ring};
 use super::segment::Segment;
 use super::sync::{AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
-use crate::event::{Gen, Seq, TaskId};
+use crate::event::{Gen, RunId, Seq, TaskId};
 use crate::failpoint;
-use crate::record::Fold;
+use crate::record::{Fold, Mark};
 use crate::store::TaskNo;
 
 /// The tail of a log: what readers pull from. Locked for moments only, never over an await.
@@ -57,6 +58,10 @@ pub struct Topic {
     pub(super) bytes: Arc<Semaphore>,
     /// The writer's own: who watched when it last looked.
     pub(super) forwarder: std::sync::Mutex<Forwarder>,
+    /// What agents are writing. Never locked together with the tail.
+    drafts: std::sync::Mutex<Drafts>,
+    /// How often that changed, for a reader that only wants to know whether to look; 0 as long as nothing was written.
+    drafted: std::sync::atomic::AtomicU64,
 }
 
 /// How much may wait in front of the writer for one task.
@@ -114,6 +119,8 @@ impl Topic {
             slots: Arc::new(Semaphore::new(queue.events)),
             bytes: Arc::new(Semaphore::new(queue.bytes)),
             forwarder: std::sync::Mutex::default(),
+            drafts: std::sync::Mutex::default(),
+            drafted: std::sync::atomic::AtomicU64::new(0),
         }
     }
 
@@ -144,6 +151,47 @@ impl Topic {
                 forwarder.forward(&self.id, kind);
             }
         }
+    }
+
+    /// Goes on with a text that is shown while it is written. True if those who watch should be woken.
+    pub fn write_draft(&self, run: RunId, key: &str, text: &str) -> bool {
+        let is_news = self.drafts().write(run, key, text);
+        if is_news {
+            self.drafted.fetch_add(1, std::sync::atomic::Ordering::Release);
+        }
+        is_news
+    }
+
+    /// Forgets the texts that these events have the whole of, or whose run they end. Called before the events are
+    /// shown: whoever has seen the event finds nothing of the text behind it.
+    pub(super) fn end_drafts<'a>(&self, events: impl IntoIterator<Item = (RunId, &'a Mark)>) {
+        if self.drafted.load(std::sync::atomic::Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut drafts = self.drafts();
+        if !drafts.is_empty() {
+            events.into_iter().for_each(|(run, mark)| drafts.end(run, mark));
+        }
+    }
+
+    /// The next piece that was not shown yet.
+    pub fn next_draft(&self, shown: &mut Shown, most: usize) -> Option<Piece> {
+        // The count first: what is written in between is looked for once more.
+        let change = self.drafted.load(std::sync::atomic::Ordering::Acquire);
+        let piece = self.drafts().next(shown, most);
+        if piece.is_none() {
+            shown.change = change;
+        }
+        piece
+    }
+
+    /// Whether there may be a piece that was not shown yet. Without a lock.
+    pub fn has_draft(&self, shown: &Shown) -> bool {
+        self.drafted.load(std::sync::atomic::Ordering::Acquire) != shown.change
+    }
+
+    fn drafts(&self) -> std::sync::MutexGuard<'_, Drafts> {
+        self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts committed segments into the ring and moves the head: the step between commit and look-up.

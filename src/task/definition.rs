@@ -46,6 +46,10 @@ pub enum AgentKind {
     Steps,
     /// A program elsewhere, which sends what happens.
     External,
+    /// An agent for tests, which says what it is told to.
+    #[cfg(feature = "failpoints")]
+    #[serde(rename = "echo_model")]
+    EchoModel,
 }
 
 impl AgentKind {

@@ -13,7 +13,14 @@ import { play } from './fake/play.mjs';
 const here = fileURLToPath(new URL('.', import.meta.url));
 const rejoin = path.resolve(process.env.REJOIN_BIN ?? path.join(here, '../../target/debug/rejoin'));
 
-const command = process.env.CLIENT?.split(' ') ?? [rejoin, 'watch', '{task}', '--json', '--server', '{server}'];
+const command = process.env.CLIENT?.split(' ') ?? [
+  rejoin,
+  'watch',
+  '{task}',
+  '--json',
+  '--server',
+  '{server}',
+];
 const can = (process.env.CAN ?? 'pages,sees_status').split(',');
 
 const files = readdirSync(path.join(here, 'client'), { recursive: true })

@@ -627,6 +627,35 @@ async fn a_refusal_in_http_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_served_at_the_moment_is_asked_for_again_and_disturbs_nothing_else() {
+    let mut test =
+        Test::with(|live| assert!(live.follow("t", Some(GEN), 5) && live.follow("other", Some(GEN), 2)), false);
+    let (mut peer, hello) = test.hello().await;
+    peer.send(json!({"type": "welcome", "protocol": 1, "server": {"boot": "b1"}})).await;
+    test.connected().await;
+    let (mut sub, other) = (hello["subscribe"][0]["sub"].clone(), hello["subscribe"][1]["sub"].clone());
+    let error =
+        |sub: &Value| json!({"type": "error", "sub": sub, "code": "internal", "message": "no log", "retryable": true});
+    peer.resumed(&other, 3, 2).await;
+    for _ in 0..3 {
+        peer.send(error(&sub)).await;
+        // What it said of the old subscription counts no more, and a heartbeat without it is no reason for anything.
+        peer.send(json!({"type": "heartbeat", "at": "x", "heads": {other.to_string(): {"sent": 2, "head": 2}}})).await;
+        assert_eq!(peer.receive().await["type"], "pong");
+        let before = Instant::now();
+        let again = peer.receive().await;
+        assert_eq!(before.elapsed().as_secs(), 5);
+        assert_eq!((&again["type"], &again["task"], &again["after"]), (&json!("subscribe"), &json!("t"), &json!(5)));
+        assert_ne!(again["sub"], sub);
+        sub = again["sub"].clone();
+    }
+    peer.resumed(&sub, 6, 6).await;
+    peer.events(&sub, 6..=6).await;
+    let Step::Event { event, .. } = test.step().await else { panic!("the event") };
+    assert_eq!(event.seq, 6);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_list_of_tasks_with_a_hole_is_asked_for_anew() {
     let mut test = Test::with(|_| {}, true);
     let (mut peer, hello) = test.hello().await;

@@ -65,7 +65,7 @@ async fn api(server: &InProcess, method: &str, path: &str, headers: &[(&str, &st
 }
 
 /// Opens a socket with these headers; the status where it is refused.
-async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<Watcher, u16> {
+pub async fn knock(server: &InProcess, headers: &[(&'static str, &str)]) -> Result<Watcher, u16> {
     let address = server.client.address;
     let mut request = format!("ws://{address}/api/v1/live").into_client_request().unwrap();
     request.headers_mut().insert("Sec-WebSocket-Protocol", "rejoin.v1".parse().unwrap());

@@ -8,6 +8,7 @@ use serde_json::{Value, json, value::RawValue};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use crate::bounds::Broken;
 use crate::feed_stage::{Said, Stream, names, shown};
 use crate::harness::{Home, InProcess, PATIENCE, events_of, is_terminal, seqs};
 use crate::rows_stage::{NO_HEARTBEAT, Play, SOON, forget_below, keep_log, logged, stage};
@@ -506,26 +507,6 @@ async fn a_store_that_cannot_be_read_is_said_in_the_stream_and_not_by_a_status()
     server.stop().await;
 }
 
-/// A store in which events and runs cannot be found.
-pub struct Broken(rusqlite::Connection);
-
-impl Broken {
-    /// Takes the tables away from under a server.
-    pub fn store_of(home: &Home) -> Self {
-        let file = rusqlite::Connection::open(home.database()).unwrap();
-        file.busy_timeout(PATIENCE).unwrap();
-        file.execute_batch("ALTER TABLE segments RENAME TO gone_segments; ALTER TABLE runs RENAME TO gone_runs")
-            .unwrap();
-        Self(file)
-    }
-
-    /// Puts them back.
-    pub fn mend(self) {
-        let back = "ALTER TABLE gone_segments RENAME TO segments; ALTER TABLE gone_runs RENAME TO runs";
-        self.0.execute_batch(back).unwrap();
-    }
-}
-
 // What the answer is like.
 
 #[tokio::test(flavor = "multi_thread")]
@@ -746,5 +727,39 @@ async fn a_stream_of_a_browser_that_is_signed_out_ends_within_a_second_also_when
     let socket = TcpStream::connect(address).await.unwrap();
     let again = Stream::over(socket, address, "GET", "job", "", &[("Cookie", &cookie)]).await.unwrap();
     assert_eq!(again.status, 401);
+    server.stop().await;
+}
+
+// As people use it.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_the_readme_works() {
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    let readme = include_str!("../../README.md");
+    let line = readme.lines().find(|line| line.starts_with("curl -N ")).expect("a line with curl -N");
+    let home = stage("long-task");
+    let server = home.serve().await;
+    let play = Play::begin(&server, "long-task").await;
+    let line = line.replace("127.0.0.1:7171", &server.client.address.to_string());
+    let mut curl = tokio::process::Command::new("sh")
+        .args(["-c", &format!("exec {line} --no-progress-meter --noproxy '*'")])
+        .current_dir(home.path())
+        .stdout(std::process::Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("sh is there");
+    let mut lines = BufReader::new(curl.stdout.take().unwrap()).lines();
+    let mut until = async |word: &str| {
+        let mut all = Vec::new();
+        while !all.last().is_some_and(|line: &String| line.contains(word)) {
+            let line = timeout(PATIENCE, lines.next_line()).await.expect("curl says more").unwrap();
+            all.push(line.expect("curl goes on; it is needed for this test"));
+        }
+        all
+    };
+    let first = until("caught_up").await;
+    assert!(first.contains(&"event: subscribed".to_owned()), "{first:?}");
+    play.thought("as it happens").await;
+    assert!(until("as it happens").await.iter().any(|line| line == "event: event"));
     server.stop().await;
 }

@@ -223,7 +223,12 @@ impl Browser {
                     self.counts.paged += 1;
                     assert_eq!(self.has.insert(seq, hash(&event)), None, "{seq} came twice");
                 }
-                let next = serde_json::from_str::<serde_json::Value>(&text).unwrap()["next"].as_u64().unwrap();
+                let page = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+                let next = page["next"].as_u64().unwrap();
+                // Of a run there may be nothing more behind its end.
+                if page["more"] == false {
+                    break;
+                }
                 assert!(next > after, "{text}");
                 after = next;
             }

@@ -3,6 +3,7 @@
 
 mod api;
 mod attack;
+mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
@@ -12,9 +13,13 @@ mod commands_faults;
 mod config;
 mod conformance;
 #[cfg(feature = "failpoints")]
+mod deltas;
+#[cfg(feature = "failpoints")]
 mod disk;
 mod doors;
 mod external;
+#[cfg(feature = "failpoints")]
+mod external_faults;
 mod faults;
 mod faults_life;
 mod feed;

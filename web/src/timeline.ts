@@ -1,7 +1,8 @@
 // From events to rows: groups by run, pairs a tool call with its output and result, and keeps the order of the log.
 // Plain data and no framework, so that it can be tested alone and is fast at 200,000 events.
 
-import { foldRun, hasEnded, type Run, type TaskEvent } from '@rejoin/client';
+import { hasEnded, type Run, type TaskEvent } from '@rejoin/client';
+import { foldRun } from '@rejoin/client/log';
 import { Painter } from './ansi';
 
 /** Output shown per call; the whole is behind a link. Bounds what one row costs, not what is kept. */

@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import http from 'node:http';
 import { createRequire } from 'node:module';
 import readline from 'node:readline';
+import { Stream, positionOf } from './play.mjs';
 
 const require = createRequire(new URL('../../../web/package.json', import.meta.url));
 const { WebSocketServer } = require('ws');
@@ -70,6 +71,37 @@ class Line {
   }
 }
 
+/** A request for server-sent events that waits to be let in. */
+function streamOf(path, query, request, response) {
+  const { headers } = request;
+  return {
+    via: 'feed',
+    ask: { path, query: Object.fromEntries(query), headers, position: positionOf(query, headers) },
+    accept: async () => {
+      response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+      response.flushHeaders();
+      const heard = new Queue();
+      request.on('close', () => heard.put({ closed: true }));
+      const stream = new Stream();
+      const line = {
+        spokeAt: Date.now(),
+        receive: (ms) => heard.take(ms),
+        send: async (text) => {
+          line.spokeAt = Date.now();
+          response.write(stream.write(JSON.parse(text)));
+        },
+        close: async () => response.end(),
+        cut: async () => response.destroy(),
+      };
+      return line;
+    },
+    refuse: async (status) => {
+      if (status === undefined) response.destroy();
+      else response.writeHead(status).end();
+    },
+  };
+}
+
 /**
  * `command` is the program with its arguments; `{server}`, `{task}`, `{gen}` and `{after}` in them are filled in. It
  * prints every event it is given, and ends with an error where a person has to do something first.
@@ -77,6 +109,9 @@ class Line {
 export class Listening {
   /** A loaded machine takes its time; what has to take long enough is not affected. */
   slackMs = 10_000;
+
+  /** What has to come a second later may be seen to come a little sooner, where the first was seen late. */
+  pauseMs = 600;
 
   constructor(command, environment = {}) {
     this.command = command;
@@ -94,13 +129,25 @@ export class Listening {
   async begin(client, logs) {
     const server = http.createServer((request, response) => {
       const url = new URL(request.url, 'http://server');
-      const { status, body } = logs.answer(url.pathname.replace(/^\/api\/v1/, ''), url.searchParams);
-      const kind = status === 200 ? 'application/json' : 'application/problem+json';
-      response.writeHead(status, { 'content-type': kind }).end(JSON.stringify(body));
+      const path = url.pathname.replace(/^\/api\/v1/, '');
+      if (request.headers.accept?.includes('text/event-stream')) {
+        this.arrivals.put(streamOf(path, url.searchParams, request, response));
+        return;
+      }
+      const said = [];
+      request.on('data', (data) => said.push(data));
+      request.on('end', () => {
+        const body = said.length > 0 ? JSON.parse(Buffer.concat(said).toString()) : undefined;
+        const answer = logs.answer(request.method, path, url.searchParams, request.headers, body);
+        if (answer === null) return void response.destroy();
+        const kind = answer.status < 300 ? 'application/json' : 'application/problem+json';
+        response.writeHead(answer.status, { 'content-type': kind }).end(JSON.stringify(answer.body));
+      });
     });
     const sockets = new WebSocketServer({ noServer: true });
     server.on('upgrade', (request, socket, head) => {
       socket.on('error', () => {});
+      if (logs.gone) return void socket.destroy();
       this.arrivals.put({
         via: 'live',
         ask: { headers: request.headers },

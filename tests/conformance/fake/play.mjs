@@ -28,6 +28,12 @@ export class Logs {
     this.logs = new Map();
     /** What was asked for, oldest first. */
     this.asked = [];
+    /** Nothing answers over HTTP, as where there is no server. */
+    this.down = false;
+    /** ... and sockets are refused before they are looked at. */
+    this.gone = false;
+    /** What else is answered, by call: `POST /tasks/job/runs`. */
+    this.calls = new Map();
     for (const { task, gen, after } of watches) {
       this.logs.set(task, { gen: gen ?? '9d2e77c1a0b4f3e8', oldest: 1, head: after ?? 0 });
     }
@@ -43,9 +49,13 @@ export class Logs {
     return { id, title: id, state: 'idle', enabled: true, agent: 'external', params: {}, ...log };
   }
 
-  /** The answer to a GET of this path, below /api/v1: `{status, body}`. */
-  answer(path, query) {
-    this.asked.push({ path, query: Object.fromEntries(query) });
+  /** The answer to a call of a path below /api/v1: `{status, body}`, or null where there is none. */
+  answer(method, path, query, headers = {}, body = undefined) {
+    if (this.down) return null;
+    this.asked.push({ method, path, query: Object.fromEntries(query), headers, body });
+    const call = this.calls.get(`${method} ${path}`);
+    if (call !== undefined) return call;
+    if (method !== 'GET') return problem(404, 'not_found', {});
     if (path === '/status') {
       return ok({
         version: '0',
@@ -64,6 +74,33 @@ export class Logs {
     if (rest === undefined) return ok(this.task(id));
     if (rest === '/runs') return ok({ items: [], next: null });
     return rest === '/events' ? page(id, log, query) : problem(404, 'not_found', {});
+  }
+}
+
+/** Where a stream of server-sent events is to go on: `Last-Event-ID` wins over the query. */
+export function positionOf(query, headers) {
+  const [gen, seq] = (headers['last-event-id'] ?? '').split('.');
+  if (seq !== undefined) return { gen, seq: Number(seq) };
+  return { gen: query.get('gen'), seq: Number(query.get('after') ?? 0) };
+}
+
+/** Frames as a stream of server-sent events has them. */
+export class Stream {
+  gen = '';
+
+  /** A frame as an event's text. */
+  write(frame) {
+    const { sub: _, heads, ...data } = frame;
+    if (frame.gen !== undefined) this.gen = frame.gen;
+    // A stream is of one task, so there is one head.
+    if (heads !== undefined) Object.assign(data, { heads: Object.values(heads)[0] });
+    const seq = { event: frame.event?.seq, events: frame.last, snapshot: frame.seq, cursor: frame.seq }[
+      frame.type
+    ];
+    const id = seq === undefined ? '' : `id: ${this.gen}.${seq}\n`;
+    const retry = frame.type === 'close' ? `retry: ${frame.retry_ms}\n` : '';
+    const text = frame.type === 'cursor' ? '' : JSON.stringify(data);
+    return `event: ${frame.type}\n${id}${retry}data: ${text}\n\n`;
   }
 }
 
@@ -189,20 +226,28 @@ class Player {
           heads: sub,
         });
       }
+      case 'http':
+        if (step.call === undefined)
+          Object.assign(this.logs, { down: step.is !== 'up', gone: step.is === 'gone' });
+        else this.logs.calls.set(step.call, { status: step.status, body: fill(step.body, memory) });
+        return;
+      case 'answers':
+        return this.answers(step);
+      case 'wears_out':
+        return this.wearsOut(step);
       case 'keep':
         memory[step.save] = fill(step.value, memory);
         return;
       case 'close':
-        await this.line(step.as).close(
+        // Before it is done: what the client makes of it may begin at once.
+        this.lostAt = world.now();
+        return this.line(step.as).close(
           step.code,
           step.reason === undefined ? '' : JSON.stringify(step.reason),
         );
-        this.lostAt = world.now();
-        return;
       case 'cut':
-        await this.line(step.as).cut();
         this.lostAt = world.now();
-        return;
+        return this.line(step.as).cut();
       case 'dropped':
         return this.dropped(step);
       case 'quiet':
@@ -285,8 +330,8 @@ class Player {
 
   async refuse(step) {
     const arrival = await this.arrival(step);
-    await arrival.refuse(step.status);
     this.lostAt = this.world.now();
+    await arrival.refuse(step.status);
   }
 
   async send(name, frame) {
@@ -295,14 +340,20 @@ class Player {
 
   /** The client's next frame; its pongs and the end of what it gave up are passed over unless they are wanted. */
   async frame(name, wanted, within = SOON_MS) {
+    const heard = await this.next(name, wanted, within);
+    if (heard.closed) throw new Mismatch(`the client closed instead of sending ${wanted}`);
+    return heard.frame;
+  }
+
+  /** The same, or the end. */
+  async next(name, wanted, within = SOON_MS) {
     const { world } = this;
     const deadline = world.now() + within + world.slackMs;
     for (;;) {
       const heard = await this.line(name).receive(Math.max(0, deadline - world.now()));
       if (heard === null) throw new Mismatch(`no ${wanted} came`);
-      if (heard.closed) throw new Mismatch(`the client closed instead of sending ${wanted}`);
-      const passed = ['pong', 'unsubscribe'].includes(heard.frame.type) && heard.frame.type !== wanted;
-      if (!passed) return heard.frame;
+      const passed = ['pong', 'unsubscribe'].includes(heard.frame?.type) && heard.frame.type !== wanted;
+      if (!passed) return heard;
     }
   }
 
@@ -335,6 +386,41 @@ class Player {
       return;
     }
     await this.send(step.to, { type: 'events', sub, first, last, items });
+  }
+
+  /** The client asks something, whatever it is, and is answered: a subscribe goes on where it is. */
+  async answers(step) {
+    const frame = await this.frame(step.from, 'question', step.within_ms);
+    const { type, sub, task, gen, after, id } = frame;
+    if (type === 'tasks') return this.send(step.from, { type, rev: 1, full: true, items: [], removed: [] });
+    if (type === 'command')
+      return this.send(step.from, { type: 'error', id, code: 'not_found', message: 'No.' });
+    check({ type: 'subscribe' }, frame, this.memory, 'the frame');
+    this.memory[step.save ?? 's'] = sub;
+    const missed = { from: after + 1, head: after, missed: 0, runs: [] };
+    return this.send(step.from, { type: 'subscribed', sub, task, gen, outcome: 'resumed', ...missed });
+  }
+
+  /** What comes is wrong again and again: it is subscribed at most once a second, and then the socket is given up. */
+  async wearsOut(step) {
+    const { world, memory } = this;
+    const { gen, task = 'job', most = 4 } = step;
+    let last = world.now();
+    for (let count = 0; ; count += 1) {
+      await this.events({ ...step, to: step.from, sub: { $var: step.save ?? 's' } });
+      const heard = await this.next(step.from, 'another subscribe or the end');
+      if (heard.closed) break;
+      check({ type: 'subscribe', task }, heard.frame, memory, 'the frame');
+      if (count > 0 && world.now() - last < 1_000)
+        throw new Mismatch(`it asked again after ${world.now() - last} ms`);
+      if (count >= most) throw new Mismatch(`it asked ${count + 1} times`);
+      last = world.now();
+      const { sub, after } = heard.frame;
+      memory[step.save ?? 's'] = sub;
+      const answer = { type: 'subscribed', sub, task, gen, outcome: 'resumed', from: after + 1, runs: [] };
+      await this.send(step.from, { ...answer, head: step.last, missed: step.last - after });
+    }
+    this.lostAt = world.now();
   }
 
   /** The client gives the connection up. */

@@ -1,10 +1,14 @@
 //! One connection of a case: a WebSocket or a stream of server-sent events, read one message at a time.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Map, Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
@@ -29,7 +33,7 @@ pub enum Heard {
 /// One connection.
 pub enum Line {
     /// A WebSocket.
-    Live(Box<WebSocketStream<TcpStream>>),
+    Live(Box<WebSocketStream<Stubborn>>),
     /// Server-sent events.
     Feed(Feed),
 }
@@ -53,7 +57,7 @@ impl Line {
             let name: tokio_tungstenite::tungstenite::http::HeaderName = name.parse().unwrap();
             request.headers_mut().insert(name, value.parse().unwrap());
         }
-        match tokio_tungstenite::client_async(request, stream).await {
+        match tokio_tungstenite::client_async(request, Stubborn(stream)).await {
             Ok((socket, response)) => {
                 let answer = json!({ "status": 101, "headers": headers_of(response.headers()) });
                 Ok((Self::Live(Box::new(socket)), answer))
@@ -105,6 +109,30 @@ impl Line {
         let _ = socket.feed(message).await;
         let _ = timeout(PATIENCE, socket.flush()).await.map_err(|_| "the server takes nothing".to_owned())?;
         Ok(())
+    }
+}
+
+/// A connection on which writing never fails: a server that closes in the middle of a long message said why before it
+/// did, and that is what counts.
+pub struct Stubborn(TcpStream);
+
+impl AsyncRead for Stubborn {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buf)
+    }
+}
+
+impl AsyncWrite for Stubborn {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes).map(|written| Ok(written.unwrap_or(bytes.len())))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context).map(|_| Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context).map(|_| Ok(()))
     }
 }
 

@@ -46,114 +46,109 @@ export interface Ways {
   log(text: string, fields?: Record<string, unknown>): void;
 }
 
-export class Commands {
-  private readonly env: Environment;
-  private readonly api: Api;
-  private readonly ways: Ways;
-  private readonly pending = new Map<string, Pending>();
-
-  constructor(env: Environment, api: Api, ways: Ways) {
-    this.env = env;
-    this.api = api;
-    this.ways = ways;
-  }
-
-  add(command: Command, options: CommandOptions = {}): Promise<unknown> {
-    const { signal, id = this.env.uuid(), at = this.env.now() } = options;
-    const held = this.pending.get(id);
-    if (held !== undefined) return held.result;
-    const one = { id, command, at, tries: 0, way: null, timer: null, call: null } as unknown as Pending;
-    one.result = new Promise((resolve, reject) => {
-      one.resolve = resolve;
-      one.reject = reject;
-    });
-    this.pending.set(id, one);
-    const stop = () => {
-      if (!this.pending.has(id)) return;
-      this.ways.cancel(id);
-      this.end(one, new Problem(0, 'aborted', 'Taken back', 'It was taken back. It may have arrived.'));
-    };
-    if (signal?.aborted) stop();
-    else this.attempt(one);
-    signal?.addEventListener('abort', stop, { once: true });
-    return one.result;
-  }
-
-  /** There is a socket: what waits goes over it. A call under way may end first; both act once. */
-  connected(): void {
-    for (const one of [...this.pending.values()]) if (one.way === null) this.attempt(one);
-  }
-
+export interface Commands {
+  add(command: Command, options?: CommandOptions): Promise<unknown>;
+  /** There is a socket: what waits goes over it, and so does what a call was made for that may hang. */
+  connected(): void;
   /** What was sent over the socket may not have arrived. */
-  disconnected(): void {
-    for (const one of [...this.pending.values()]) {
-      if (one.way !== 'socket') continue;
-      one.way = null;
-      this.attempt(one);
-    }
-  }
+  disconnected(): void;
+  answered(frame: Done | ErrorFrame): void;
+}
 
-  answered(frame: Done | ErrorFrame): void {
-    const one = this.pending.get(frame.id ?? '');
-    if (one === undefined) return;
-    if (frame.type === 'done') this.end(one, null, frame.result);
-    else if (frame.retryable === true) this.later(one, PATIENCE_MS);
-    else this.end(one, new Problem(0, frame.code, frame.code, frame.message ?? ''));
-  }
+export function commandsOf(env: Environment, api: Api, ways: Ways): Commands {
+  const pending = new Map<string, Pending>();
 
-  private attempt(one: Pending): void {
-    this.env.clearTimer(one.timer);
-    if (this.env.now() - one.at >= GIVE_UP_MS) {
-      const text = 'It was not answered within twelve hours, and is not sent again.';
-      this.end(one, new Problem(0, 'gave_up', 'Given up', text));
+  function attempt(one: Pending): void {
+    const { id, command } = one;
+    env.clearTimer(one.timer);
+    if (env.now() - one.at >= GIVE_UP_MS) {
+      end(one, new Problem(0, 'gave_up', 'It was not answered within twelve hours.'));
       return;
     }
-    const { id, command } = one;
-    if (one.tries > 0) this.ways.log('sending a command again', { id, op: command.op });
+    if (one.tries > 0) ways.log('sending a command again', { id, op: command.op });
     one.tries += 1;
-    if (this.ways.send({ type: 'command', id, ...command })) one.way = 'socket';
-    else if (this.pending.has(id)) this.call(one);
+    if (ways.send({ type: 'command', id, ...command })) one.way = 'socket';
+    else if (pending.has(id)) call(one);
   }
 
-  private call(one: Pending): void {
+  function call(one: Pending): void {
     const stop = new AbortController();
-    const answer = this.api.act(one.command, one.id, stop.signal);
+    const answer = api.act(one.command, one.id, stop.signal);
     if (answer === null) {
-      this.later(one, PATIENCE_MS);
+      later(one, PATIENCE_MS);
       return;
     }
     one.way = 'call';
     one.call = stop;
-    one.timer = this.env.setTimer(() => stop.abort(), CALL_DEADLINE_MS);
+    one.timer = env.setTimer(() => stop.abort(), CALL_DEADLINE_MS);
     answer.then(
-      (result) => this.end(one, null, result),
-      (error: unknown) => {
-        if (this.pending.get(one.id) !== one || one.call !== stop) return;
-        const problem = error instanceof Problem ? error : new Problem(0, 'unreachable', '', String(error));
-        const { status } = problem;
-        const passes = status < 400 || status >= 500 || [408, 425, 429].includes(status);
-        if (passes) this.later(one, problem.retryMs);
+      (result) => end(one, null, result),
+      (error: Partial<Problem>) => {
+        if (pending.get(one.id) !== one || one.call !== stop) return;
+        const { status = 0, retryMs = 0 } = error;
+        // What does not depend on the command passes.
+        if (status < 400 || status >= 500 || [408, 425, 429].includes(status)) later(one, retryMs);
         // Signed out: it waits until somebody has signed in and there is a connection again.
         else if (status === 401) one.way = one.call = null;
-        else this.end(one, problem);
+        else end(one, error as Problem);
       },
     );
   }
 
-  private later(one: Pending, minimumMs: number): void {
-    this.env.clearTimer(one.timer);
-    one.way = null;
-    one.call = null;
-    const wait = delayBefore(Math.min(one.tries + 1, 7), this.env.random()) ?? 0;
-    one.timer = this.env.setTimer(() => this.attempt(one), Math.max(minimumMs, wait));
+  function later(one: Pending, minimumMs: number): void {
+    env.clearTimer(one.timer);
+    one.way = one.call = null;
+    const wait = delayBefore(Math.min(one.tries + 1, 7), env.random()) ?? 0;
+    one.timer = env.setTimer(() => attempt(one), Math.max(minimumMs, wait));
   }
 
-  private end(one: Pending, problem: Problem | null, result?: unknown): void {
-    if (this.pending.get(one.id) !== one) return;
-    this.pending.delete(one.id);
-    this.env.clearTimer(one.timer);
+  function end(one: Pending, problem: Problem | null, result?: unknown): void {
+    if (pending.get(one.id) !== one) return;
+    pending.delete(one.id);
+    env.clearTimer(one.timer);
     one.call?.abort();
     if (problem === null) one.resolve(result);
     else one.reject(problem);
   }
+
+  return {
+    add(command, { signal, id = env.uuid(), at = env.now() } = {}) {
+      const held = pending.get(id);
+      if (held !== undefined) return held.result;
+      const one = { id, command, at, tries: 0, way: null, timer: null, call: null } as unknown as Pending;
+      one.result = new Promise((resolve, reject) => Object.assign(one, { resolve, reject }));
+      pending.set(id, one);
+      const stop = () => {
+        if (pending.get(id) !== one) return;
+        ways.cancel(id);
+        end(one, new Problem(0, 'aborted', 'It was taken back, and may have arrived.'));
+      };
+      if (signal?.aborted) stop();
+      else attempt(one);
+      signal?.addEventListener('abort', stop);
+      return one.result;
+    },
+    connected() {
+      for (const one of [...pending.values()]) {
+        if (one.way === 'socket') continue;
+        one.call?.abort();
+        one.call = null;
+        attempt(one);
+      }
+    },
+    disconnected() {
+      for (const one of [...pending.values()]) {
+        if (one.way !== 'socket') continue;
+        one.way = null;
+        attempt(one);
+      }
+    },
+    answered(frame) {
+      const one = pending.get(frame.id ?? '');
+      if (one === undefined) return;
+      if (frame.type === 'done') end(one, null, frame.result);
+      else if (frame.retryable === true) later(one, PATIENCE_MS);
+      else end(one, new Problem(0, frame.code, frame.message ?? frame.code));
+    },
+  };
 }

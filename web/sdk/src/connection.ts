@@ -5,11 +5,11 @@
 import { addressOf } from './address.js';
 import { MAX_ATTEMPTS, delayBefore, probeDelay } from './backoff.js';
 import { Channel, type Verdict } from './channel.js';
-import { afterClose } from './closing.js';
-import { Commands, type CommandOptions } from './command.js';
+import { afterClose, type Blocked } from './closing.js';
+import { commandsOf, type CommandOptions, type Commands } from './command.js';
 import { SOCKET_CONNECTING, SOCKET_OPEN, browserEnvironment } from './environment.js';
 import type { Environment, Socket, SocketClass, WakeUp } from './environment.js';
-import { FeedSocket, UNSUPPORTED } from './feed.js';
+import { UNSUPPORTED, feedSocket } from './feed.js';
 import { parseFrame } from './frames.js';
 import type {
   ClientFrame,
@@ -22,16 +22,13 @@ import type {
   TasksFrame,
   Welcome,
 } from './frames.js';
-import { Api } from './http.js';
+import { Api, type Problem } from './http.js';
 import { Ladder, TRANSPORTS, UP_PAUSE_MS, type Transport } from './ladder.js';
 import { RoundTrip, SILENT_PER_HEARTBEAT, qualityOf, type Quality } from './quality.js';
-import { tabsOf, type Tabs } from './tabs.js';
+import type { Share, Tabs } from './share.js';
 import { Subscription, type SubscriptionHandler } from './subscription.js';
 
 export type ConnectionState = 'disconnected' | 'connecting' | 'connected' | 'reconnecting' | 'failed';
-
-/** Why a connection stays down until a person does something. */
-export type Blocked = 'sign_in' | 'expired' | 'reload' | 'refused' | 'exhausted';
 
 export interface ConnectionStatus {
   readonly state: ConnectionState;
@@ -65,7 +62,7 @@ export interface ConnectionHandlers {
 }
 
 /** What the client does, in plain words, with the facts beside them. */
-export type Log = (text: string, fields: Record<string, unknown>) => void;
+export type Log = (text: string, fields?: Record<string, unknown>) => void;
 
 export interface ConnectionOptions {
   /** Any address of the server; without one, the page's own server. */
@@ -74,8 +71,8 @@ export interface ConnectionOptions {
   token?: string;
   /** Ask for the list of tasks, and be told of its changes. */
   tasks?: boolean;
-  /** One socket for all tabs of this browser: held by one of them, or by a shared worker. */
-  share?: boolean | { worker?: () => SharedWorker };
+  /** One socket for all tabs of this browser: `tabs()` of `@rejoin/client/tabs`. */
+  share?: Share | undefined;
   /** Which ways may be gone, best first. */
   transports?: readonly Transport[];
   /** A class like the browser's; null for none. */
@@ -121,47 +118,47 @@ export class Connection {
   /** Made per page load and kept in memory only: a copied tab is another client. */
   readonly client: string;
 
-  private readonly env: Environment;
-  private readonly token: string | undefined;
-  private readonly log: Log;
-  private wantsTasks: boolean;
-  private readonly handlers = new Set<ConnectionHandlers>();
-  private readonly channels = new Map<string, Channel>();
-  private readonly resubscribedAt = new Map<Channel, number>();
-  private readonly commands: Commands;
-  private readonly ladder: Ladder;
-  private tabs: Tabs | null;
+  readonly env: Environment;
+  readonly #token: string | undefined;
+  readonly #log: Log;
+  #wantsTasks: boolean;
+  readonly #handlers = new Set<ConnectionHandlers>();
+  readonly #channels = new Map<string, Channel>();
+  readonly #resubscribedAt = new Map<Channel, number>();
+  readonly #commands: Commands;
+  readonly #ladder: Ladder;
+  #tabs: Tabs | null = null;
 
-  private current: ConnectionStatus;
-  private started = false;
+  #current: ConnectionStatus;
+  #started = false;
   /** When the last frame came, of whatever holds the connection. */
-  private heardAt = 0;
-  private socket: Socket | null = null;
-  private transport: Transport | null = null;
-  private welcomed = false;
+  #heardAt = 0;
+  #socket: Socket | null = null;
+  #transport: Transport | null = null;
+  #welcomed = false;
   /** The best way, tried beside a lesser one that works. */
-  private trial: Socket | null = null;
-  private lastTrialAt = -Infinity;
-  private shareFailures = 0;
+  #trial: Socket | null = null;
+  #lastTrialAt = -Infinity;
+  #shareFailures = 0;
   /** Grows with every socket of this page load; the server closes the older of two. */
-  private attempts = 0;
+  #attempts = 0;
   /** Tries since the last confirmed connection. Nothing but the server's word, a wake-up or Retry sets it back. */
-  private tries = 0;
+  #tries = 0;
   /** The last socket was let go because what it brought was wrong: a `welcome` alone does not make up for that. */
-  private distrusted = false;
-  private nextSub = 1;
+  #distrusted: Channel | null = null;
+  #nextSub = 1;
   /** The server asked not to be called before. */
-  private notBefore = 0;
-  private openedAt = -Infinity;
-  private heartbeatMs = HEARTBEAT_MS;
-  private lifeMs = LIFE_MS;
-  private boot: string | null = null;
-  private rev: number | null = null;
-  private roundTrip = new RoundTrip();
+  #notBefore = 0;
+  #openedAt = -Infinity;
+  #heartbeatMs = HEARTBEAT_MS;
+  #lifeMs = LIFE_MS;
+  #boot: string | null = null;
+  #rev: number | null = null;
+  #roundTrip = new RoundTrip();
 
-  private readonly timers = new Map<Timer, unknown>();
-  private readonly pauses = new Set<unknown>();
-  private stopListening: (() => void) | null = null;
+  readonly #timers = new Map<Timer, unknown>();
+  readonly #pauses = new Set<unknown>();
+  #stopListening: (() => void) | null = null;
 
   constructor(options: ConnectionOptions = {}) {
     const { url, token, tasks, log, share } = options;
@@ -170,22 +167,28 @@ export class Connection {
     const { live, base } = addressOf(url);
     this.env = env;
     this.url = live;
-    this.token = token;
-    this.wantsTasks = tasks ?? false;
-    this.log = log ?? (() => {});
+    this.#token = token;
+    this.#wantsTasks = tasks ?? false;
+    this.#log = log ?? (() => {});
     this.api = new Api(base, env.fetch, token);
     this.client = env.uuid();
-    this.ladder = new Ladder(
-      (options.transports ?? TRANSPORTS).filter((way) => way !== 'websocket' || env.sockets),
+    this.#ladder = new Ladder(
+      (options.transports ?? TRANSPORTS).filter((way) => way !== 'websocket' || env.openSocket),
     );
-    this.commands = new Commands(env, this.api, {
-      send: (frame) => this.takesCommands && this.send(frame),
-      cancel: (id) => void (this.tabs && this.send({ type: 'cancel', id })),
-      log: (text, fields) => this.say(text, fields),
+    this.#commands = commandsOf(env, this.api, {
+      send: (frame) => this.#takesCommands && this.#send(frame),
+      cancel: (id) => void (this.#tabs && this.#send({ type: 'cancel', id })),
+      log: (text, fields) => this.#log(text, fields),
     });
     // A credential of one tab is not lent to the others.
-    this.tabs = share && token === undefined ? tabsOf(this.url, share === true ? {} : share, options) : null;
-    this.current = {
+    if (share !== undefined && token === undefined) {
+      this.#tabs = share(
+        live,
+        env,
+        (more) => new Connection({ ...options, ...more, environment: { ...env, ...more.environment } }),
+      );
+    }
+    this.#current = {
       state: 'disconnected',
       blocked: null,
       attempt: 0,
@@ -204,362 +207,354 @@ export class Connection {
   }
 
   get status(): ConnectionStatus {
-    return this.current;
+    return this.#current;
   }
 
   /** Calls back at once with the status, then on every change. Returns the undo. */
   listen(handlers: ConnectionHandlers): () => void {
-    this.handlers.add(handlers);
-    handlers.status?.(this.current);
-    return () => this.handlers.delete(handlers);
+    this.#handlers.add(handlers);
+    handlers.status?.(this.#current);
+    return () => this.#handlers.delete(handlers);
   }
 
   start(): void {
-    if (this.started) return;
-    this.started = true;
-    this.stopListening = this.env.listen(
+    if (this.#started) return;
+    this.#started = true;
+    this.#stopListening = this.env.listen(
       (why) => this.wake(why),
-      () => this.update({ online: this.env.online() }),
+      () => this.#update({ online: this.env.online() }),
     );
-    this.open();
+    this.#open();
   }
 
   /** Closes for good, e.g. after signing out. `start` begins anew; subscriptions stay. */
   stop(): void {
-    this.started = false;
-    this.stopListening?.();
-    this.stopListening = null;
-    this.dropSocket();
-    this.tabs?.close();
-    this.clear('retry');
-    this.update({ state: 'disconnected', blocked: null, retryAt: null });
+    this.#started = false;
+    this.#stopListening?.();
+    this.#stopListening = null;
+    this.#dropSocket();
+    this.#tabs?.close();
+    this.#clear('retry');
+    this.#update({ state: 'disconnected', blocked: null, retryAt: null });
   }
 
   /** A person asks for it: at once, and the schedule starts again. */
   retry(): void {
-    if (!this.started) {
+    if (!this.#started) {
       this.start();
       return;
     }
-    if (this.socketIsAlive()) {
+    if (this.#socketIsAlive()) {
       // Whoever holds the connection for us may be waiting.
-      if (this.tabs !== null) this.send({ type: 'retry' });
+      if (this.#tabs !== null) this.#send({ type: 'retry' });
       return;
     }
-    this.tries = 0;
-    this.notBefore = 0;
-    this.ladder.top();
-    this.open();
+    this.#tries = 0;
+    this.#notBefore = 0;
+    this.#ladder.top();
+    this.#open();
   }
 
   /** Watches a task from a place in its log on; without one, from its beginning. */
   watch(task: string, handler: SubscriptionHandler, from?: Cursor): Subscription {
     const subscription = new Subscription(task, handler, from);
-    let channel = this.channels.get(task);
+    let channel = this.#channels.get(task);
     if (channel === undefined) {
       channel = new Channel(task);
-      this.channels.set(task, channel);
+      this.#channels.set(task, channel);
     }
     const idle = channel.ended;
     channel.watchers.add(subscription);
-    if (this.welcomed && (idle || channel.hasNext)) this.subscribe(channel);
+    if (this.#welcomed && (idle || channel.hasNext)) this.#subscribe(channel);
     return subscription;
   }
 
   unwatch(subscription: Subscription): void {
     subscription.state = 'ended';
-    const channel = this.channels.get(subscription.task);
+    const channel = this.#channels.get(subscription.task);
     if (channel === undefined || !channel.watchers.delete(subscription) || channel.watchers.size > 0) return;
-    this.channels.delete(subscription.task);
-    this.resubscribedAt.delete(channel);
-    if (this.welcomed && channel.sub > 0) this.send({ type: 'unsubscribe', sub: channel.sub });
+    this.#channels.delete(subscription.task);
+    this.#resubscribedAt.delete(channel);
+    if (this.#distrusted === channel) this.#distrusted = null;
+    if (this.#welcomed && channel.sub > 0) this.#send({ type: 'unsubscribe', sub: channel.sub });
   }
 
   /** Where the log ends that is watched, as the last heartbeat had it; null if nothing can be said of it now. */
   headOf({ task }: Subscription): number | null {
-    const channel = this.channels.get(task);
+    const channel = this.#channels.get(task);
     return channel?.open ? channel.head : null;
   }
 
   /** Has something done, once, however often it has to be sent; gives the run. Rejects with a `Problem`. */
   command(command: Command, options?: CommandOptions): Promise<Run> {
-    return this.commands.add(command, options) as Promise<Run>;
+    return this.#commands.add(command, options) as Promise<Run>;
   }
 
   /** Asks for the whole list of tasks, and from then on for its changes. */
   askForTasks(): void {
-    this.wantsTasks = true;
-    if (this.welcomed) this.send({ type: 'tasks' });
+    this.#wantsTasks = true;
+    if (this.#welcomed) this.#send({ type: 'tasks' });
   }
 
   /** Something happened after which a socket is often half open. It is never trusted, and never thrown away unasked. */
   wake(why: WakeUp): void {
-    this.say(`page -> active (${why})`);
-    this.update({ online: this.env.online() });
-    const { blocked } = this.current;
+    this.#log(`page -> active (${why})`);
+    this.#update({ online: this.env.online() });
+    const { blocked } = this.#current;
     if (blocked !== null && blocked !== 'exhausted') return;
-    if (this.socketIsAlive()) {
-      if (!this.welcomed) return;
-      this.probe(why);
-      if (this.env.now() - this.lastTrialAt >= UP_PAUSE_MS) this.tryBetter(this.ladder.best);
+    if (this.#socketIsAlive()) {
+      if (!this.#welcomed) return;
+      this.#probe(why);
+      if (this.env.now() - this.#lastTrialAt >= UP_PAUSE_MS) this.#tryBetter(this.#ladder.best);
       return;
     }
-    this.say('WS not connected - reconnecting');
-    this.tries = 0;
-    this.ladder.top();
+    this.#log('WS not connected - reconnecting');
+    this.#tries = 0;
+    this.#ladder.top();
     const now = this.env.now();
-    const wait = Math.max(delayBefore(1, this.env.random()) ?? 0, this.notBefore - now);
-    this.update({ state: 'reconnecting', blocked: null, attempt: 0, retryAt: now + wait });
-    this.planOpen(wait);
+    const wait = Math.max(delayBefore(1, this.env.random()) ?? 0, this.#notBefore - now);
+    this.#update({ state: 'reconnecting', blocked: null, attempt: 0, retryAt: now + wait });
+    this.#planOpen(wait);
   }
 
   // Opening, closing, coming back.
 
   /** CLOSING and CLOSED are dead. CONNECTING is not: it is no reason for a second socket. */
-  private socketIsAlive(): boolean {
-    const state = this.socket?.readyState;
+  #socketIsAlive(): boolean {
+    const state = this.#socket?.readyState;
     return state === SOCKET_OPEN || state === SOCKET_CONNECTING;
   }
 
-  private get takesCommands(): boolean {
-    return this.welcomed && (this.tabs !== null || this.transport === 'websocket');
+  get #takesCommands(): boolean {
+    return this.#welcomed && (this.#tabs !== null || this.#transport === 'websocket');
   }
 
-  private open(): void {
-    this.clear('retry');
-    this.dropSocket();
-    this.tries += 1;
-    this.openedAt = this.env.now();
-    const first = !this.current.everConnected && this.current.state !== 'failed' && this.tries === 1;
-    const failed = this.tries > MAX_ATTEMPTS;
-    const shared = this.tabs !== null;
-    this.transport = this.ladder.current ?? null;
-    this.update({
+  #open(): void {
+    this.#clear('retry');
+    this.#dropSocket();
+    this.#tries += 1;
+    this.#openedAt = this.env.now();
+    const first = !this.#current.everConnected && this.#current.state !== 'failed' && this.#tries === 1;
+    const failed = this.#tries > MAX_ATTEMPTS;
+    const shared = this.#tabs !== null;
+    this.#transport = this.#ladder.current ?? null;
+    this.#update({
       state: failed ? 'failed' : first ? 'connecting' : 'reconnecting',
       blocked: failed ? 'exhausted' : null,
-      attempt: Math.min(this.tries, MAX_ATTEMPTS),
+      attempt: Math.min(this.#tries, MAX_ATTEMPTS),
       retryAt: null,
     });
-    this.say('connecting', { by: shared ? 'other tabs' : this.transport, attempt: this.tries });
+    this.#log('connecting', { by: shared ? 'other tabs' : this.#transport, attempt: this.#tries });
     let socket: Socket;
     try {
-      socket = this.tabs?.open() ?? this.dial(this.transport);
+      socket = this.#tabs?.open() ?? this.#dial(this.#transport);
     } catch {
-      this.fellShort(1);
-      this.comeBack(0, null);
+      this.#fellShort(1);
+      this.#comeBack(0, null);
       return;
     }
     socket.onopen = () => {
-      if (socket === this.socket) this.hello(socket, [...this.channels.values()]);
+      if (socket === this.#socket) this.#hello(socket, this.#transport, [...this.#channels.values()]);
     };
-    this.adopt(socket);
-    this.after('welcome', WELCOME_DEADLINE_MS, () => this.declareDead('no welcome in time'));
+    this.#adopt(socket);
+    this.#after('welcome', WELCOME_DEADLINE_MS, () => this.#declareDead('no welcome in time'));
   }
 
-  private adopt(socket: Socket): void {
-    this.socket = socket;
+  #adopt(socket: Socket): void {
+    this.#socket = socket;
     socket.onmessage = (event) => {
-      if (socket === this.socket) this.receive(event.data);
+      if (socket === this.#socket) this.#receive(event.data);
     };
     socket.onclose = (event) => {
       // An older socket that closes concerns nobody.
-      if (socket === this.socket) this.closed(event.code, event.reason);
+      if (socket === this.#socket) this.#closed(event.code, event.reason);
     };
     // An error is always followed by a close, which says more.
     socket.onerror = null;
   }
 
-  private dial(way: Transport | null): Socket {
-    if (way === null) throw new Error('There is no way to the server: no WebSocket, and no other was allowed.');
-    if (way !== 'websocket') return new FeedSocket(way === 'sse', this.api, this.env);
-    this.attempts += 1;
-    return this.env.openSocket(this.url, PROTOCOL);
+  #dial(way: Transport | null): Socket {
+    if (way === null)
+      throw new Error('There is no way to the server: no WebSocket, and no other was allowed.');
+    if (way !== 'websocket') return feedSocket(way === 'sse', this.api, this.env);
+    this.#attempts += 1;
+    return this.env.openSocket!(this.url, PROTOCOL);
   }
 
-  private hello(socket: Socket, channels: Channel[]): void {
-    this.roundTrip.ask(this.env.now());
+  #hello(socket: Socket, way: Transport | null, channels: Channel[]): void {
+    this.#roundTrip.ask(this.env.now());
     const frame: ClientFrame = {
       type: 'hello',
       protocol: 1,
       client: this.client,
-      attempt: this.attempts,
-      tasks: this.wantsTasks,
-      subscribe: channels.filter(({ ended }) => !ended).map((channel) => channel.entry(this.nextSub++)),
+      attempt: this.#attempts,
+      tasks: this.#wantsTasks,
+      subscribe: channels.filter(({ ended }) => !ended).map((channel) => channel.entry(this.#nextSub++)),
     };
-    if (this.token !== undefined) frame.token = this.token;
+    if (this.#token !== undefined) frame.token = this.#token;
     // A stream has to be seen to flow before it is trusted.
-    const watched = [...this.channels.values()].find(({ ended }) => !ended);
-    if (socket instanceof FeedSocket) frame.try = watched?.task ?? null;
+    const watched = [...this.#channels.values()].find(({ ended }) => !ended);
+    if (way === 'sse') frame.try = watched?.task;
     socket.send(JSON.stringify(frame));
   }
 
-  private dropSocket(): void {
-    const { socket } = this;
-    this.socket = null;
-    this.welcomed = false;
-    this.roundTrip = new RoundTrip();
-    for (const timer of this.pauses) this.env.clearTimer(timer);
-    this.pauses.clear();
-    for (const name of ['life', 'welcome', 'probe', 'look'] as const) this.clear(name);
-    this.dropTrial();
-    if (this.current.transport !== null) {
-      this.update({ transport: null, shared: false, roundTripMs: null, quality: 'none' });
+  #dropSocket(): void {
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#welcomed = false;
+    this.#roundTrip = new RoundTrip();
+    for (const timer of this.#pauses) this.env.clearTimer(timer);
+    this.#pauses.clear();
+    for (const name of ['life', 'welcome', 'probe', 'look'] as const) this.#clear(name);
+    this.#dropTrial();
+    if (this.#current.transport !== null) {
+      this.#update({ transport: null, shared: false, roundTripMs: null, quality: 'none' });
     }
     if (socket === null) return;
     letGo(socket);
-    this.commands.disconnected();
+    this.#commands.disconnected();
   }
 
   /** No sign of life in time. The socket may believe otherwise for minutes, so nobody waits for its close. */
-  private declareDead(why: string): void {
-    this.say(why);
-    if (!this.welcomed) this.fellShort(2);
-    this.dropSocket();
-    this.comeBack(0, null);
+  #declareDead(why: string): void {
+    this.#log(why);
+    if (!this.#welcomed) this.#fellShort(2);
+    this.#dropSocket();
+    this.#comeBack(0, null);
   }
 
-  private closed(code: number, reason: string): void {
-    const after = afterClose(code, reason);
-    this.say('connection closed', { code, reason });
+  #closed(code: number, reason: string): void {
+    const { blocked, minimumMs, said } = afterClose(code, reason);
+    this.#log('connection closed', { code, reason });
     // The server's own codes are its word, whatever it is.
-    if (!this.welcomed && code < 4000) this.fellShort(code === UNSUPPORTED ? 2 : 1);
-    this.dropSocket();
-    switch (after.kind) {
-      case 'again':
-        this.comeBack(after.minimum_ms, after.code);
-        return;
-      case 'sign_in':
-        this.block('disconnected', after.expired ? 'expired' : 'sign_in');
-        return;
-      case 'reload':
-        this.block('failed', 'reload');
-        return;
-      case 'refused':
-        this.block('failed', 'refused');
-        return;
-    }
-  }
-
-  private block(state: ConnectionState, blocked: Blocked): void {
-    this.clear('retry');
-    this.say(`waiting for a person: ${blocked}`);
-    this.update({ state, blocked, retryAt: null });
-  }
-
-  private comeBack(minimumMs: number, closedWith: string | null): void {
-    const now = this.env.now();
-    this.notBefore = minimumMs > 0 ? now + minimumMs : this.notBefore;
-    // Another tab takes over at once, and there is no server to spare.
-    const wait =
-      this.tabs !== null
-        ? Math.max(0, this.openedAt + RESUBSCRIBE_PAUSE_MS - now)
-        : delayBefore(this.tries + 1, this.env.random());
-    if (wait === null) {
-      this.say('connection failed');
-      this.update({ state: 'failed', blocked: 'exhausted', closedWith });
-      this.planProbe();
+    if (!this.#welcomed && code < 4000) this.#fellShort(code === UNSUPPORTED ? 2 : 1);
+    this.#dropSocket();
+    if (blocked === null) {
+      this.#comeBack(minimumMs, said);
       return;
     }
-    const retryAt = Math.max(now + wait, this.notBefore);
-    this.say('WS not connected - reconnecting', { inMs: Math.round(retryAt - now), attempt: this.tries + 1 });
-    this.update({ state: 'reconnecting', blocked: null, retryAt, closedWith });
-    this.planOpen(retryAt - now);
+    this.#log(`waiting for a person: ${blocked}`);
+    const state = blocked === 'sign_in' || blocked === 'expired' ? 'disconnected' : 'failed';
+    this.#update({ state, blocked, retryAt: null });
   }
 
-  private planOpen(ms: number): void {
-    this.after('retry', ms, () => this.open());
+  #comeBack(minimumMs: number, closedWith: string | null): void {
+    const now = this.env.now();
+    this.#notBefore = minimumMs > 0 ? now + minimumMs : this.#notBefore;
+    // Another tab takes over at once, and there is no server to spare.
+    const wait =
+      this.#tabs !== null
+        ? Math.max(0, this.#openedAt + RESUBSCRIBE_PAUSE_MS - now)
+        : delayBefore(this.#tries + 1, this.env.random());
+    if (wait === null) {
+      this.#log('connection failed');
+      this.#update({ state: 'failed', blocked: 'exhausted', closedWith });
+      this.#planProbe();
+      return;
+    }
+    const retryAt = Math.max(now + wait, this.#notBefore);
+    this.#log('WS not connected - reconnecting', {
+      inMs: Math.round(retryAt - now),
+      attempt: this.#tries + 1,
+    });
+    this.#update({ state: 'reconnecting', blocked: null, retryAt, closedWith });
+    this.#planOpen(retryAt - now);
+  }
+
+  #planOpen(ms: number): void {
+    this.#after('retry', ms, () => this.#open());
   }
 
   /** Failed is not for ever: while somebody looks at the page it asks about once a minute. */
-  private planProbe(): void {
-    const wait = Math.max(probeDelay(this.env.random()), this.notBefore - this.env.now());
-    this.update({ retryAt: this.env.now() + wait });
-    this.after('retry', wait, () => {
-      if (this.env.visible()) this.open();
-      else this.planProbe();
+  #planProbe(): void {
+    const wait = Math.max(probeDelay(this.env.random()), this.#notBefore - this.env.now());
+    this.#update({ retryAt: this.env.now() + wait });
+    this.#after('retry', wait, () => {
+      if (this.env.visible()) this.#open();
+      else this.#planProbe();
     });
   }
 
   // Other ways.
 
   /** A socket ended before the server's word. If that happens too often, and calls get through, another way is taken. */
-  private fellShort(weight: number): void {
-    if (this.tabs !== null) {
-      this.shareFailures += weight;
-      if (this.shareFailures < MAX_SHARE_FAILURES) return;
-      this.say('other tabs cannot be reached - going on alone');
-      this.tabs.close();
-      this.tabs = null;
-      this.tries = 0;
+  #fellShort(weight: number): void {
+    if (this.#tabs !== null) {
+      this.#shareFailures += weight;
+      if (this.#shareFailures < MAX_SHARE_FAILURES) return;
+      this.#log('other tabs cannot be reached - going on alone');
+      this.#tabs.close();
+      this.#tabs = null;
+      this.#tries = 0;
       return;
     }
-    if (this.ladder.failed(weight)) void this.lookForAnother(this.ladder.current);
+    if (this.#ladder.failed(weight)) void this.#lookForAnother(this.#ladder.current);
   }
 
-  private async lookForAnother(from: Transport | undefined): Promise<void> {
-    if (!(await this.callsGetThrough())) return;
-    if (!this.started || this.welcomed || this.ladder.current !== from) return;
-    this.ladder.down();
-    this.say(`no way by ${from} - going by ${this.ladder.current}`);
-    this.tries = 0;
-    this.open();
+  async #lookForAnother(from: Transport | undefined): Promise<void> {
+    if (!(await this.#callsGetThrough())) return;
+    if (!this.#started || this.#welcomed || this.#ladder.current !== from) return;
+    this.#ladder.down();
+    this.#log(`no way by ${from} - going by ${this.#ladder.current}`);
+    this.#tries = 0;
+    this.#open();
   }
 
   /** A refusal is an answer as well, if it is the server's. */
-  private async callsGetThrough(): Promise<boolean> {
+  async #callsGetThrough(): Promise<boolean> {
     const stop = new AbortController();
     const timer = this.env.setTimer(() => stop.abort(), PROBE_DEADLINE_MS);
     try {
       await this.api.status(stop.signal);
       return true;
     } catch (error) {
-      const { status, code } = error as { status?: number; code?: string };
-      return (status ?? 0) >= 400 && status! < 500 && code !== 'unknown';
+      const { status = 500, code } = error as Partial<Problem>;
+      return status >= 400 && status < 500 && code !== 'unknown';
     } finally {
       this.env.clearTimer(timer);
     }
   }
 
-  private planLook(): void {
-    if (this.ladder.isBest || this.tabs !== null) return;
-    this.after('look', this.ladder.nextLook(this.env.random()), () => {
-      if (this.env.visible()) this.tryBetter(this.ladder.best);
-      this.planLook();
+  #planLook(): void {
+    if (this.#ladder.isBest || this.#tabs !== null) return;
+    this.#after('look', this.#ladder.nextLook(this.env.random()), () => {
+      if (this.env.visible()) this.#tryBetter(this.#ladder.best);
+      this.#planLook();
     });
   }
 
   /** A better way, beside the one that works: that one is let go only when the better one has brought the server's word. */
-  private tryBetter(way: Transport | undefined): void {
-    if (this.trial !== null || !this.welcomed || way === undefined || way === this.ladder.current) return;
-    this.say(`trying ${way} again`);
-    this.lastTrialAt = this.env.now();
+  #tryBetter(way: Transport | undefined): void {
+    if (this.#trial !== null || !this.#welcomed || way === undefined || way === this.#ladder.current) return;
+    this.#log(`trying ${way} again`);
+    this.#lastTrialAt = this.env.now();
     const failed = () => {
-      this.dropTrial();
-      this.tryBetter(this.ladder.below(way));
+      this.#dropTrial();
+      this.#tryBetter(this.#ladder.below(way));
     };
-    const socket = this.dial(way);
-    this.trial = socket;
-    socket.onopen = () => this.hello(socket, []);
+    const socket = this.#dial(way);
+    this.#trial = socket;
+    socket.onopen = () => this.#hello(socket, way, []);
     socket.onclose = failed;
     socket.onmessage = ({ data }) => {
       const frame = parseFrame(data);
       if (frame?.type !== 'welcome') return;
-      this.trial = null;
-      this.clear('trial');
-      if (this.socket !== null) letGo(this.socket);
-      this.ladder.take(way);
-      this.transport = way;
-      this.adopt(socket);
-      for (const channel of this.channels.values()) channel.sub = 0;
-      this.welcome(frame, this.env.now());
+      this.#trial = null;
+      this.#clear('trial');
+      if (this.#socket !== null) letGo(this.#socket);
+      this.#ladder.take(way);
+      this.#transport = way;
+      this.#adopt(socket);
+      for (const channel of this.#channels.values()) channel.sub = 0;
+      this.#welcome(frame, this.env.now());
     };
-    this.after('trial', WELCOME_DEADLINE_MS, failed);
+    this.#after('trial', WELCOME_DEADLINE_MS, failed);
   }
 
-  private dropTrial(): void {
-    this.clear('trial');
-    if (this.trial !== null) letGo(this.trial);
-    this.trial = null;
+  #dropTrial(): void {
+    this.#clear('trial');
+    if (this.#trial !== null) letGo(this.#trial);
+    this.#trial = null;
   }
 
   // Signs of life.
@@ -569,40 +564,42 @@ export class Connection {
    * a stale one is the other thing to expect after a sleep; who does not, and must not be sent it, subscribes a task
    * anew; and who watches nothing has nothing to lose by a new socket.
    */
-  private probe(why: WakeUp): void {
-    if (this.timers.has('probe')) return;
-    this.after('probe', PROBE_DEADLINE_MS, () => this.declareDead('no sign of life'));
-    this.roundTrip.ask(this.env.now());
-    if (this.tabs !== null) this.send({ type: 'wake', why });
-    else if (this.transport !== 'websocket') this.send({ type: 'probe' });
-    else if (this.wantsTasks) this.send({ type: 'tasks' });
+  #probe(why: WakeUp): void {
+    if (this.#timers.has('probe')) return;
+    this.#after('probe', PROBE_DEADLINE_MS, () => this.#declareDead('no sign of life'));
+    this.#roundTrip.ask(this.env.now());
+    if (this.#tabs !== null) this.#send({ type: 'wake', why });
+    else if (this.#transport !== 'websocket') this.#send({ type: 'probe' });
+    else if (this.#wantsTasks) this.#send({ type: 'tasks' });
     else {
-      const channels = [...this.channels.values()].filter(({ ended }) => !ended);
+      const channels = [...this.#channels.values()].filter(({ ended }) => !ended);
       // One that waits for its answer is a question already.
       if (channels.some(({ answered, sub }) => !answered && sub > 0)) return;
-      if (channels[0] !== undefined) this.subscribe(channels[0]);
-      else this.declareDead('nothing to ask for on this socket - taking another');
+      if (channels[0] !== undefined) this.#subscribe(channels[0]);
+      else this.#declareDead('nothing to ask for on this socket - taking another');
     }
   }
 
   /** Looks at the clock when it is due, and no more often: frames may come by the thousand. */
-  private watchLife(): void {
-    const silentMs = this.env.now() - this.heardAt;
-    const overdueMs = this.heartbeatMs * SILENT_PER_HEARTBEAT;
-    if (silentMs >= this.lifeMs) {
-      this.declareDead('nothing was heard for too long');
+  #watchLife(): void {
+    const silentMs = this.env.now() - this.#heardAt;
+    const overdueMs = this.#heartbeatMs * SILENT_PER_HEARTBEAT;
+    if (silentMs >= this.#lifeMs) {
+      this.#declareDead('nothing was heard for too long');
       return;
     }
-    if (silentMs >= overdueMs && this.tabs === null) this.update({ quality: 'silent' });
-    this.after('life', (silentMs < overdueMs ? Math.min(overdueMs, this.lifeMs) : this.lifeMs) - silentMs, () =>
-      this.watchLife(),
+    if (silentMs >= overdueMs && this.#tabs === null) this.#update({ quality: 'silent' });
+    this.#after(
+      'life',
+      (silentMs < overdueMs ? Math.min(overdueMs, this.#lifeMs) : this.#lifeMs) - silentMs,
+      () => this.#watchLife(),
     );
   }
 
   // Frames.
 
-  private send(frame: ClientFrame): boolean {
-    const { socket } = this;
+  #send(frame: ClientFrame): boolean {
+    const socket = this.#socket;
     if (socket === null || socket.readyState === SOCKET_CONNECTING) return false;
     try {
       if (socket.readyState === SOCKET_OPEN) {
@@ -613,36 +610,36 @@ export class Connection {
       // As below.
     }
     // A socket that cannot send is lost, whatever its owner believed.
-    this.declareDead('sending failed');
+    this.#declareDead('sending failed');
     return false;
   }
 
-  private receive(data: unknown): void {
+  #receive(data: unknown): void {
     const now = this.env.now();
-    this.clear('probe');
-    this.heardAt = now;
-    if (this.tabs === null) {
+    this.#clear('probe');
+    this.#heardAt = now;
+    if (this.#tabs === null) {
       // Status listeners need not hear of every frame; `lastSeenAt` travels with the next change.
-      this.current = { ...this.current, lastSeenAt: now };
-      if (this.current.quality === 'silent') this.measured(this.current.roundTripMs);
+      this.#current = { ...this.#current, lastSeenAt: now };
+      if (this.#current.quality === 'silent') this.#measured(this.#current.roundTripMs);
     }
     const frame = parseFrame(data);
-    if (frame === null || (!this.welcomed && frame.type !== 'welcome')) return;
-    this.dispatch(frame, now);
+    if (frame === null || (!this.#welcomed && frame.type !== 'welcome')) return;
+    this.#dispatch(frame, now);
   }
 
   /** Every frame of every connection goes through here, whether it is the first connection or the hundredth. */
-  private dispatch(frame: ServerFrame, now: number): void {
+  #dispatch(frame: ServerFrame, now: number): void {
     switch (frame.type) {
       case 'welcome':
-        this.welcome(frame, now);
+        this.#welcome(frame, now);
         return;
       case 'heartbeat':
-        this.heartbeat(frame, now);
+        this.#heartbeat(frame, now);
         return;
       case 'subscribed':
-        this.measured(this.roundTrip.answer(now));
-        this.forward(frame.sub, (channel) => channel.accept(frame));
+        this.#measured(this.#roundTrip.answer(now));
+        this.#forward(frame.sub, (channel) => channel.accept(frame));
         return;
       case 'reset':
       case 'snapshot':
@@ -650,25 +647,25 @@ export class Connection {
       case 'events':
       case 'caught_up':
       case 'delta':
-        this.forward(frame.sub, (channel) => channel.accept(frame));
+        this.#forward(frame.sub, (channel) => channel.accept(frame));
         return;
       case 'tasks':
-        this.measured(this.roundTrip.answer(now));
-        this.tasks(frame);
+        this.#measured(this.#roundTrip.answer(now));
+        this.#tasks(frame);
         return;
       case 'notice':
-        this.tell((handlers) => handlers.notice?.(frame));
+        this.#tell((handlers) => handlers.notice?.(frame));
         return;
       case 'done':
-        this.commands.answered(frame);
+        this.#commands.answered(frame);
         return;
       case 'error':
-        if (frame.id != null) this.commands.answered(frame);
-        else if (frame.sub != null) this.forward(frame.sub, (channel) => channel.fail(frame));
-        else this.say('the server did not understand', { code: frame.code, message: frame.message });
+        if (frame.id != null) this.#commands.answered(frame);
+        else if (frame.sub != null) this.#forward(frame.sub, (channel) => channel.fail(frame));
+        else this.#log('the server did not understand', { code: frame.code, message: frame.message });
         return;
       case 'hub':
-        this.mirror(frame.status);
+        this.#mirror(frame.status);
         return;
       default:
         // A newer server says more than we know.
@@ -676,186 +673,180 @@ export class Connection {
     }
   }
 
-  private forward(sub: number, action: (channel: Channel) => Verdict): void {
-    for (const channel of this.channels.values()) {
+  #forward(sub: number, action: (channel: Channel) => Verdict): void {
+    for (const channel of this.#channels.values()) {
       if (channel.sub === sub) {
-        this.judge(channel, action);
+        this.#judge(channel, action);
         return;
       }
     }
   }
 
-  private welcome(frame: Welcome, now: number): void {
-    const { everConnected } = this.current;
-    this.welcomed = true;
-    this.shareFailures = 0;
-    this.ladder.confirmed();
-    if (!this.distrusted) this.tries = 0;
-    this.notBefore = 0;
-    this.clear('welcome');
-    this.heartbeatMs = frame.heartbeat_ms || HEARTBEAT_MS;
-    this.lifeMs = frame.limits?.life_ms || (frame.heartbeat_ms ?? 0) * LIFE_PER_HEARTBEAT || LIFE_MS;
-    this.heardAt = now;
-    this.watchLife();
-    if (this.boot !== frame.server.boot) this.rev = null;
-    this.boot = frame.server.boot;
+  #welcome(frame: Welcome, now: number): void {
+    const { everConnected } = this.#current;
+    this.#welcomed = true;
+    this.#shareFailures = 0;
+    this.#ladder.confirmed();
+    if (this.#distrusted === null) this.#tries = 0;
+    this.#notBefore = 0;
+    this.#clear('welcome');
+    this.#heartbeatMs = frame.heartbeat_ms || HEARTBEAT_MS;
+    this.#lifeMs = frame.limits?.life_ms || (frame.heartbeat_ms ?? 0) * LIFE_PER_HEARTBEAT || LIFE_MS;
+    this.#heardAt = now;
+    this.#watchLife();
+    if (this.#boot !== frame.server.boot) this.#rev = null;
+    this.#boot = frame.server.boot;
     // Of a connection that another tab holds the state follows.
-    if (this.tabs === null) {
-      this.say(everConnected ? 'reconnected - notifying listeners' : 'connected', { by: this.transport });
-      const roundTripMs = this.roundTrip.answer(now);
-      this.update({
+    if (this.#tabs === null) {
+      this.#log(everConnected ? 'reconnected - notifying listeners' : 'connected', { by: this.#transport });
+      const roundTripMs = this.#roundTrip.answer(now);
+      this.#update({
         state: 'connected',
         blocked: null,
         attempt: 0,
         retryAt: null,
         everConnected: true,
         closedWith: null,
-        transport: this.transport,
+        transport: this.#transport,
         server: frame.server,
         lastSeenAt: now,
         roundTripMs,
-        quality: qualityOf(roundTripMs, 0, this.heartbeatMs),
+        quality: qualityOf(roundTripMs, 0, this.#heartbeatMs),
       });
-      this.planLook();
+      this.#planLook();
     }
     // Those that were added while the handshake was under way.
-    for (const channel of this.channels.values()) {
-      if (!channel.ended && (channel.sub === 0 || channel.hasNext)) this.subscribe(channel);
+    for (const channel of this.#channels.values()) {
+      if (!channel.ended && (channel.sub === 0 || channel.hasNext)) this.#subscribe(channel);
     }
-    this.commands.connected();
+    this.#commands.connected();
   }
 
   /** Another tab or a worker holds the connection: its state is ours. */
-  private mirror(status: ConnectionStatus): void {
-    if (status.state === 'connected' && this.current.state !== 'connected') {
-      this.say(this.current.everConnected ? 'reconnected - notifying listeners' : 'connected', {
+  #mirror(status: ConnectionStatus): void {
+    if (status.state === 'connected' && this.#current.state !== 'connected') {
+      this.#log(this.#current.everConnected ? 'reconnected - notifying listeners' : 'connected', {
         by: 'other tabs',
       });
     }
-    this.update({ ...status, shared: !this.tabs?.holds });
-    this.send({ type: 'pong', at: '', visible: this.env.visible() });
+    this.#update({ ...status, shared: !this.#tabs?.holds() });
+    this.#send({ type: 'pong', at: '', visible: this.env.visible() });
   }
 
-  private heartbeat(frame: Heartbeat, now: number): void {
-    this.send(
-      this.tabs !== null
+  #heartbeat(frame: Heartbeat, now: number): void {
+    this.#send(
+      this.#tabs !== null
         ? { type: 'pong', at: frame.at, visible: this.env.visible() }
         : { type: 'pong', at: frame.at },
     );
     // Calls measure themselves; their moment is that of this clock.
-    const calls = this.transport !== 'websocket';
-    this.measured(calls ? this.roundTrip.answer(now) : this.roundTrip.heartbeat(frame.at, now));
-    for (const channel of [...this.channels.values()]) {
-      this.judge(channel, () => channel.heartbeat(frame));
+    const calls = this.#transport !== 'websocket';
+    this.#measured(calls ? this.#roundTrip.answer(now) : this.#roundTrip.heartbeat(frame.at, now));
+    for (const channel of [...this.#channels.values()]) {
+      this.#judge(channel, () => channel.heartbeat(frame));
     }
-    this.tell((handlers) => handlers.heartbeat?.(frame));
+    this.#tell((handlers) => handlers.heartbeat?.(frame));
   }
 
-  private tasks(frame: TasksFrame): void {
+  #tasks(frame: TasksFrame): void {
     for (const { id, gen } of frame.items) {
-      const channel = this.channels.get(id);
-      if (gen && channel?.reopens(gen)) this.subscribe(channel);
+      const channel = this.#channels.get(id);
+      if (gen && channel?.reopens(gen)) this.#subscribe(channel);
     }
-    if (!this.wantsTasks) return;
-    const jumped = !frame.full && this.rev !== null && frame.rev !== this.rev + 1;
-    const unknown = !frame.full && this.rev === null;
-    if (!frame.full && this.rev !== null && frame.rev <= this.rev) return;
-    this.rev = frame.rev;
-    this.tell((handlers) => handlers.tasks?.(frame));
+    if (!this.#wantsTasks) return;
+    const jumped = !frame.full && this.#rev !== null && frame.rev !== this.#rev + 1;
+    const unknown = !frame.full && this.#rev === null;
+    if (!frame.full && this.#rev !== null && frame.rev <= this.#rev) return;
+    this.#rev = frame.rev;
+    this.#tell((handlers) => handlers.tasks?.(frame));
     if (jumped || unknown) this.askForTasks();
   }
 
-  private measured(roundTripMs: number | null): void {
-    if (this.tabs !== null) return;
-    this.update({ roundTripMs, quality: qualityOf(roundTripMs, 0, this.heartbeatMs) });
+  #measured(roundTripMs: number | null): void {
+    if (this.#tabs !== null) return;
+    this.#update({ roundTripMs, quality: qualityOf(roundTripMs, 0, this.#heartbeatMs) });
   }
 
-  private judge(channel: Channel, action: (channel: Channel) => Verdict): void {
+  #judge(channel: Channel, action: (channel: Channel) => Verdict): void {
     let verdict: Verdict = 'good';
     try {
       verdict = action(channel);
     } finally {
-      this.obey(channel, verdict);
+      this.#obey(channel, verdict);
     }
   }
 
-  private obey(channel: Channel, verdict: Verdict): void {
+  #obey(channel: Channel, verdict: Verdict): void {
     // It may be that a handler has closed all.
-    if (!this.welcomed || this.channels.get(channel.task) !== channel) return;
+    if (!this.#welcomed || this.#channels.get(channel.task) !== channel) return;
     if (verdict === 'later') {
-      this.subscribeIn(channel, RETRYABLE_PAUSE_MS);
+      this.#subscribeIn(channel, RETRYABLE_PAUSE_MS);
       return;
     }
     if (verdict === 'good') {
-      if (this.distrusted && channel.open && channel.doubts === 0) {
-        this.distrusted = false;
-        this.tries = 0;
+      if (this.#distrusted === channel && channel.proven) {
+        this.#distrusted = null;
+        this.#tries = 0;
       }
-      if (channel.hasNext) this.subscribe(channel);
+      if (channel.hasNext) this.#subscribe(channel);
       return;
     }
     channel.doubts += 1;
     if (channel.doubts >= MAX_DOUBTS) {
       channel.doubts = 0;
-      this.distrusted = true;
-      this.declareDead(`what comes of ${channel.task} keeps being wrong`);
+      channel.proven = false;
+      this.#distrusted = channel;
+      this.#declareDead(`what comes of ${channel.task} keeps being wrong`);
       return;
     }
-    this.say('subscribing again', { task: channel.task });
+    this.#log('subscribing again', { task: channel.task });
     const now = this.env.now();
-    const last = this.resubscribedAt.get(channel);
-    this.resubscribedAt.set(channel, now);
-    if (last !== undefined && now - last < RESUBSCRIBE_PAUSE_MS) {
-      this.subscribeIn(channel, RESUBSCRIBE_PAUSE_MS);
-    } else {
-      this.subscribe(channel);
-    }
+    const due = Math.max(now, (this.#resubscribedAt.get(channel) ?? -Infinity) + RESUBSCRIBE_PAUSE_MS);
+    this.#resubscribedAt.set(channel, due);
+    if (due > now) this.#subscribeIn(channel, due - now);
+    else this.#subscribe(channel);
   }
 
-  private subscribeIn(channel: Channel, ms: number): void {
+  #subscribeIn(channel: Channel, ms: number): void {
     // Frames of the number that was given up are discarded from now on.
     channel.sub = -1;
     const timer = this.env.setTimer(() => {
-      this.pauses.delete(timer);
-      if (this.channels.get(channel.task) === channel && channel.sub === -1) this.subscribe(channel);
+      this.#pauses.delete(timer);
+      if (this.#channels.get(channel.task) === channel && channel.sub === -1) this.#subscribe(channel);
     }, ms);
-    this.pauses.add(timer);
+    this.#pauses.add(timer);
   }
 
-  private subscribe(channel: Channel): void {
-    this.roundTrip.ask(this.env.now());
-    this.send({ type: 'subscribe', ...channel.entry(this.nextSub++) });
+  #subscribe(channel: Channel): void {
+    this.#roundTrip.ask(this.env.now());
+    this.#send({ type: 'subscribe', ...channel.entry(this.#nextSub++) });
   }
 
   // Small things.
 
-  private after(name: Timer, ms: number, action: () => void): void {
-    this.clear(name);
+  #after(name: Timer, ms: number, action: () => void): void {
+    this.#clear(name);
     const run = () => {
-      this.timers.delete(name);
+      this.#timers.delete(name);
       action();
     };
-    this.timers.set(name, this.env.setTimer(run, ms));
+    this.#timers.set(name, this.env.setTimer(run, ms));
   }
 
-  private clear(name: Timer): void {
-    const timer = this.timers.get(name);
-    this.timers.delete(name);
+  #clear(name: Timer): void {
+    const timer = this.#timers.get(name);
+    this.#timers.delete(name);
     if (timer !== undefined) this.env.clearTimer(timer);
   }
 
-  private say(text: string, fields: Record<string, unknown> = {}): void {
-    this.log(text, fields);
+  #update(change: Partial<ConnectionStatus>): void {
+    this.#current = { ...this.#current, ...change };
+    const status = this.#current;
+    this.#tell((handlers) => handlers.status?.(status));
   }
 
-  private update(change: Partial<ConnectionStatus>): void {
-    this.current = { ...this.current, ...change };
-    const status = this.current;
-    this.tell((handlers) => handlers.status?.(status));
-  }
-
-  private tell(action: (handlers: ConnectionHandlers) => void): void {
-    for (const handlers of [...this.handlers]) action(handlers);
+  #tell(action: (handlers: ConnectionHandlers) => void): void {
+    for (const handlers of [...this.#handlers]) action(handlers);
   }
 }
 

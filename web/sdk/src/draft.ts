@@ -22,18 +22,18 @@ function codePoints(text: string): number {
 }
 
 export class Drafts {
-  private readonly open = new Map<string, Draft>();
-  private readonly closed = new Set<string>();
+  readonly #open = new Map<string, Draft>();
+  readonly #closed = new Set<string>();
 
   /** The whole text after a delta, or null if it does not fit on to what is here and so is ignored. */
   apply({ run, key, offset, text }: Delta): string | null {
-    if (this.closed.has(key)) return null;
-    let held = this.open.get(key);
+    if (this.#closed.has(key)) return null;
+    let held = this.#open.get(key);
     if (held?.stale && offset === 0) held = undefined;
     const length = held?.length ?? 0;
     if (length !== offset) return null;
     const whole = (held?.text ?? '') + text;
-    this.open.set(key, { run, text: whole, length: length + codePoints(text), stale: false });
+    this.#open.set(key, { run, text: whole, length: length + codePoints(text), stale: false });
     return whole;
   }
 
@@ -41,25 +41,25 @@ export class Drafts {
   settle({ kind, run, data }: TaskEvent): boolean {
     let gone = false;
     if (typeof data.key === 'string') {
-      this.closed.add(data.key);
-      if (this.closed.size > MAX_CLOSED) this.closed.delete(this.closed.values().next().value!);
-      gone = this.open.delete(data.key);
+      this.#closed.add(data.key);
+      if (this.#closed.size > MAX_CLOSED) this.#closed.delete(this.#closed.values().next().value!);
+      gone = this.#open.delete(data.key);
     }
     if (kind === 'status' && hasEnded(data.state as RunState)) {
-      for (const [key, draft] of this.open) if (draft.run === run) gone = this.open.delete(key);
+      for (const [key, draft] of this.#open) if (draft.run === run) gone = this.#open.delete(key);
     }
     return gone;
   }
 
   restart(): void {
-    for (const draft of this.open.values()) draft.stale = true;
+    for (const draft of this.#open.values()) draft.stale = true;
   }
 
   clear(): void {
-    this.open.clear();
+    this.#open.clear();
   }
 
   entries(): [string, string][] {
-    return [...this.open].map(([key, { text }]) => [key, text]);
+    return [...this.#open].map(([key, { text }]) => [key, text]);
   }
 }

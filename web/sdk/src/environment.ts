@@ -1,7 +1,5 @@
 // The world outside: clock, timers, chance, sockets, calls and the signs that a page woke up. Tests bring their own.
 
-import type { Line, Locks } from './tabs.js';
-
 /** The part of a WebSocket that the client uses. Other ways to the server are dressed up as one. */
 export interface Socket {
   readonly readyState: number;
@@ -29,26 +27,41 @@ export interface Environment {
   /** In [0, 1). */
   random(): number;
   uuid(): string;
-  openSocket(url: string, protocol: string): Socket;
-  /** Whether there are WebSockets at all. */
-  sockets: boolean;
+  /** Undefined where there are no WebSockets. */
+  openSocket: ((url: string, protocol: string) => Socket) | undefined;
   fetch: typeof globalThis.fetch;
   visible(): boolean;
   online(): boolean;
   /** Calls back when there is reason to doubt the socket, and when the network comes or goes. Returns the undo. */
   listen(onWake: (why: WakeUp) => void, onNetwork: () => void): () => void;
-  /** How tabs agree on who holds the connection, and talk to each other; the browser's own, if not given. */
-  locks?: Locks;
-  line?: (name: string) => Line;
+  /** How the tabs of a browser agree and talk; undefined where they cannot. */
+  locks: Locks | undefined;
+  line: ((name: string) => Line) | undefined;
+}
+
+/** The part of the Web Locks that is used; `request` settles when the lock is let go, or taken by another. */
+export interface Locks {
+  request(
+    name: string,
+    options: { steal?: boolean; signal?: AbortSignal },
+    held: () => Promise<void>,
+  ): Promise<unknown>;
+}
+
+/** The part of a BroadcastChannel that is used. */
+export interface Line {
+  onmessage: ((event: { data: never }) => void) | null;
+  postMessage(message: unknown): void;
+  close(): void;
 }
 
 /** A version 4 uuid. `crypto.randomUUID` exists only in secure contexts, and a page on a LAN address is not one. */
 export function uuid(): string {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  bytes[6] = ((bytes[6] ?? 0) & 0x0f) | 0x40;
-  bytes[8] = ((bytes[8] ?? 0) & 0x3f) | 0x80;
-  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
-  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+  // Each 0 is a random digit; the 8 keeps its upper bit and has two random ones below.
+  return '00000000-0000-4000-8000-000000000000'.replace(/[08]/g, (digit) => {
+    const random = crypto.getRandomValues(new Uint8Array(1))[0]!;
+    return (digit === '8' ? 8 | (random & 3) : random & 15).toString(16);
+  });
 }
 
 /** The world as it is in a browser, a worker or Node. */
@@ -60,10 +73,13 @@ export function browserEnvironment(socketClass?: SocketClass | null): Environmen
     clearTimer: (timer) => clearTimeout(timer as ReturnType<typeof setTimeout>),
     random: () => Math.random(),
     uuid,
-    sockets: Class != null,
-    openSocket: (url, protocol) => new Class!(url, protocol) as Socket,
-    // Looked up at each call: called as a method of anything else, the browser's own refuses.
+    openSocket: Class ? (url, protocol) => new Class(url, protocol) as Socket : undefined,
     fetch: (...args) => globalThis.fetch(...args),
+    locks: globalThis.navigator?.locks as Locks | undefined,
+    line:
+      typeof BroadcastChannel === 'undefined'
+        ? undefined
+        : (name) => new BroadcastChannel(name) as unknown as Line,
     visible: () => typeof document === 'undefined' || document.visibilityState === 'visible',
     online: () => typeof navigator === 'undefined' || navigator.onLine !== false,
     listen(onWake, onNetwork) {

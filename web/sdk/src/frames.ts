@@ -265,7 +265,7 @@ export type ClientFrame =
       subscribe: SubscribeEntry[];
       token?: string;
       /** Not for the wire: a task whose stream shall be seen to flow. */
-      try?: string | null;
+      try?: string | undefined;
     }
   | ({ type: 'command'; id: string } & Command)
   | ({ type: 'subscribe' } & SubscribeEntry)

@@ -21,65 +21,65 @@ const UP_MS = [60_000, 120_000, 240_000, 300_000];
 export const UP_PAUSE_MS = 30_000;
 
 export class Ladder {
-  private readonly rungs: readonly Transport[];
-  private at = 0;
-  private failures = 0;
-  private fallen = false;
-  private looks = 0;
+  readonly #rungs: readonly Transport[];
+  #at = 0;
+  #failures = 0;
+  #fallen = false;
+  #looks = 0;
 
   constructor(rungs: readonly Transport[]) {
-    this.rungs = rungs;
+    this.#rungs = rungs;
   }
 
   get current(): Transport | undefined {
-    return this.rungs[this.at];
+    return this.#rungs[this.#at];
   }
 
   get isBest(): boolean {
-    return this.at === 0;
+    return this.#at === 0;
   }
 
   get best(): Transport | undefined {
-    return this.rungs[0];
+    return this.#rungs[0];
   }
 
   /** A try ended before the server's word. True if there is a way down, and it is time to see whether it is open. */
   failed(weight: number): boolean {
-    if (this.at + 1 >= this.rungs.length) return false;
-    this.failures += weight;
-    return this.failures >= FAILURES[this.current!];
+    if (this.#at + 1 >= this.#rungs.length) return false;
+    this.#failures += weight;
+    return this.#failures >= FAILURES[this.current!];
   }
 
   down(): void {
-    this.at += 1;
-    this.failures = 0;
-    this.fallen = true;
+    this.#at += 1;
+    this.#failures = 0;
+    this.#fallen = true;
   }
 
   below(way: Transport): Transport | undefined {
-    return this.rungs[this.rungs.indexOf(way) + 1];
+    return this.#rungs[this.#rungs.indexOf(way) + 1];
   }
 
   /** A better way has proved itself. */
   take(way: Transport): void {
-    this.at = this.rungs.indexOf(way);
+    this.#at = this.#rungs.indexOf(way);
   }
 
   top(): void {
-    this.at = 0;
-    this.failures = this.fallen ? FAILURES[this.current ?? 'pages'] - 1 : 0;
+    this.#at = 0;
+    this.#failures = this.#fallen ? FAILURES[this.current ?? 'pages'] - 1 : 0;
   }
 
   /** The server's word came this way. */
   confirmed(): void {
-    this.failures = 0;
-    if (this.at === 0) this.looks = 0;
+    this.#failures = 0;
+    if (this.#at === 0) this.#looks = 0;
   }
 
   /** Milliseconds until the best way is tried beside this one. `random` is in [0, 1). */
   nextLook(random: number): number {
-    const ms = UP_MS[Math.min(this.looks, UP_MS.length - 1)]!;
-    this.looks += 1;
+    const ms = UP_MS[Math.min(this.#looks, UP_MS.length - 1)]!;
+    this.#looks += 1;
     return ms * (0.8 + 0.4 * random);
   }
 }

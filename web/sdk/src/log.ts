@@ -1,10 +1,19 @@
 // What a client holds of one task's log: which stretches, of which generation, and the paging that closes the holes a
 // reset leaves. It knows no socket; a subscription feeds it, and it hands events to a sink.
 
-import type { Delta, ErrorFrame, EventPage, Run, Snapshot, TaskEvent } from './frames.js';
-import type { EventQuery } from './http.js';
-import { Problem } from './http.js';
-import type { ResetNews, SubscriptionHandler } from './subscription.js';
+import {
+  Problem,
+  type ErrorFrame,
+  type EventPage,
+  type EventQuery,
+  type ResetNews,
+  type Run,
+  type Snapshot,
+  type SubscriptionHandler,
+  type TaskEvent,
+} from './index.js';
+
+export { foldRun } from './fold.js';
 
 export interface LogSink {
   /** Forget every event and run: the log is another one. */
@@ -15,7 +24,8 @@ export interface LogSink {
   inserted(items: TaskEvent[]): void;
   /** Runs as they stand, e.g. those not ended at the moment of subscribing; tool calls that are open at a snapshot. */
   stated(runs: Run[], calls: TaskEvent[]): void;
-  delta(delta: Delta): void;
+  /** The text that is being written has changed. */
+  delta(): void;
   reset(news: ResetNews): void;
   caughtUp(recovered: number | null): void;
   ended(why: 'not_found' | 'refused', error: ErrorFrame | null): void;
@@ -107,8 +117,8 @@ export class TaskLog implements SubscriptionHandler {
     this.sink.appended(items);
   }
 
-  delta(delta: Delta): void {
-    this.sink.delta(delta);
+  delta(): void {
+    this.sink.delta();
   }
 
   caughtUp(news: { seq: number; recovered: number | null }): void {
@@ -176,7 +186,7 @@ export class TaskLog implements SubscriptionHandler {
       return true;
     } catch (error) {
       if (era === this.era) {
-        this.problem = error instanceof Problem ? error : new Problem(0, 'internal', 'Failed', String(error));
+        this.problem = error instanceof Problem ? error : new Problem(0, 'internal', String(error));
       }
       return false;
     } finally {

@@ -18,25 +18,25 @@ export function qualityOf(roundTripMs: number | null, silentMs: number, heartbea
  * the fastest one, by two clocks that need not agree, and that much is added.
  */
 export class RoundTrip {
-  private measured: number | null = null;
-  private fastest = Infinity;
-  private askedAt: number | null = null;
+  #measured: number | null = null;
+  #fastest = Infinity;
+  #askedAt: number | null = null;
 
   ask(now: number): void {
-    this.askedAt ??= now;
+    this.#askedAt ??= now;
   }
 
   /** Something came. What was asked is answered by it. */
   answer(now: number): number | null {
-    if (this.askedAt !== null) this.measured = now - this.askedAt;
-    this.askedAt = null;
-    return this.measured;
+    if (this.#askedAt !== null) this.#measured = now - this.#askedAt;
+    this.#askedAt = null;
+    return this.#measured;
   }
 
   heartbeat(at: string, now: number): number | null {
     const way = now - Date.parse(at);
-    if (this.measured === null || Number.isNaN(way)) return this.measured;
-    this.fastest = Math.min(this.fastest, way);
-    return this.measured + way - this.fastest;
+    if (this.#measured === null || Number.isNaN(way)) return this.#measured;
+    this.#fastest = Math.min(this.#fastest, way);
+    return this.#measured + way - this.#fastest;
   }
 }

@@ -47,15 +47,15 @@ export class Subscription {
   /** It must be asked for by itself: what others have is no answer for it. */
   alone = false;
 
-  private readonly handler: SubscriptionHandler;
+  readonly #handler: SubscriptionHandler;
   /** True once a subscribe was answered: the next answer is that of a reconnect. */
-  private wasLive = false;
-  private recovered: number | null = null;
-  private news: ResetNews | null = null;
+  #wasLive = false;
+  #recovered: number | null = null;
+  #news: ResetNews | null = null;
 
   constructor(task: string, handler: SubscriptionHandler, position: Cursor = { gen: null, seq: 0 }) {
     this.task = task;
-    this.handler = handler;
+    this.#handler = handler;
     this.position = position;
   }
 
@@ -65,28 +65,28 @@ export class Subscription {
     const own = seq > 0 ? Math.max(from, seq + 1) : from;
     const missed = head - own + 1;
     this.position = { gen, seq: own - 1 };
-    this.recovered = this.wasLive ? missed : null;
-    this.wasLive = true;
+    this.#recovered = this.#wasLive ? missed : null;
+    this.#wasLive = true;
     this.state = 'replaying';
     this.drafts.restart();
-    this.handler.resumed?.({ gen, from: own, head, missed, runs });
+    this.#handler.resumed?.({ gen, from: own, head, missed, runs });
   }
 
   reset(why: ResetReason | null, oldest: number): void {
-    this.news = { why, had: this.news?.had ?? { ...this.position }, oldest };
-    this.recovered = null;
-    this.wasLive = true;
+    this.#news = { why, had: this.#news?.had ?? { ...this.position }, oldest };
+    this.#recovered = null;
+    this.#wasLive = true;
     this.state = 'replaying';
     this.drafts.clear();
-    this.handler.reset?.(this.news);
+    this.#handler.reset?.(this.#news);
   }
 
   snapshot(frame: Snapshot): void {
-    const news = this.news ?? { why: null, had: { ...this.position }, oldest: 1 };
-    this.news = null;
+    const news = this.#news ?? { why: null, had: { ...this.position }, oldest: 1 };
+    this.#news = null;
     this.state = 'replaying';
     this.position = { gen: frame.gen, seq: frame.seq };
-    this.handler.snapshot?.(frame, news);
+    this.#handler.snapshot?.(frame, news);
   }
 
   /** Those of `items` that are new here; the channel has made sure that they follow each other. */
@@ -96,25 +96,25 @@ export class Subscription {
     if (last === undefined) return;
     this.position = { gen: this.position.gen, seq: last.seq };
     for (const event of fresh) this.drafts.settle(event);
-    this.handler.events(fresh);
+    this.#handler.events(fresh);
   }
 
   delta(frame: Delta): void {
     const text = this.drafts.apply(frame);
-    if (text !== null) this.handler.delta?.(frame, text);
+    if (text !== null) this.#handler.delta?.(frame, text);
   }
 
   caughtUp(seq: number): void {
     if (this.state !== 'replaying') return;
-    const { recovered } = this;
-    this.recovered = null;
+    const recovered = this.#recovered;
+    this.#recovered = null;
     this.state = 'live';
-    this.handler.caughtUp?.({ seq, recovered });
+    this.#handler.caughtUp?.({ seq, recovered });
   }
 
   end(why: 'not_found' | 'refused', error: ErrorFrame | null): void {
     this.state = 'ended';
     this.drafts.clear();
-    this.handler.ended?.(why, error);
+    this.#handler.ended?.(why, error);
   }
 }

@@ -1,8 +1,7 @@
+import { Problem, type EventPage, type EventQuery, type Snapshot, type TaskEvent } from '../src/index';
 import { expect, test } from 'vitest';
-import type { EventPage, Snapshot, TaskEvent } from '../src/frames';
-import { Problem, type EventQuery } from '../src/http';
-import { TaskLog, type LogSink } from '../src/log';
 import { GEN, event } from './world';
+import { TaskLog, type LogSink } from '../src/log';
 
 class Shelf implements LogSink {
   readonly seqs = new Set<number>();
@@ -113,7 +112,7 @@ test('a page that cannot be had is told, and asked for again after the next reco
   const good = history(600);
   let broken = true;
   const log = new TaskLog((query) => {
-    if (broken) throw new Problem(0, 'unreachable', 'No answer', 'The server could not be reached.');
+    if (broken) throw new Problem(0, 'unreachable', 'The server could not be reached.');
     return good.fetch(query);
   }, shelf);
   log.resumed({ gen: GEN, from: 1, head: 5, missed: 5, runs: [] });

@@ -1,7 +1,8 @@
 // One task as the page watches it: the log the client keeps, drawn into rows at most once per frame of the screen.
 
-import { Drafts, TaskLog, hasEnded } from '@rejoin/client';
-import type { Delta, LogSink, ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
+import { hasEnded } from '@rejoin/client';
+import type { ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
+import { TaskLog, type LogSink } from '@rejoin/client/log';
 import { Timeline, type Row } from '../timeline';
 import { live } from './live.svelte';
 
@@ -35,9 +36,7 @@ export class TaskWatch implements LogSink {
 
   private readonly timeline = new Timeline();
   private readonly log: TaskLog;
-  private readonly draftTexts = new Drafts();
   private subscription: Subscription;
-  private reopenedFor: string | null = null;
   private frame = 0;
   private caughtUpOnce = false;
 
@@ -52,12 +51,12 @@ export class TaskWatch implements LogSink {
     cancelAnimationFrame(this.frame);
   }
 
-  /** The task is there again, with another log: watch that one. Once per log, so that no answer can make a loop. */
-  reopen(gen: string): void {
-    if (!this.gone || gen === this.log.gen || gen === this.reopenedFor) return;
-    this.reopenedFor = gen;
+  /** A person asks for it once more. */
+  again(): void {
     live.connection.unwatch(this.subscription);
     this.gone = false;
+    this.refused = null;
+    this.settled = this.caughtUpOnce = false;
     this.subscription = live.connection.watch(this.task, this.log);
   }
 
@@ -125,15 +124,11 @@ export class TaskWatch implements LogSink {
 
   cleared(): void {
     this.timeline.clear();
-    this.draftTexts.clear();
     this.caughtUpOnce = false;
     this.draw();
   }
 
   appended(items: TaskEvent[]): void {
-    for (const { data } of items) {
-      if (typeof data.key === 'string') this.draftTexts.close(data.key);
-    }
     this.timeline.append(items);
     this.draw();
   }
@@ -145,14 +140,16 @@ export class TaskWatch implements LogSink {
   }
 
   stated(runs: Run[], calls: TaskEvent[]): void {
+    // A task that was removed may be there again.
+    this.gone = false;
     this.timeline.learn(runs);
     // Calls that are open at a snapshot are events older than it.
     if (calls.length > 0) this.timeline.insert(calls);
     this.draw();
   }
 
-  delta(delta: Delta): void {
-    if (this.draftTexts.apply(delta)) this.draw();
+  delta(): void {
+    this.draw();
   }
 
   reset(news: ResetNews): void {
@@ -203,7 +200,7 @@ export class TaskWatch implements LogSink {
     this.frame = 0;
     this.rows = this.timeline.rows();
     this.runs = new Map(this.timeline.runs().map((run) => [run.id, run]));
-    this.drafts = this.draftTexts.entries();
+    this.drafts = this.subscription.drafts.entries();
     this.hasEarlier = this.log.hasEarlier;
     this.hiddenRuns = this.timeline.hidden;
     this.loading = this.log.loading;

@@ -4,16 +4,31 @@ import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { check, fill, fits } from '../../../tests/conformance/fake/pattern.mjs';
-import { play } from '../../../tests/conformance/fake/play.mjs';
-import { Connection } from '../src/connection.ts';
-import { Api } from '../src/http.ts';
+import { check, fill, fits } from '../../tests/conformance/fake/pattern.mjs';
+import { Stream, play, positionOf } from '../../tests/conformance/fake/play.mjs';
+import { Connection } from '../sdk/src/connection.ts';
+import { Api } from '../sdk/src/http.ts';
 import { TaskLog } from '../src/log.ts';
 
-const KIT = fileURLToPath(new URL('../../../tests/conformance/', import.meta.url));
+const KIT = fileURLToPath(new URL('../../tests/conformance/', import.meta.url));
 
 /** What this client can do beside following tasks. */
-const CAN = ['virtual_clock', 'chance', 'wake', 'retry', 'gives_up', 'tasks', 'states', 'several', 'stays', 'pages'];
+const CAN = [
+  'virtual_clock',
+  'chance',
+  'wake',
+  'retry',
+  'gives_up',
+  'tasks',
+  'states',
+  'several',
+  'stays',
+  'pages',
+  'deltas',
+  'commands',
+  'feed',
+  'fallback',
+];
 
 /** Everything that was promised to happen without time passing has happened. */
 const rest = async () => {
@@ -87,8 +102,50 @@ const lineOf = (socket) => ({
   },
 });
 
+/** A stream of server-sent events as the fake server holds it. */
+class StreamLine {
+  heard = [];
+  stream = new Stream();
+
+  constructor(world, signal) {
+    this.world = world;
+    this.spokeAt = world.time;
+    this.body = new ReadableStream({ start: (controller) => void (this.controller = controller) });
+    signal?.addEventListener('abort', () => {
+      if (this.ended) return;
+      this.ended = true;
+      this.heard.push({ closed: true });
+      this.controller.error(new DOMException('aborted', 'AbortError'));
+    });
+  }
+
+  async receive(ms) {
+    await this.world.until(() => this.heard.length > 0, ms);
+    return this.heard.shift() ?? null;
+  }
+
+  async send(text) {
+    this.spokeAt = this.world.time;
+    this.controller.enqueue(new TextEncoder().encode(this.stream.write(JSON.parse(text))));
+    await rest();
+  }
+
+  async close() {
+    if (!this.ended) this.controller.close();
+    this.ended = true;
+    await rest();
+  }
+
+  async cut() {
+    this.ended = true;
+    this.controller.error(new TypeError('network'));
+    await rest();
+  }
+}
+
 class World {
   slackMs = 0;
+  pauseMs = 1_000;
   time = 1_000_000;
   timers = [];
   order = 0;
@@ -97,6 +154,7 @@ class World {
   online = true;
   words = [];
   list = new Map();
+  outcomes = new Map();
   logs = new Map();
 
   environment = {
@@ -114,6 +172,10 @@ class World {
     sockets: true,
     openSocket: () => {
       const socket = new FakeSocket(this);
+      if (this.server.gone) {
+        queueMicrotask(() => socket.refuse());
+        return socket;
+      }
       const accept = async () => {
         await socket.accept();
         await rest();
@@ -122,11 +184,7 @@ class World {
       this.waiting.push({ via: 'live', ask: {}, accept, refuse: () => socket.refuse() });
       return socket;
     },
-    fetch: async (address) => {
-      const url = new URL(address, 'http://server');
-      const { status, body } = this.server.answer(url.pathname.replace(/^\/api\/v1/, ''), url.searchParams);
-      return new Response(JSON.stringify(body), { status, headers: { 'content-type': 'application/json' } });
-    },
+    fetch: (address, init = {}) => this.fetch(address, init),
     visible: () => this.visible,
     online: () => this.online,
     listen: (onWake, onNetwork) => {
@@ -136,12 +194,51 @@ class World {
     },
   };
 
+  /** A call, or a stream that waits to be let in. */
+  fetch(address, { method = 'GET', headers: said = {}, body, signal }) {
+    const url = new URL(address, 'http://server');
+    const path = url.pathname.replace(/^\/api\/v1/, '');
+    const query = url.searchParams;
+    const headers = Object.fromEntries(
+      Object.entries(said).map(([name, value]) => [name.toLowerCase(), value]),
+    );
+    return new Promise((resolve, reject) => {
+      const abort = () => reject(new DOMException('aborted', 'AbortError'));
+      if (signal?.aborted) return abort();
+      signal?.addEventListener('abort', abort);
+      const gone = () => reject(new TypeError('failed to fetch'));
+      if (!headers.accept?.includes('text/event-stream')) {
+        const answer = this.server.answer(method, path, query, headers, body && JSON.parse(body));
+        if (answer === null) return gone();
+        const kind = { 'content-type': 'application/json' };
+        return resolve(new Response(JSON.stringify(answer.body), { status: answer.status, headers: kind }));
+      }
+      if (this.server.down) return gone();
+      this.waiting.push({
+        via: 'feed',
+        ask: { path, query: Object.fromEntries(query), headers, position: positionOf(query, headers) },
+        accept: async () => {
+          const line = new StreamLine(this, signal);
+          resolve(new Response(line.body, { headers: { 'content-type': 'text/event-stream' } }));
+          await rest();
+          return line;
+        },
+        refuse: async (status) => {
+          if (status === undefined) gone();
+          else resolve(new Response('{}', { status }));
+          await rest();
+        },
+      });
+    });
+  }
+
   async begin(client, server) {
     this.server = server;
     this.chance = client.chance;
     const connection = new Connection({
       url: 'ws://server/api/v1/live',
       tasks: client.tasks ?? false,
+      transports: client.by?.map((way) => ({ live: 'websocket', feed: 'sse', pages: 'pages' })[way]),
       environment: this.environment,
     });
     this.connection = connection;
@@ -205,7 +302,9 @@ class World {
     const end = this.time + Math.max(0, ms);
     await rest();
     while (!good()) {
-      const due = this.timers.filter((timer) => timer.at <= end).sort((a, b) => a.at - b.at || a.order - b.order)[0];
+      const due = this.timers
+        .filter((timer) => timer.at <= end)
+        .sort((a, b) => a.at - b.at || a.order - b.order)[0];
       if (due === undefined) {
         this.time = end;
         return;
@@ -253,6 +352,14 @@ class World {
     return this.words;
   }
 
+  draft(task, key) {
+    return new Map(this.logs.get(task).subscription.drafts.entries()).get(key) ?? null;
+  }
+
+  outcome(name) {
+    return this.outcomes.get(name) ?? null;
+  }
+
   async act(action) {
     switch (action.act) {
       case 'wake':
@@ -278,6 +385,14 @@ class World {
       case 'unwatch':
         this.connection.unwatch(this.logs.get(action.task).subscription);
         break;
+      case 'command': {
+        const { as: name, command } = action;
+        this.connection.command(command).then(
+          (result) => this.outcomes.set(name, { done: result }),
+          ({ code }) => this.outcomes.set(name, { error: code }),
+        );
+        break;
+      }
       default:
         throw new Error(`there is no act ${action.act}`);
     }
@@ -294,7 +409,9 @@ const files = (folder) =>
 for (const file of files('client')) {
   const casus = JSON.parse(readFileSync(path.join(KIT, file), 'utf8'));
   const cannot = (casus.needs ?? []).filter((need) => !CAN.includes(need));
-  test.skipIf(cannot.length > 0)(`${file.replace(/\.json$/, '')}: ${casus.case}`, () => play(casus, new World()));
+  test.skipIf(cannot.length > 0)(`${file.replace(/\.json$/, '')}: ${casus.case}`, () =>
+    play(casus, new World()),
+  );
 }
 
 test('patterns mean here what they mean in the other languages', () => {
