@@ -145,7 +145,7 @@ async fn crowd(part: Arc<Part>, sizes: [u64; 4], peace: Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t_06_t_31_a_crowd_over_bad_lines_loses_and_doubles_nothing() {
-    crowd(Part::glance("crowd", Duration::from_secs(12)), [12, 3, 5, 4], Duration::from_secs(2)).await;
+    crowd(Part::glance("crowd", Duration::from_secs(8)), [12, 3, 5, 4], Duration::from_secs(2)).await;
 }
 
 #[test]

@@ -241,8 +241,15 @@ impl Follower {
         if self.road.is_quiet() {
             return Duration::ZERO;
         }
-        let most = if self.random.random_bool(0.1) { 15.0 } else { 1.0 };
-        Duration::from_secs_f64(self.random.random_range(0.0..most))
+        let long = self.peace.unwrap_or_default().mul_f64(1.25);
+        let most = if self.random.random_bool(0.1) { long } else { Duration::from_secs(1).min(long) };
+        most.mul_f64(self.random.random_range(0.0..1.0))
+    }
+
+    /// How long it does not read.
+    fn stall(&mut self) -> Duration {
+        self.count("stalls");
+        self.peace.unwrap_or_default().mul_f64(self.random.random_range(0.0..1.25))
     }
 
     /// When the line is to fail.
@@ -326,9 +333,7 @@ impl Follower {
                         self.count(named(mode));
                     }
                     Fault::Stall => {
-                        self.count("stalls");
-                        let stall = Duration::from_secs_f64(self.random.random_range(0.2..15.0));
-                        tokio::time::sleep(stall).await;
+                        tokio::time::sleep(self.stall()).await;
                         heard = Instant::now();
                         fault_at = self.until_fault();
                     }
@@ -643,8 +648,7 @@ impl Follower {
                         self.count(named(mode));
                     }
                     Fault::Stall => {
-                        self.count("stalls");
-                        tokio::time::sleep(Duration::from_secs_f64(self.random.random_range(0.2..15.0))).await;
+                        tokio::time::sleep(self.stall()).await;
                         heard = Instant::now();
                     }
                     _ => {

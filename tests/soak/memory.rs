@@ -176,7 +176,7 @@ fn judge(part: &Part, samples: &[(f64, Sample)]) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn per_11_under_a_mixed_load_nothing_stays_behind_in_the_server() {
-    memory(Part::glance("memory", Duration::from_secs(10))).await;
+    memory(Part::glance("memory", Duration::from_secs(6))).await;
 }
 
 #[test]

@@ -236,7 +236,17 @@ pub fn play<F: Future<Output = ()> + Send + 'static>(
     tempfile::env::override_temp_dir(&homes).expect("the folder for homes is set once");
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let played = runtime.block_on(async { tokio::spawn(run(Arc::clone(&part))).await });
+    let played = runtime.block_on(async {
+        tokio::select! {
+            played = tokio::spawn(run(Arc::clone(&part))) => Some(played),
+            () = told_to_end() => None,
+        }
+    });
+    let Some(played) = played else {
+        // With the runtime go the servers.
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        panic!("{name} was interrupted: the same command goes on, or begins anew");
+    };
     let failed = played.err().map(|error| words(error.into_panic()));
     runtime.shutdown_timeout(Duration::from_secs(5));
     if let (None, Some(words)) = (&failed, &*part.open.lock().unwrap()) {
@@ -249,6 +259,16 @@ pub fn play<F: Future<Output = ()> + Send + 'static>(
         panic!("{name} failed: {failed}");
     }
     let _ = std::fs::remove_dir_all(&homes);
+}
+
+async fn told_to_end() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt()).unwrap(), signal(SignalKind::terminate()).unwrap());
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }
 
 fn words(panic: Box<dyn std::any::Any + Send>) -> String {

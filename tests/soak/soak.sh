@@ -56,19 +56,21 @@ build() {
 export SOAK_COMMIT=$commit SOAK_FOLDER=$folder SOAK_REPORTS=docs/soak
 export SOAK_SERVER=$folder/rejoin SOAK_SERVER_WITH_POINTS=$folder/rejoin-failpoints SOAK_SIMULATION=$folder/sim
 
+# Takes the place of the shell that calls it, so that a signal reaches it.
 play() {
     local nice=()
     # Seeds take all the time there is: what is timed comes first.
     [ "$1" != sim ] || nice=(nice -n 19)
-    "${nice[@]}" "$folder/soak" --exact "$1::$1_at_full_length" --ignored --nocapture
+    exec "${nice[@]}" "$folder/soak" --exact "$1::$1_at_full_length" --ignored --nocapture
 }
 
 failed=()
 if [ -n "${SIDE_BY_SIDE:-}" ]; then
     pids=()
+    trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
     for part in "${parts[@]}"; do
         echo "==> $part: $folder/$part.log"
-        play "$part" >"$folder/$part.log" 2>&1 &
+        (play "$part") >"$folder/$part.log" 2>&1 &
         pids+=($!)
     done
     for index in "${!parts[@]}"; do
@@ -77,7 +79,7 @@ if [ -n "${SIDE_BY_SIDE:-}" ]; then
 else
     for part in "${parts[@]}"; do
         echo "==> $part"
-        play "$part" || failed+=("$part")
+        (play "$part") || failed+=("$part")
     done
 fi
 
