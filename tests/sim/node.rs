@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -213,7 +212,9 @@ impl Node {
         let token = std::fs::read_to_string(config.data_dir.join("token")).map_err(|error| error.to_string())?;
         let router = router(api.clone());
         let running = Running { start, api, router, port, commands: orders, stop, tasks, token };
-        world.trace("node", &format!("start {start}{}", if put_back.is_some() { " on an older file" } else { "" }));
+        let what = if put_back.is_some() { "start on an older file" } else { "start" };
+        world.trace("node", &format!("{what} {start}"));
+        world.saw(what);
         self.state().running = Some(Arc::new(running));
         Ok(())
     }
@@ -458,7 +459,7 @@ impl Driver {
     fn crash(mut self, at: &str, silent: bool) {
         let world = &self.node.world;
         world.trace("node", &format!("crash {at}{}", if silent { ", in silence" } else { "" }));
-        world.stats.crashes.fetch_add(1, Ordering::Relaxed);
+        world.saw(&format!("crash {at}"));
         self.node.leave(self.start);
         self.writer.die();
         self.node.end(silent);
@@ -471,6 +472,7 @@ impl Driver {
             self.node.world.wrong("node", &format!("the stop cannot be noted: {error:#}"));
         }
         self.node.world.trace("node", "stopped");
+        self.node.world.saw("stop");
         self.node.leave(self.start);
         self.node.end(false);
     }

@@ -95,13 +95,15 @@ pub async fn fetch(
     let Some(body) = body.ok().filter(|_| same && (world.is_calm() || !chance.one_in(20))) else { return Page::Lost };
     tokio::time::sleep(chance.millis(0..=world.profile.line.delay)).await;
     let now = world.tick();
-    world.stats.pages.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let text = String::from_utf8_lossy(&body);
     let read = serde_json::from_str::<Answer<'_>>(&text).map_err(|error| error.to_string());
     let judged = read.and_then(|answer| {
         let question = Question { world, task, generation, after, limit, from: asked.saturating_sub(LAG), to: now };
         question.judge(status, &answer)
     });
+    if let Ok(page) = &judged {
+        world.saw(&format!("page {}", page.name()));
+    }
     judged.unwrap_or_else(|error| {
         world.wrong("page", &format!("{task} {generation:?} after {after}: {status} {error}"));
         Page::Lost

@@ -2,7 +2,6 @@
 //! a few words that must arrive at once.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rejoin::event::{Body, Seq, State, Status};
@@ -264,6 +263,7 @@ impl Story {
         if to > oldest && running.api.publisher.raise_oldest(&topic, Seq(to)).await.is_ok() {
             self.world.tick();
             self.world.trace("story", &format!("retention of {task} to {to}"));
+            self.world.saw("retention");
         }
     }
 
@@ -317,6 +317,7 @@ impl Story {
             match running.api.viewer.registry.remove(&id, |_| Ok(())).await {
                 Ok(_) => {
                     self.world.tick();
+                    self.world.saw("task removed");
                     return self.world.trace("story", &format!("{task} removed"));
                 }
                 Err(TaskError::Running) => {}
@@ -428,7 +429,7 @@ impl Story {
             self.world.wrong("story", "a permit for a page is not given back");
         }
         let events: u64 = self.world.truth().there().map(|(_, log)| log.head()).sum();
-        self.world.stats.events.store(events, Ordering::Relaxed);
+        self.world.saw_so_many("event in a log at the end", events);
         self.world.trace("story", "the end");
     }
 }

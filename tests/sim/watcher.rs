@@ -2,7 +2,6 @@
 //! true. It shows each event once and in order, or was told of a gap.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -334,7 +333,7 @@ impl Watcher {
         headers.insert("sec-websocket-protocol", "rejoin.v1".parse().ok()?);
         let shaken = tokio::time::timeout(CONNECT, tokio_tungstenite::client_async(request, end)).await;
         let (socket, _) = shaken.ok()?.ok()?;
-        self.world.stats.connects.fetch_add(1, Ordering::Relaxed);
+        self.world.saw("connection");
         Some(Session {
             socket,
             link,
@@ -388,6 +387,7 @@ impl Watcher {
                         Message::Close(close) => {
                             let code = close.map_or(1005, |close| u16::from(close.code));
                             self.world.trace(&self.name, &format!("closed {code}"));
+                            self.world.saw(&format!("closed {code}"));
                             return match code {
                                 4500..=4513 => Err(format!("closed for good: {code}").into()),
                                 _ => Ok(()),
@@ -408,6 +408,7 @@ impl Watcher {
                 () = tokio::time::sleep_until(session.heard + LIFE) => {
                     self.world.tick();
                     self.world.trace(&self.name, "takes the server for dead");
+                    self.world.saw("server taken for dead");
                     if session.link.is_calm() && session.welcomed {
                         return Err("a server that is there said nothing on a line that is quick".into());
                     }
@@ -592,6 +593,7 @@ impl Watcher {
                 return Ok(());
             }
             "notice" => {
+                self.world.saw(&format!("notice over {}", frame.over.unwrap_or_default()));
                 let text = format!("notice {} over {}", frame.code.unwrap_or_default(), frame.over.unwrap_or_default());
                 self.world.trace(&self.name, &text);
                 return Ok(());
@@ -626,6 +628,7 @@ impl Watcher {
         }
         let Some(number) = frame.sub else { return Ok(()) };
         self.world.trace(&self.name, &format!("{number} not writable"));
+        self.world.saw("sub not writable");
         session.greeting.retain(|greeted| *greeted != number);
         if let Some(sub) = session.subs.remove(&number) {
             self.tasks.get_mut(&sub.task).unwrap().rests_until = self.world.now() + 5_000_000;
@@ -692,6 +695,7 @@ impl Watcher {
         let outcome = frame.outcome.ok_or("no outcome")?;
         if outcome == "not_found" {
             self.world.trace(&self.name, &format!("{number} not found"));
+            self.world.saw(if again { "not_found of what was live" } else { "not_found" });
             judge::not_found(&self.world.truth(), &task, since, now)?;
             return Ok(false);
         }
@@ -711,6 +715,7 @@ impl Watcher {
         )?;
         match outcome {
             "resumed" if !again => {
+                self.world.saw("resumed");
                 judge::resumed(&self.world.truth(), &task, &sub.asked, &told, now, self.world.profile.replay)?;
                 let interest = self.tasks.get_mut(&task).unwrap();
                 if sub.asked.after == 0 {
@@ -735,7 +740,8 @@ impl Watcher {
         else {
             return Err("reset without gen, why, have, oldest or head".into());
         };
-        self.world.stats.resets.fetch_add(1, Ordering::Relaxed);
+        let live = !matches!(&sub.phase, Phase::Told(first) if !first.again);
+        self.world.saw(&format!("reset {why}{}", if live { " of what was live" } else { "" }));
         self.world.trace(&self.name, &format!("{number} reset {why} have {have} [{oldest}, {head}]"));
         let told = Reset { generation: generation.to_owned(), why: why.to_owned(), have, oldest, head };
         let interest = self.tasks.get_mut(&sub.task).unwrap();
@@ -778,6 +784,10 @@ impl Watcher {
         let interest = self.tasks.get_mut(&sub.task).unwrap();
         if interest.generation.as_deref() != Some(generation) || seq > head {
             return Err(format!("a snapshot of {generation} at {seq} of {head}").into());
+        }
+        if why == "from_start" {
+            let at = if seq == head { "at the head" } else { "before the last work" };
+            self.world.saw(&format!("newcomer begins {at}"));
         }
         let state: State<'_> = serde_json::from_str(state.get()).map_err(|error| format!("no state: {error}"))?;
         let call = |call: &&RawValue| {
@@ -854,7 +864,7 @@ impl Watcher {
             }
         }
         drop(truth);
-        self.world.stats.received.fetch_add(events.len() as u64, Ordering::Relaxed);
+        self.world.saw_so_many("event received", events.len() as u64);
         self.world.trace(&self.name, &format!("{number} events {first} to {}", interest.position));
         Ok(())
     }
@@ -907,6 +917,7 @@ impl Watcher {
                     }
                     let behind = at.sent < at.head;
                     if behind && sub.behind_at == Some(at.sent) {
+                        self.world.saw("sub that waits is asked for again");
                         if session.link.is_calm() {
                             return Err(
                                 format!("sub {number} waits at {} of {} on a quick line", at.sent, at.head).into()

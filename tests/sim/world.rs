@@ -170,19 +170,8 @@ pub struct World {
     calm: AtomicBool,
     /// Numbers that are never given twice.
     last: AtomicU64,
-    /// What was said to be too large for the lines of a report.
-    pub stats: Stats,
-}
-
-/// What a simulation went through.
-#[derive(Debug, Default)]
-pub struct Stats {
-    pub events: AtomicU64,
-    pub received: AtomicU64,
-    pub connects: AtomicU64,
-    pub resets: AtomicU64,
-    pub pages: AtomicU64,
-    pub crashes: AtomicU64,
+    /// What was seen to happen, and how often.
+    seen: Mutex<BTreeMap<String, u64>>,
 }
 
 const LAST_LINES: usize = 60;
@@ -209,7 +198,7 @@ impl World {
             alarm: Notify::new(),
             calm: AtomicBool::new(false),
             last: AtomicU64::new(0),
-            stats: Stats::default(),
+            seen: Mutex::default(),
         })
     }
 
@@ -278,6 +267,21 @@ impl World {
             trace.last.pop_front();
         }
         trace.last.push_back(line);
+    }
+
+    /// Counts something that a thousand seeds must have seen.
+    pub fn saw(&self, what: &str) {
+        self.saw_so_many(what, 1);
+    }
+
+    /// The same for many at once.
+    pub fn saw_so_many(&self, what: &str, many: u64) {
+        *self.seen.lock().unwrap().entry(what.to_owned()).or_default() += many;
+    }
+
+    /// What was seen.
+    pub fn seen(&self) -> BTreeMap<String, u64> {
+        self.seen.lock().unwrap().clone()
     }
 
     /// The name of a log in the trace.
