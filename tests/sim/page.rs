@@ -160,8 +160,7 @@ impl Question<'_> {
             return Err(format!("a page of [{oldest}, {head}]"));
         }
         let mut seqs = Vec::with_capacity(items.len());
-        let mut due = (self.after + 1).max(oldest);
-        for item in items {
+        for (due, item) in ((self.after + 1).max(oldest)..).zip(items.iter()) {
             let seq = serde_json::from_str::<Numbered>(item.get()).map_err(|error| error.to_string())?.seq;
             if seq != due {
                 return Err(format!("event {seq} where {due} was due"));
@@ -170,7 +169,6 @@ impl Question<'_> {
                 return Err(format!("event {seq} was told as {}", item.get()));
             }
             seqs.push(seq);
-            due += 1;
         }
         if seqs.len() as u64 > self.limit || next != seqs.last().copied().unwrap_or(self.after) {
             return Err(format!("{} events of {}, next {next}", seqs.len(), self.limit));

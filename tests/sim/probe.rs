@@ -26,7 +26,7 @@ pub async fn ask(world: Arc<World>, node: Arc<Node>, number: u64, task: String) 
         world.trace(&name, page.name());
         return;
     }
-    let (mut watcher, _handle) = Watcher::new(&world, &node, &name, &[task.clone()]);
+    let (mut watcher, _handle) = Watcher::new(&world, &node, &name, std::slice::from_ref(&task));
     watcher.begin_at(&task, generation, after);
     let _ = tokio::time::timeout(STAYS, watcher.watch()).await;
 }
