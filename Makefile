@@ -60,6 +60,13 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json web/
 	$(NPM) ci --prefix web --no-audit --no-fund
 	@touch $@
 
+# What is too long for the gate. A part that is there for the commit is not played again, one that was interrupted is
+# gone on with or begun anew.
+
+.PHONY: soak
+soak: page ## Hours of kills, dead lines, crowds and silence; PART="idle memory" for some, SIDE_BY_SIDE=1, SOAK_MINUTES
+	@CARGO="$(CARGO)" tests/soak/soak.sh $(PART)
+
 # The gate. From what fails soonest to what takes longest; each part can be made by itself.
 
 .PHONY: test

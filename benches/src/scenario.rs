@@ -121,8 +121,7 @@ fn per_million(cpu: Duration, deliveries: u64) -> Option<f64> {
 /// S1: one watcher, 1,000 events a second: publish to receipt.
 pub fn s1(bench: &Bench) -> Vec<Row> {
     let micros = |nanos: Option<&u64>| Sample::from(nanos.map_or(f64::NAN, |nanos| *nanos as f64 / 1e3));
-    let p99 =
-        Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
+    let p99 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
     let p50 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p50", "µs", Some(Bound::AtMost(200.0)));
     bench.rows([p50, p99], || {
         const EVENTS: u64 = 5000;

@@ -205,15 +205,13 @@ impl Hub {
         if sockets.draining {
             return Err(Closing::draining(1000));
         }
-        let full = if is_known {
-            sockets.by_number.len() + sockets.expected >= self.limits.connections
-        } else {
-            sockets.unauthenticated >= self.limits.unauthenticated
-        };
-        if full {
+        // Beside those that are open: who comes back may take the place of its own older socket.
+        let most = if is_known { self.limits.connections } else { self.limits.unauthenticated };
+        let knocking = sockets.knocking(is_known);
+        if *knocking >= most {
             return Err(Closing::LIMIT);
         }
-        *sockets.knocking(is_known) += 1;
+        *knocking += 1;
         Ok(Knock { hub: Arc::clone(self), is_known })
     }
 

@@ -56,7 +56,8 @@ const PARTS = {
       'conformance::the_server',
       '--nocapture',
     ]),
-  sdk: () => look('npx', ['vitest', 'run', 'sdk/tests/conformance.test.mjs', '--reporter=tap-flat'], 'web'),
+  sdk: () =>
+    look('node_modules/.bin/vitest', ['run', 'tests/conformance.test.mjs', '--reporter=tap-flat'], 'web'),
   cli: () => {
     look('cargo', ['build', '--locked', '--features', 'failpoints']);
     return look('node', ['--test', '--test-reporter=tap', 'tests/conformance/client.test.mjs']);

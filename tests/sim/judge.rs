@@ -252,7 +252,8 @@ pub fn snapshot(
     let folded = log.folded(told.seq);
     let mut runs = folded.runs;
     runs.drain(..runs.len().saturating_sub(RUNS));
-    if told.truncated {
+    // Of a task that is deleted meanwhile the runs are gone already; not_found follows.
+    if told.truncated || log.ended.is_some_and(|ended| ended <= time.to) {
         return Ok(());
     }
     if told.runs != runs {

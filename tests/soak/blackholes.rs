@@ -223,14 +223,8 @@ impl Line {
             };
             heard = Instant::now();
             match message {
-                Some(Ok(Message::Text(text))) if text.starts_with(r#"{"type":"heartbeat""#) => {
-                    let frame: Value = serde_json::from_str(&text).unwrap();
-                    let pong = json!({ "type": "pong", "at": frame["at"] }).to_string();
-                    // Into a dead line: the write succeeds all the same.
-                    watcher.socket.send(Message::text(pong)).await.unwrap();
-                }
-                Some(Ok(Message::Text(text))) if text.starts_with(r#"{"type":"event"#) => self.take(&text),
-                Some(Ok(Message::Text(_))) => {}
+                // Into a dead line: the write of an answer succeeds all the same.
+                Some(Ok(Message::Text(text))) => self.heed(watcher, &text).await,
                 Some(Ok(Message::Close(close))) => {
                     let code = close.map(|close| u16::from(close.code));
                     assert_eq!((direction, code), (Direction::ToServer, Some(4012)), "{}", self.name);
@@ -246,13 +240,20 @@ impl Line {
         while !self.has_all() {
             let Ok(message) = timeout(Duration::from_millis(100), watcher.socket.next()).await else { continue };
             let Some(Ok(Message::Text(text))) = message else { panic!("{}: {message:?}", self.name) };
-            if text.starts_with(r#"{"type":"event"#) {
-                self.take(&text);
-            } else if text.starts_with(r#"{"type":"heartbeat""#) {
-                let frame: Value = serde_json::from_str(&text).unwrap();
+            self.heed(watcher, &text).await;
+        }
+    }
+
+    /// Takes events, and answers heartbeats.
+    async fn heed(&mut self, watcher: &mut Watcher, text: &str) {
+        let frame: Value = serde_json::from_str(text).unwrap();
+        match frame["type"].as_str().unwrap() {
+            "event" | "events" => self.take(text),
+            "heartbeat" => {
                 let pong = json!({ "type": "pong", "at": frame["at"] }).to_string();
                 watcher.socket.send(Message::text(pong)).await.unwrap();
             }
+            other => panic!("{}: {other} does not come on a line that is idle: {text}", self.name),
         }
     }
 
@@ -271,8 +272,8 @@ impl Line {
         assert!(live.follow(self.task, None, 0));
         let generation = self.field.road.call(reqwest::Method::GET, &format!("/tasks/{}", self.task), None).await;
         self.generation = generation.unwrap().1["gen"].as_str().map(str::to_owned);
+        self.until_caught_up(&mut live).await;
         loop {
-            self.until_caught_up(&mut live).await;
             if !self.goes_on() {
                 while !self.has_all() {
                     if let Ok(step) = timeout(Duration::from_millis(100), live.next()).await {
@@ -314,7 +315,18 @@ impl Line {
             };
             self.until_caught_up(&mut live).await;
             let (back, missed) = (connected.elapsed(), self.position - begin);
-            let server = self.server_left(&link, dead).await;
+            // The new line is not left alone while the end of the old one is waited for.
+            while link.server_left().is_none() {
+                if let Ok(step) = timeout(Duration::from_millis(100), live.next()).await {
+                    self.step(&step.unwrap());
+                }
+                assert!(
+                    dead.elapsed() < self.field.times.minute + SLACK,
+                    "{}: the server holds a dead line",
+                    self.name
+                );
+            }
+            let server = link.server_left().unwrap();
             let silence = match direction {
                 Direction::ToServer | Direction::Both => server - link.server_heard().unwrap(),
                 Direction::ToClient => client - link.client_heard().unwrap(),
@@ -438,7 +450,8 @@ async fn blackholes(part: Arc<Part>, config: &str, times: Times, lines: [u64; 3]
             run: 200..400,
             cut: 0.0,
         };
-        speakers.spawn(Speaker::new(&stage.road, voice, part.seed).speak());
+        let seed = part.seed ^ pause.as_millis() as u64;
+        speakers.spawn(Speaker::new(&stage.road, voice, seed).speak());
     }
     // A loss takes a moment, a minute and a while.
     let until = Instant::now() + part.length.saturating_sub(times.moment + times.minute);

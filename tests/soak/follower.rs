@@ -91,7 +91,8 @@ struct Frame<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow)]
     items: Option<Vec<&'a RawValue>>,
-    heads: Option<BTreeMap<u64, Heads>>,
+    #[serde(borrow)]
+    heads: Option<&'a RawValue>,
     at: Option<String>,
     code: Option<String>,
 }
@@ -464,21 +465,23 @@ impl Follower {
         None
     }
 
+    /// What is told of each sub is where it stands. A stream has one, and it has no number.
     fn heed_heartbeat(&mut self, frame: &Frame<'_>) {
-        let heads = frame.heads.as_ref().unwrap();
+        let heads = frame.heads.map_or("{}", RawValue::get);
+        let told: BTreeMap<u64, Heads> = match (self.way, heads) {
+            (_, "{}") => BTreeMap::new(),
+            (Way::Stream, heads) => BTreeMap::from([(self.places[0].sub, serde_json::from_str(heads).unwrap())]),
+            (_, heads) => serde_json::from_str(heads).unwrap(),
+        };
         let mut wrong = Vec::new();
         for place in &self.places {
-            let told = heads.get(&place.sub);
-            match place.phase {
-                Phase::Open => match told {
-                    Some(told) if told.sent == place.position && told.head >= told.sent => {}
-                    Some(told) => wrong.push(format!(
-                        "{} stands at {} and is told {} of {}",
-                        place.task, place.position, told.sent, told.head
-                    )),
-                    None => wrong.push(format!("{} is not in the heads", place.task)),
-                },
-                Phase::Reset | Phase::Resetting if told.is_some() => {
+            match (place.phase, told.get(&place.sub)) {
+                (Phase::Open, Some(told)) if told.sent != place.position || told.head < told.sent => {
+                    let (task, at, Heads { sent, head }) = (&place.task, place.position, told);
+                    wrong.push(format!("{task} stands at {at} and is told {sent} of {head}"));
+                }
+                (Phase::Open, None) => wrong.push(format!("{} is not in the heads", place.task)),
+                (Phase::Reset | Phase::Resetting, Some(_)) => {
                     wrong.push(format!("{} is in the heads between reset and snapshot", place.task));
                 }
                 _ => {}
@@ -668,7 +671,10 @@ impl Follower {
                 }
             };
             match said.name.as_str() {
-                "heartbeat" => self.count("heartbeats"),
+                "heartbeat" => {
+                    self.heed_heartbeat(&frame);
+                    self.count("heartbeats");
+                }
                 "notice" => {}
                 "close" => {
                     match frame.code.as_deref() {

@@ -153,9 +153,7 @@ struct Guests {
 impl Guests {
     /// All who watch leave, and come back as new ones with what they have.
     fn come(&mut self, connection: u32, has: &Has) {
-        for guest in self.here.drain(..) {
-            guest.abort();
-        }
+        self.leave();
         let (road, say) = (|| Arc::clone(&self.road), || self.say.clone());
         let tasks = [
             tokio::spawn(socket(road(), connection, has.clone(), say())),
@@ -173,6 +171,12 @@ impl Guests {
                     failed.lock().unwrap().push(format!("{error:?}"));
                 }
             });
+        }
+    }
+
+    fn leave(&mut self) {
+        for guest in self.here.drain(..) {
+            guest.abort();
         }
     }
 
@@ -265,6 +269,7 @@ pub async fn idle(part: Arc<Part>) {
         (alone, alone_used) = (alone + from.elapsed(), alone_used + (after[1] - before[1]));
         guests.check();
     }
+    guests.leave();
     let logged = home.logged_events("half-hour");
     for (who, seen) in WHO.iter().zip(&seen) {
         assert!(*seen == logged, "{who} has other events than the file");

@@ -14,7 +14,7 @@ use crate::road::Road;
 pub async fn come_and_go(road: Arc<Road>, task: String, stay: Duration, seed: u64) -> Counts {
     let mut random = StdRng::seed_from_u64(seed);
     let mut counts = Counts::new();
-    let body = json!({ "id": task, "title": "Comes and goes", "agent": "external" });
+    let body = json!({ "id": task, "title": "Comes and goes", "agent": "external", "run": false });
     loop {
         let made = road.call(reqwest::Method::POST, "/tasks", Some(body.clone())).await;
         assert!(matches!(made, Some((201, _))), "{task} cannot be made: {made:?}");

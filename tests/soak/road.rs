@@ -55,7 +55,7 @@ impl Road {
         let proxy = self.proxy.lock().await;
         match &*proxy {
             Some(proxy) => {
-                let (stream, link) = proxy.connect().await;
+                let (stream, link) = proxy.try_connect().await.ok()?;
                 Some((stream, address, token, Some(link)))
             }
             None => Some((TcpStream::connect(address).await.ok()?, address, token, None)),

@@ -97,7 +97,13 @@ impl Stage {
             (lines, cuts, abandoned) = (lines + one.lines, cuts + one.cuts, abandoned + one.abandoned);
             spoken.push(one);
         }
-        client.until("/status", |status| status["running"] == 0 && status["queued"] == 0).await;
+        let ends = Archive::open(&home).logs();
+        for (task, ..) in &ends {
+            let over = |page: &serde_json::Value| {
+                page["items"].as_array().unwrap().iter().all(|run| !run["ended_at"].is_null())
+            };
+            client.until(&format!("/tasks/{task}/runs?limit=100"), over).await;
+        }
         let ends = Archive::open(&home).logs();
         part.say(format!("quiet; the logs end at {:?}", ends.iter().map(|log| log.3).collect::<Vec<_>>()));
         road.ends_at(ends.iter().map(|(task, generation, _, head)| (task.clone(), (generation.clone(), *head))));

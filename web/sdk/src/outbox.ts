@@ -107,7 +107,11 @@ export function browserShelf(name: string): Shelf {
             held = all.result;
             const put = (one: Kept) => void written.push(store.put(one) && one.id);
             const drop = (id: string) => void written.push(store.delete(id) && id);
-            result = act(held, action, put, drop);
+            try {
+              result = act(held, action, put, drop);
+            } catch (error) {
+              failed(error);
+            }
           };
           transaction.oncomplete = () => {
             for (const id of written) memory.delete(id);
