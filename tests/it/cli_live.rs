@@ -651,6 +651,7 @@ async fn what_cannot_be_served_at_the_moment_is_asked_for_again_and_disturbs_not
     }
     peer.resumed(&sub, 6, 6).await;
     peer.events(&sub, 6..=6).await;
+    let Step::Notice { over: false, .. } = test.step().await else { panic!("it is said, once") };
     let Step::Event { event, .. } = test.step().await else { panic!("the event") };
     assert_eq!(event.seq, 6);
 }

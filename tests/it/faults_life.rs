@@ -95,7 +95,8 @@ async fn a_dead_line(direction: Direction) {
     let said = |event: &&Value| event["data"]["text"].as_str().is_some_and(|text| text.starts_with("into the dark"));
     match direction {
         Direction::ToServer => assert_eq!((code, events.iter().filter(said).count()), (Some(4012), 20)),
-        _ => assert_eq!((code, events.len()), (None, 0)),
+        // What was on its way to the client already may still come.
+        _ => assert_eq!((code, events.iter().filter(said).count()), (None, 0)),
     }
     has.extend(events);
 
