@@ -793,6 +793,8 @@ impl Follower {
                     break;
                 };
                 match (status, page.items, page.oldest) {
+                    // From its beginning every log may be read, also the one that took the place of this.
+                    (200, ..) if page.generation.as_ref().is_some_and(|generation| *generation != log.1) => break,
                     (200, Some(items), _) => {
                         self.count("pages of gaps");
                         if items.is_empty() {
