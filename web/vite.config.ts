@@ -9,7 +9,7 @@ export default defineConfig({
   plugins: [svelte()],
   // The client is built from its sources; only those who use it without this page need its own build.
   resolve: {
-    alias: ['outbox', 'tabs', ''].map((part) => ({
+    alias: ['log', 'outbox', 'tabs', ''].map((part) => ({
       find: new RegExp(`^@rejoin/client${part && `/${part}`}$`),
       replacement: fileURLToPath(new URL(`sdk/src/${part || 'index'}.ts`, import.meta.url)),
     })),
@@ -23,5 +23,5 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: { proxy: { '/api': { target: server, ws: true } } },
-  test: { include: ['sdk/tests/**/*.test.{ts,mjs}', 'tests/**/*.test.ts'], environment: 'node' },
+  test: { include: ['sdk/tests/**/*.test.ts', 'tests/**/*.test.{ts,mjs}'], environment: 'node' },
 });

@@ -303,6 +303,8 @@ export class Wire {
     const wire = new Wire();
     wire.pairs = new Set();
     wire.mode = 'pass';
+    /** Requests that do not get through. */
+    wire.blocked = null;
     wire.listener = net.createServer((near) => wire.take(near, port));
     await new Promise((resolve) => wire.listener.listen(0, '127.0.0.1', resolve));
     wire.port = wire.listener.address().port;
@@ -323,7 +325,11 @@ export class Wire {
     far.on('error', () => near.destroy());
     const pair = { near, far };
     this.pairs.add(pair);
-    near.on('data', (data) => this.mode !== 'blackhole' && far.write(data));
+    near.on('data', (data) => {
+      // A proxy that will not have what it does not know.
+      if (this.blocked?.test(data.toString('latin1'))) near.resetAndDestroy();
+      else if (this.mode !== 'blackhole') far.write(data);
+    });
     far.on('data', (data) => this.mode !== 'blackhole' && near.write(data));
     const close = () => {
       if (this.mode === 'blackhole') return;
@@ -366,10 +372,15 @@ export class Wire {
   }
 }
 
-export async function openBrowser() {
+/** A WebSocket, and a stream of events, as they ask for it. */
+export const UPGRADE = /^upgrade: websocket/im;
+export const STREAM = /^accept: text\/event-stream/im;
+
+export async function openBrowser(...more) {
   return chromium.launch({
     executablePath: BROWSER,
     args: [
+      ...more,
       '--headless',
       '--no-sandbox',
       '--disable-gpu',

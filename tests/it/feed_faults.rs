@@ -17,8 +17,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::faults::{raw_events, seed};
+use crate::faults::seed;
 use crate::feed_stage::{Said, Stream};
+use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, hash, is_terminal};
 use crate::proxy::{Direction, Mode, Proxy};
 use crate::rows_stage::Play;

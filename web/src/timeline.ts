@@ -2,8 +2,8 @@
 // Plain data and no framework, so that it can be tested alone and is fast at 200,000 events.
 
 import { hasEnded, type Run, type TaskEvent } from '@rejoin/client';
+import { foldRun } from '@rejoin/client/log';
 import { Painter } from './ansi';
-import { foldRun } from './run';
 
 /** Output shown per call; the whole is behind a link. Bounds what one row costs, not what is kept. */
 const MAX_PIECES = 400;

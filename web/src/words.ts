@@ -1,6 +1,6 @@
 // Times, durations, states and schedules as people say them. Pure.
 
-import type { Policy, Run, RunState, Schedule, Task, TaskState } from '@rejoin/client';
+import type { Command, Policy, Run, RunState, Schedule, Task, TaskState } from '@rejoin/client';
 
 export function duration(ms: number | null | undefined): string {
   if (ms === null || ms === undefined || !Number.isFinite(ms)) return '';
@@ -252,4 +252,21 @@ export function browserWords(agent: string): string {
   ]);
   if (browser === undefined) return agent;
   return system === undefined ? browser : `${browser} on ${system}`;
+}
+
+/** What was asked for, e.g. while it waits to be sent. */
+export function commandWords(command: Command, tasks: ReadonlyMap<string, Task>): string {
+  const title = (task: string | undefined) => `“${tasks.get(task ?? '')?.title ?? task}”`;
+  switch (command.op) {
+    case 'run':
+      return `Run ${title(command.task)}`;
+    case 'stop':
+      return 'Stop a run';
+    case 'message':
+      return command.task === undefined ? 'A message to a run' : `A message to ${title(command.task)}`;
+    case 'approve':
+      return 'An approval';
+    case 'deny':
+      return 'A denial';
+  }
 }

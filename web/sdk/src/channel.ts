@@ -35,6 +35,8 @@ export class Channel {
   answered = false;
   /** How often in a row it had to be subscribed again, without an event in order or a right heartbeat in between. */
   doubts = 0;
+  /** An event came in order, or a heartbeat was right. */
+  proven = false;
   /** The log's end, as the last heartbeat had it. */
   head = 0;
 
@@ -126,6 +128,7 @@ export class Channel {
     this.#memory = checked.memory;
     if (mark !== undefined && checked.good) {
       this.doubts = 0;
+      this.proven = true;
       this.head = mark.head;
     }
     return checked.good ? 'good' : 'again';
@@ -154,7 +157,8 @@ export class Channel {
         seq === 0 ? one.position.seq === 0 : one.position.seq > 0 && one.position.gen === gen;
       joining = first.alone ? [first] : waiting.filter(alike);
       // Those who were served already go on meanwhile, so it must not begin after where they are.
-      from = first.alone || seq === 0 ? joining : [...joining, ...from.filter(alike)];
+      from =
+        first.alone || seq === 0 ? joining : [...joining, ...from.filter((one) => one.position.gen === gen)];
     }
     for (const [at, { position }] of from.entries()) {
       if (at === 0 || position.seq < this.#position.seq) this.#position = { ...position };
@@ -234,6 +238,7 @@ export class Channel {
     const last = items[good - 1];
     if (last !== undefined) {
       this.doubts = 0;
+      this.proven = true;
       this.#position = { gen: this.#position.gen, seq: last.seq };
       const fresh = good === items.length ? items : items.slice(0, good);
       tell(this.#served(), (one) => one.events(fresh));

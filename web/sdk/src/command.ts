@@ -48,7 +48,7 @@ export interface Ways {
 
 export interface Commands {
   add(command: Command, options?: CommandOptions): Promise<unknown>;
-  /** There is a socket: what waits goes over it. A call under way may end first; both act once. */
+  /** There is a socket: what waits goes over it, and so does what a call was made for that may hang. */
   connected(): void;
   /** What was sent over the socket may not have arrived. */
   disconnected(): void;
@@ -129,7 +129,12 @@ export function commandsOf(env: Environment, api: Api, ways: Ways): Commands {
       return one.result;
     },
     connected() {
-      for (const one of [...pending.values()]) if (one.way === null) attempt(one);
+      for (const one of [...pending.values()]) {
+        if (one.way === 'socket') continue;
+        one.call?.abort();
+        one.call = null;
+        attempt(one);
+      }
     },
     disconnected() {
       for (const one of [...pending.values()]) {

@@ -145,7 +145,7 @@ export class Connection {
   /** Tries since the last confirmed connection. Nothing but the server's word, a wake-up or Retry sets it back. */
   #tries = 0;
   /** The last socket was let go because what it brought was wrong: a `welcome` alone does not make up for that. */
-  #distrusted = false;
+  #distrusted: Channel | null = null;
   #nextSub = 1;
   /** The server asked not to be called before. */
   #notBefore = 0;
@@ -275,6 +275,7 @@ export class Connection {
     if (channel === undefined || !channel.watchers.delete(subscription) || channel.watchers.size > 0) return;
     this.#channels.delete(subscription.task);
     this.#resubscribedAt.delete(channel);
+    if (this.#distrusted === channel) this.#distrusted = null;
     if (this.#welcomed && channel.sub > 0) this.#send({ type: 'unsubscribe', sub: channel.sub });
   }
 
@@ -686,7 +687,7 @@ export class Connection {
     this.#welcomed = true;
     this.#shareFailures = 0;
     this.#ladder.confirmed();
-    if (!this.#distrusted) this.#tries = 0;
+    if (this.#distrusted === null) this.#tries = 0;
     this.#notBefore = 0;
     this.#clear('welcome');
     this.#heartbeatMs = frame.heartbeat_ms || HEARTBEAT_MS;
@@ -783,8 +784,8 @@ export class Connection {
       return;
     }
     if (verdict === 'good') {
-      if (this.#distrusted && channel.open && channel.doubts === 0) {
-        this.#distrusted = false;
+      if (this.#distrusted === channel && channel.proven) {
+        this.#distrusted = null;
         this.#tries = 0;
       }
       if (channel.hasNext) this.#subscribe(channel);
@@ -793,7 +794,8 @@ export class Connection {
     channel.doubts += 1;
     if (channel.doubts >= MAX_DOUBTS) {
       channel.doubts = 0;
-      this.#distrusted = true;
+      channel.proven = false;
+      this.#distrusted = channel;
       this.#declareDead(`what comes of ${channel.task} keeps being wrong`);
       return;
     }

@@ -38,11 +38,15 @@ export async function* readStream(body: ReadableStream<Uint8Array>): AsyncGenera
   const fresh = { event: 'message', data: '' };
   const now: StreamEvent = { ...fresh, id: '', retry: '' };
   let rest = '';
+  let cut = false;
   for (;;) {
     const { done, value } = await bytes.read();
     if (done) return;
-    // A carriage return at the end may be half of a line's end.
-    const lines = (rest + decoder.decode(value, { stream: true })).split(/\r\n|\n|\r(?!$)/);
+    let text = decoder.decode(value, { stream: true });
+    // The second half of a line's end, of which the first came before.
+    if (cut && text[0] === '\n') text = text.slice(1);
+    cut = text.endsWith('\r') || (cut && text === '');
+    const lines = (rest + text).split(/\r\n|\n|\r/);
     rest = lines.pop()!;
     for (const line of lines) {
       const [, name, text = ''] = /^(\w+)(?:: ?(.*))?$/s.exec(line) ?? [];
@@ -107,11 +111,13 @@ export function feedSocket(streams: boolean, api: Api, env: Environment): Socket
 
   const sleep = (ms: number, { signal }: AbortController) =>
     new Promise<void>((wake) => {
-      const timer = env.setTimer(wake, env.visible() ? ms : ms * HIDDEN_FACTOR);
-      signal.addEventListener('abort', () => {
+      const done = () => {
         env.clearTimer(timer);
+        signal.removeEventListener('abort', done);
         wake();
-      });
+      };
+      const timer = env.setTimer(done, env.visible() ? ms : ms * HIDDEN_FACTOR);
+      signal.addEventListener('abort', done);
     });
 
   function take({ sub, task, gen, after }: SubscribeEntry): Reader {
@@ -283,7 +289,8 @@ export function feedSocket(streams: boolean, api: Api, env: Environment): Socket
     const heads: Record<string, HeadMark> = {};
     for (const reader of readers.values()) {
       const { sub, after, open } = reader;
-      if (open) heads[sub] = reader === streaming && mark ? mark : { sent: after, head: after };
+      if (open)
+        heads[sub] = reader === streaming && mark?.head !== undefined ? mark : { sent: after, head: after };
     }
     say({ type: 'heartbeat', at, heads });
   }

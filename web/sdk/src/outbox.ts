@@ -107,7 +107,11 @@ export function browserShelf(name: string): Shelf {
             held = all.result;
             const put = (one: Kept) => void written.push(store.put(one) && one.id);
             const drop = (id: string) => void written.push(store.delete(id) && id);
-            result = act(held, action, put, drop);
+            try {
+              result = act(held, action, put, drop);
+            } catch (error) {
+              failed(error);
+            }
           };
           transaction.oncomplete = () => {
             for (const id of written) memory.delete(id);
@@ -247,10 +251,17 @@ export class Outbox {
   /** What is there now: shown, sent, or no longer sent. */
   async #look(): Promise<void> {
     const now = this.#env.now();
+    const gone: string[] = [];
     const all = await this.#shelf.change((entries) => {
+      // Here, where nothing gets between: one that is being added has a waiter only once it is kept.
+      gone.push(...[...this.#waiters.keys()].filter((id) => !entries.has(id)));
       for (const { id, at } of [...entries.values()]) if (now - at > FORGET_MS) entries.delete(id);
       return [...entries.values()].sort((a, b) => a.at - b.at);
     });
+    for (const id of gone) {
+      this.#waiters.get(id)?.done(null);
+      this.#waiters.delete(id);
+    }
     if (this.#closed) return;
     const due = new Set<string>();
     let next = Infinity;
@@ -263,11 +274,6 @@ export class Outbox {
       if (held === undefined || held.stop.signal.aborted) void this.#send(one);
     }
     for (const [id, { stop }] of this.#queued) if (!due.has(id)) stop.abort();
-    for (const [id, { done }] of this.#waiters) {
-      if (all.some((one) => one.id === id)) continue;
-      this.#waiters.delete(id);
-      done(null);
-    }
     this.#env.clearTimer(this.#timer);
     // Timers take no more than 31 bits.
     if (next < Infinity)

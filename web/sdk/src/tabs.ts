@@ -100,7 +100,7 @@ function reached(url: string, worker: () => SharedWorker): Tabs {
       };
       port.postMessage(url);
       // A port tells nobody when its page is gone.
-      addEventListener('pagehide', close);
+      globalThis.addEventListener?.('pagehide', close);
       return socket;
     },
   };
@@ -112,13 +112,15 @@ function reached(url: string, worker: () => SharedWorker): Tabs {
  */
 export function serveTabs(options: Omit<ConnectionOptions, 'share' | 'token'> = {}): void {
   const hubs = new Map<string, Hub>();
+  const make = (url: string) => (more: ConnectionOptions) =>
+    new Connection({ ...options, url, environment: { ...options.environment, ...more.environment } });
   (globalThis as unknown as { onconnect: unknown }).onconnect = ({
     ports: [port],
   }: {
     ports: MessagePort[];
   }) => {
     port!.onmessage = ({ data: url }: { data: string }) => {
-      const hub = hubs.get(url) ?? new Hub((more) => new Connection({ ...options, ...more, url }));
+      const hub = hubs.get(url) ?? new Hub(make(url));
       hubs.set(url, hub);
       const guest = hub.enter((frame) => port!.postMessage(frame));
       port!.onmessage = ({ data }: { data: ClientFrame }) => guest.receive(data);

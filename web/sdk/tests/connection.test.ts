@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { LIFE_MS, PROBE_DEADLINE_MS, WELCOME_DEADLINE_MS } from '../src/connection';
-import { Diary, World, heartbeat } from './world';
+import { Diary, World, events, heartbeat, resumed } from './world';
 
 function connected(tasks = true) {
   const world = new World();
@@ -368,4 +368,156 @@ test('losing the network changes the words and nothing else', () => {
   const { world, connection } = connected();
   world.network(false);
   expect(connection.status).toMatchObject({ online: false, state: 'connected' });
+});
+
+test('who does not want the list of tasks is not sent it by a probe: a task is subscribed anew', () => {
+  const { world, connection } = connected(false);
+  const diary = new Diary();
+  connection.watch('a', diary);
+  world.socket.say(resumed(1, 1, 2), events(1, 1, 2));
+  world.wake('visible');
+  expect(world.socket.of('tasks')).toEqual([]);
+  expect(world.socket.subscribes.at(-1)).toMatchObject({ sub: 2, after: 2 });
+  world.socket.say(resumed(2, 3, 2));
+  world.pass(PROBE_DEADLINE_MS);
+  expect(connection.status.state).toBe('connected');
+  expect(diary.seqs).toEqual([1, 2]);
+});
+
+test('a subscribe that has no answer yet is a probe already', () => {
+  const { world, connection } = connected(false);
+  connection.watch('a', new Diary());
+  world.wake('visible');
+  expect(world.socket.subscribes).toHaveLength(1);
+  world.pass(PROBE_DEADLINE_MS);
+  expect(connection.status.state).toBe('reconnecting');
+});
+
+test('who watches nothing takes another socket on waking up', () => {
+  const { world, connection } = connected(false);
+  world.wake('visible');
+  world.pass(1_000);
+  expect(world.sockets).toHaveLength(2);
+  expect(world.socket.of('tasks')).toEqual([]);
+  world.socket.welcome();
+  expect(connection.status.state).toBe('connected');
+});
+
+test('a token goes into the first frame and not into the address', () => {
+  const world = new World();
+  const connection = world.connection(false, { token: 'secret' });
+  connection.start();
+  world.socket.welcome();
+  expect(world.socket.sent[0]).toMatchObject({ type: 'hello', token: 'secret' });
+  expect(connection.url).toBe('ws://test/api/v1/live');
+});
+
+test('after three subscribes in a row that went wrong the socket is let go, and a welcome is not enough to trust it', () => {
+  const { world, connection } = connected(false);
+  connection.watch('a', new Diary());
+  let sub = 0;
+  for (let round = 1; round <= 3; round += 1) {
+    for (let times = 0; times < 3; times += 1) {
+      sub = world.socket.subscribes.at(-1)!.sub;
+      world.socket.say(resumed(sub, 1, 9), events(sub, 3, 4));
+      if (times < 2) world.pass(1_000);
+    }
+    world.untilNextSocket();
+    expect(connection.status.attempt).toBe(round);
+    world.socket.welcome();
+    expect(connection.status).toMatchObject({ state: 'connected' });
+  }
+  sub = world.socket.subscribes.at(-1)!.sub;
+  world.socket.say(resumed(sub, 1, 9), events(sub, 1, 2));
+  world.socket.drop();
+  world.untilNextSocket();
+  expect(connection.status.attempt).toBe(1);
+});
+
+test('two subscribes that went wrong are forgotten after an event in order', () => {
+  const { world, connection } = connected(false);
+  connection.watch('a', new Diary());
+  for (let times = 0; times < 8; times += 1) {
+    const { sub } = world.socket.subscribes.at(-1)!;
+    const next = times + 1;
+    world.socket.say(resumed(sub, next, 99), events(sub, next, next), events(sub, 50, 51));
+    world.pass(1_000);
+  }
+  expect(world.sockets).toHaveLength(1);
+});
+
+test('the quality of a line is said: good, slow, silent, none', () => {
+  const world = new World();
+  const connection = world.connection();
+  const said: string[] = [];
+  connection.listen({ status: ({ quality }) => quality !== said.at(-1) && said.push(quality) });
+  connection.start();
+  world.socket.open();
+  world.pass(1_200);
+  world.socket.say({ type: 'welcome', protocol: 1, connection: 'c', server: { version: '1', boot: 'b' } });
+  expect(connection.status).toMatchObject({ quality: 'slow', roundTripMs: 1_200 });
+  world.wake('visible');
+  world.pass(40);
+  world.socket.say({ type: 'tasks', rev: 1, full: true, items: [] });
+  expect(connection.status).toMatchObject({ quality: 'good', roundTripMs: 40 });
+  world.pass(24_999);
+  expect(connection.status.quality).toBe('good');
+  world.pass(1);
+  expect(connection.status).toMatchObject({
+    quality: 'silent',
+    state: 'connected',
+    lastSeenAt: world.time - 25_000,
+  });
+  world.socket.say(heartbeat());
+  expect(connection.status).toMatchObject({ quality: 'good', lastSeenAt: world.time });
+  world.socket.drop();
+  expect(said).toEqual(['none', 'slow', 'good', 'silent', 'good', 'none']);
+});
+
+test('a heartbeat that comes later than the others makes the way longer by as much', () => {
+  const { world, connection } = connected();
+  world.wake('visible');
+  world.pass(30);
+  world.socket.say({ type: 'tasks', rev: 1, full: true, items: [] });
+  // The clock of the server is an hour ahead of this one: that is no distance.
+  const ahead = 3_600_000;
+  const beat = (sentAt: number) =>
+    world.socket.say({ type: 'heartbeat', at: new Date(sentAt + ahead).toISOString(), heads: {} });
+  world.pass(20_000);
+  beat(world.time - 15);
+  expect(connection.status.roundTripMs).toBe(30);
+  world.pass(20_000);
+  beat(world.time - 415);
+  expect(connection.status.roundTripMs).toBe(430);
+  world.pass(20_000);
+  beat(world.time - 15);
+  expect(connection.status.roundTripMs).toBe(30);
+});
+
+test('NAM-15, T-33: what the client does is said in its log, in plain words', () => {
+  const world = new World();
+  const told: string[] = [];
+  const connection = world.connection(true, { log: (text) => told.push(text) });
+  connection.start();
+  world.socket.welcome();
+  world.wake('visible');
+  world.pass(PROBE_DEADLINE_MS);
+  world.wake('online');
+  world.untilNextSocket();
+  world.socket.welcome();
+  world.socket.drop(4500);
+  expect(told).toEqual([
+    'connecting',
+    'connected',
+    'page -> active (visible)',
+    'no sign of life',
+    'WS not connected - reconnecting',
+    'page -> active (online)',
+    'WS not connected - reconnecting',
+    'connecting',
+    'reconnected - notifying listeners',
+    'connection closed',
+    'waiting for a person: sign_in',
+  ]);
+  for (const text of told) expect(text).toMatch(/^[\x20-\x7e]+$/);
 });

@@ -1,7 +1,7 @@
 // A world for the client under test: a clock that moves when told, sockets that do what the test says.
 
 import { Connection, type ConnectionOptions } from '../src/connection';
-import type { Environment, Socket, WakeUp } from '../src/environment';
+import type { Environment, Line, Locks, Socket, WakeUp } from '../src/environment';
 import type { ServerFrame, TaskEvent } from '../src/frames';
 import type { ResetNews, SubscriptionHandler } from '../src/subscription';
 import type { Snapshot } from '../src/frames';
@@ -13,6 +13,8 @@ export class FakeSocket implements Socket {
   onclose: ((event: { code: number; reason: string }) => void) | null = null;
   onerror: ((event: unknown) => void) | null = null;
   readonly sent: Record<string, unknown>[] = [];
+  /** For tests: subscribes that got their answer. */
+  readonly answered = new Set<number>();
 
   send(text: string): void {
     if (this.readyState !== 1) throw new Error('not open');
@@ -70,6 +72,8 @@ export class World {
   chance = 0.5;
   isVisible = true;
   isOnline = true;
+  /** The page is frozen, or gone: nothing happens in it. */
+  stopped = false;
   readonly sockets: FakeSocket[] = [];
   private timers: Timer[] = [];
   private order = 0;
@@ -112,7 +116,8 @@ export class World {
   };
 
   connection(tasks = true, more: ConnectionOptions = {}): Connection {
-    return new Connection({ url: 'ws://test/api/v1/live', tasks, environment: this.environment, ...more });
+    const environment = { ...this.environment, ...more.environment };
+    return new Connection({ url: 'ws://test/api/v1/live', tasks, ...more, environment });
   }
 
   get socket(): FakeSocket {
@@ -121,6 +126,10 @@ export class World {
 
   pass(ms: number): void {
     const end = this.time + ms;
+    if (this.stopped) {
+      this.time = end;
+      return;
+    }
     for (;;) {
       const due = this.timers
         .filter((timer) => timer.at <= end)
@@ -231,4 +240,227 @@ export function resetTo(
 
 export function heartbeat(heads: Record<string, { sent: number; head: number }> = {}): ServerFrame {
   return { type: 'heartbeat', at: '2026-11-20T20:41:07.123456Z', heads };
+}
+
+/** Lets everything happen that waits for nothing but its turn. */
+export async function turns(): Promise<void> {
+  for (let turn = 0; turn < 5; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+}
+
+type Answer = Response | Promise<Response>;
+
+/** A server that is asked by calls: what it answers by path, and what it was asked. */
+export class Calls {
+  readonly asked: { method: string; path: string; headers: Record<string, string>; body: string | null }[] =
+    [];
+  private readonly routes: [RegExp, (path: string, init: RequestInit) => Answer][] = [];
+  up = true;
+
+  on(path: RegExp, answer: (path: string, init: RequestInit) => Answer): this {
+    this.routes.unshift([path, answer]);
+    return this;
+  }
+
+  readonly fetch = (async (url: string, init: RequestInit = {}) => {
+    const path = new URL(url).pathname.replace('/api/v1', '') + new URL(url).search;
+    const { method = 'GET', body = null } = init;
+    this.asked.push({ method, path, headers: init.headers as Record<string, string>, body: body as string });
+    if (!this.up) throw new TypeError('no network');
+    const route = this.routes.find(([pattern]) => pattern.test(path));
+    if (route === undefined) return problem(404, 'not_found');
+    const { signal } = init;
+    const answer = Promise.resolve(route[1](path, init));
+    if (!signal) return answer;
+    return new Promise<Response>((done, failed) => {
+      const stop = () => failed(new DOMException('aborted', 'AbortError'));
+      signal.addEventListener('abort', stop);
+      void answer.then(done, failed).finally(() => signal.removeEventListener('abort', stop));
+    });
+  }) as typeof globalThis.fetch;
+
+  of(path: RegExp): (typeof this.asked)[number][] {
+    return this.asked.filter((one) => path.test(one.path));
+  }
+}
+
+export function json(body: unknown, status = 200, headers: Record<string, string> = {}): Response {
+  return new Response(JSON.stringify(body), {
+    status,
+    headers: { 'Content-Type': 'application/json', ...headers },
+  });
+}
+
+export function problem(status: number, code: string, more: Record<string, unknown> = {}): Response {
+  return json({ status, code, title: code, detail: code, ...more }, status);
+}
+
+/** A page of a log of `head` events, as the server gives it. */
+export function pageOf(query: string, head: number, gen = GEN, oldest = 1, most = 500): Response {
+  const given = new URLSearchParams(query);
+  const after = Number(given.get('after') ?? 0);
+  const about = { oldest, head, gen };
+  if (after > 0 && given.get('gen') !== gen) return problem(409, 'generation', about);
+  if (after > head) return problem(409, 'future', about);
+  if (after > 0 && after < oldest - 1) return problem(410, 'retention', about);
+  const first = Math.max(after + 1, oldest);
+  const last = Math.min(head, first + most - 1);
+  const items = Array.from({ length: Math.max(0, last - first + 1) }, (_, at) => event(first + at));
+  return json({ task: 'a', ...about, items, next: items.at(-1)?.seq ?? after, more: last < head });
+}
+
+/** A stream of events that a test writes. */
+export class Stream {
+  private writer!: ReadableStreamDefaultController<Uint8Array>;
+  cancelled = false;
+  readonly response = new Response(
+    new ReadableStream<Uint8Array>({
+      start: (writer) => void (this.writer = writer),
+      cancel: () => void (this.cancelled = true),
+    }),
+    { headers: { 'Content-Type': 'text/event-stream' } },
+  );
+
+  write(text: string): void {
+    this.writer.enqueue(new TextEncoder().encode(text));
+  }
+
+  /** Frames as the server writes them: the name in front, the data without `sub`. */
+  say(...frames: object[]): void {
+    for (const frame of frames) {
+      const { sub: _, ...data } = frame as Record<string, unknown>;
+      const { type, gen, seq, last, event: one } = data as Record<string, unknown>;
+      const at = seq ?? last ?? (one as TaskEvent | undefined)?.seq;
+      const named = type === 'event' || type === 'events' || type === 'snapshot';
+      const id = named ? `id: ${String(gen ?? GEN)}.${String(at)}\n` : '';
+      this.write(`event: ${String(type)}\n${id}data: ${JSON.stringify(data)}\n\n`);
+    }
+  }
+
+  end(): void {
+    this.writer.close();
+  }
+
+  /** Whoever asked for it wants it no more. */
+  stopBy(signal: AbortSignal | null | undefined): void {
+    signal?.addEventListener('abort', () => {
+      this.cancelled = true;
+      this.writer.error(new DOMException('aborted', 'AbortError'));
+    });
+  }
+}
+
+/** Lines between the tabs of one browser: what is said on one is heard by all others of that name, a turn later. */
+export class Lines {
+  private readonly open_ = new Set<{ name: string; line: Line }>();
+  /** Lines of tabs that are frozen: they hear nothing and say nothing. */
+  readonly frozen = new Set<Line>();
+
+  readonly open = (name: string): Line => {
+    const line: Line = {
+      onmessage: null,
+      postMessage: (message) => {
+        if (this.frozen.has(line)) return;
+        const copy = structuredClone(message);
+        for (const other of [...this.open_]) {
+          if (other.name !== name || other.line === line) continue;
+          queueMicrotask(() => {
+            if (this.open_.has(other) && !this.frozen.has(other.line)) {
+              other.line.onmessage?.({ data: structuredClone(copy) as never });
+            }
+          });
+        }
+      },
+      close: () => void this.open_.delete(entry),
+    };
+    const entry = { name, line };
+    this.open_.add(entry);
+    return line;
+  };
+}
+
+interface Claim {
+  name: string;
+  tab: object;
+  held: () => Promise<void>;
+  granted: boolean;
+  finish: (error?: unknown) => void;
+}
+
+/** The locks of one browser, as the standard has them. */
+export class LockTable {
+  /** Nothing is granted. */
+  busy_ = false;
+  private claims: Claim[] = [];
+
+  get busy(): boolean {
+    return this.busy_;
+  }
+
+  set busy(busy: boolean) {
+    this.busy_ = busy;
+    for (const { name } of [...this.claims]) this.grant(name);
+  }
+
+  holders(name: RegExp): object[] {
+    return this.claims.filter((claim) => claim.granted && name.test(claim.name)).map(({ tab }) => tab);
+  }
+
+  tab(): Locks & { die(): void; tab: object } {
+    const tab = {};
+    return {
+      tab,
+      request: (name, { steal, signal }, held) =>
+        new Promise<void>((done, failed) => {
+          const claim: Claim = {
+            name,
+            tab,
+            held,
+            granted: false,
+            finish: (error) => {
+              this.claims = this.claims.filter((other) => other !== claim);
+              if (error === undefined) done();
+              else failed(error);
+              this.grant(name);
+            },
+          };
+          const aborted = () => !claim.granted && claim.finish(new DOMException('aborted', 'AbortError'));
+          if (signal?.aborted) {
+            failed(new DOMException('aborted', 'AbortError'));
+            return;
+          }
+          signal?.addEventListener('abort', aborted);
+          if (steal) {
+            const holder = this.claims.find((other) => other.name === name && other.granted);
+            this.claims.unshift(claim);
+            this.start(claim);
+            holder?.finish(new DOMException('stolen', 'AbortError'));
+          } else {
+            this.claims.push(claim);
+            queueMicrotask(() => this.grant(name));
+          }
+        }),
+      /** The process of the tab is gone, and its locks with it. */
+      die: () => {
+        const gone = this.claims.filter((claim) => claim.tab === tab);
+        this.claims = this.claims.filter((claim) => claim.tab !== tab);
+        for (const { name } of gone) this.grant(name);
+      },
+    };
+  }
+
+  private grant(name: string): void {
+    if (this.busy_ || this.claims.some((claim) => claim.name === name && claim.granted)) return;
+    const next = this.claims.find((claim) => claim.name === name);
+    if (next !== undefined) this.start(next);
+  }
+
+  private start(claim: Claim): void {
+    claim.granted = true;
+    void Promise.resolve()
+      .then(claim.held)
+      .then(
+        () => this.claims.includes(claim) && claim.finish(),
+        (error: unknown) => this.claims.includes(claim) && claim.finish(error ?? 'failed'),
+      );
+  }
 }

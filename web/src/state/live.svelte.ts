@@ -2,29 +2,43 @@
 
 import { Connection, Problem } from '@rejoin/client';
 import type { ConnectionStatus, Notice, Task, TasksFrame } from '@rejoin/client';
+import { Outbox, type OutboxEntry } from '@rejoin/client/outbox';
+import { tabs } from '@rejoin/client/tabs';
 import { PageApi } from './api';
+import { forgetAll } from './typed';
+
+/** Who presses Run wants it soon. What has waited for so long is shown, and not sent behind anybody's back. */
+const MAX_AGE_MS = 3_600_000;
 
 export interface Toast {
   id: number;
   text: string;
 }
 
-function liveUrl(): string {
-  const url = new URL('/api/v1/live', location.href);
-  url.protocol = url.protocol === 'https:' ? 'wss:' : 'ws:';
-  url.hash = '';
-  return url.href;
-}
+/** The tabs elect one of them; a worker only where there are no locks to do so with. */
+const share = navigator.locks
+  ? tabs()
+  : tabs({
+      worker: () =>
+        new SharedWorker(new URL('../tabs.worker.ts', import.meta.url), { type: 'module', name: 'rejoin' }),
+    });
 
 class Live {
   readonly api = new PageApi();
-  readonly connection = new Connection({ url: liveUrl(), tasks: true });
+  readonly connection = new Connection({
+    tasks: true,
+    share,
+    log: (text, fields) => console.debug(`rejoin: ${text}`, fields ?? ''),
+  });
+  readonly outbox = new Outbox({ connection: this.connection, maxAgeMs: MAX_AGE_MS });
 
   status = $state.raw<ConnectionStatus>(this.connection.status);
   tasks = $state.raw<ReadonlyMap<string, Task>>(new Map());
   /** False until the first whole list, when an empty map means nothing yet. */
   listed = $state(false);
   notices = $state.raw<readonly Notice[]>([]);
+  /** What was asked for and has not been answered. */
+  waiting = $state.raw<readonly OutboxEntry[]>([]);
   toasts = $state.raw<readonly Toast[]>([]);
   signInError = $state<string | null>(null);
   signingIn = $state(false);
@@ -36,6 +50,7 @@ class Live {
   );
 
   constructor() {
+    this.outbox.listen((entries) => (this.waiting = entries));
     this.connection.listen({
       status: (status) => {
         const before = this.status;
@@ -85,6 +100,14 @@ class Live {
     this.signedOut = true;
     this.tasks = new Map();
     this.listed = false;
+    // Whoever signs in next is somebody else.
+    await Promise.all([this.outbox.clear(), forgetAll()]);
+  }
+
+  async takeBack(entry: OutboxEntry): Promise<void> {
+    if (!(await this.outbox.takeBack(entry.id))) {
+      this.toast('It was taken back, but may have arrived before');
+    }
   }
 
   /** Any call may find out that the session is over. */

@@ -2,7 +2,7 @@
 
 import { hasEnded } from '@rejoin/client';
 import type { ResetNews, Run, Subscription, TaskEvent } from '@rejoin/client';
-import { TaskLog, type LogSink } from '../log';
+import { TaskLog, type LogSink } from '@rejoin/client/log';
 import { Timeline, type Row } from '../timeline';
 import { live } from './live.svelte';
 
@@ -36,7 +36,7 @@ export class TaskWatch implements LogSink {
 
   private readonly timeline = new Timeline();
   private readonly log: TaskLog;
-  private readonly subscription: Subscription;
+  private subscription: Subscription;
   private frame = 0;
   private caughtUpOnce = false;
 
@@ -49,6 +49,15 @@ export class TaskWatch implements LogSink {
   close(): void {
     live.connection.unwatch(this.subscription);
     cancelAnimationFrame(this.frame);
+  }
+
+  /** A person asks for it once more. */
+  again(): void {
+    live.connection.unwatch(this.subscription);
+    this.gone = false;
+    this.refused = null;
+    this.settled = this.caughtUpOnce = false;
+    this.subscription = live.connection.watch(this.task, this.log);
   }
 
   focus(run: string | null): void {

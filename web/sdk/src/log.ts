@@ -1,17 +1,19 @@
 // What a client holds of one task's log: which stretches, of which generation, and the paging that closes the holes a
 // reset leaves. It knows no socket; a subscription feeds it, and it hands events to a sink.
 
-import { Problem } from '@rejoin/client';
-import type {
-  ErrorFrame,
-  EventPage,
-  EventQuery,
-  ResetNews,
-  Run,
-  Snapshot,
-  SubscriptionHandler,
-  TaskEvent,
-} from '@rejoin/client';
+import {
+  Problem,
+  type ErrorFrame,
+  type EventPage,
+  type EventQuery,
+  type ResetNews,
+  type Run,
+  type Snapshot,
+  type SubscriptionHandler,
+  type TaskEvent,
+} from './index.js';
+
+export { foldRun } from './fold.js';
 
 export interface LogSink {
   /** Forget every event and run: the log is another one. */

@@ -1,6 +1,6 @@
-import { Problem, type EventPage, type EventQuery, type Snapshot, type TaskEvent } from '@rejoin/client';
+import { Problem, type EventPage, type EventQuery, type Snapshot, type TaskEvent } from '../src/index';
 import { expect, test } from 'vitest';
-import { GEN, event } from '../sdk/tests/world';
+import { GEN, event } from './world';
 import { TaskLog, type LogSink } from '../src/log';
 
 class Shelf implements LogSink {

@@ -1,6 +1,6 @@
-import { hasEnded, type Run, type TaskEvent } from '@rejoin/client';
+import { hasEnded, type Run, type TaskEvent } from '../src/index';
 import { expect, test } from 'vitest';
-import { foldRun } from '../src/run';
+import { foldRun } from '../src/fold';
 
 let seq = 0;
 const status = (data: Record<string, unknown>): TaskEvent => ({

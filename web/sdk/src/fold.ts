@@ -1,6 +1,6 @@
 // What a run is, folded from its status events. The same fold as the server's, so both always agree.
 
-import type { Run, TaskEvent } from '@rejoin/client';
+import type { Run, TaskEvent } from './index.js';
 
 function text(value: unknown): string | null {
   return typeof value === 'string' ? value : null;
