@@ -63,11 +63,8 @@ pub async fn open(
     let of_run = match OfRun::named(&api.runs, &id, query.run.as_deref()).await {
         Ok(of_run) => of_run,
         Err(error) if error.status().is_server_error() => {
-            let mut text = String::new();
-            let error = StoreError::Broken("the run could not be looked up".to_owned());
-            write_event(&mut text, "error", None, &frame::store_error(None, &error));
-            text.push_str(&Goodbye { word: "internal", retry_ms: Some(RETRY_STORE_MS) }.text());
-            return Ok(response(Body::from(text)));
+            let goodbye = Goodbye { word: "internal", retry_ms: Some(RETRY_STORE_MS) };
+            return Ok(response(Body::from(goodbye.text())));
         }
         Err(error) => return Err(error),
     };
