@@ -32,6 +32,11 @@ dist: page ## Build the smallest and fastest program; takes minutes longer
 	$(CARGO) build --locked --profile dist
 	@ls -l $(TARGET)/dist/rejoin
 
+.PHONY: bench
+bench: $(TARGET)/release/rejoin ## Measure; BENCH="--only S3 --quiet 60" for a part of it, BENCH=--help for more
+	$(CARGO) build --locked --release -p rejoin-bench
+	$(TARGET)/release/rejoin-bench --server $(TARGET)/release/rejoin --under $(TARGET) $(BENCH)
+
 .PHONY: page
 page: web/dist/index.html ## Build the page, if something of it changed
 
@@ -55,11 +60,18 @@ web/node_modules/.package-lock.json: web/package.json web/package-lock.json web/
 	$(NPM) ci --prefix web --no-audit --no-fund
 	@touch $@
 
+# What is too long for the gate. A part that is there for the commit is not played again, one that was interrupted is
+# gone on with or begun anew.
+
+.PHONY: soak
+soak: page ## Hours of kills, dead lines, crowds and silence; PART="idle memory" for some, SIDE_BY_SIDE=1, SOAK_MINUTES
+	@CARGO="$(CARGO)" tests/soak/soak.sh $(PART)
+
 # The gate. From what fails soonest to what takes longest; each part can be made by itself.
 
 .PHONY: test
 test: ## The whole gate: every part below
-	@all=$$SECONDS; for part in tools format page-checks lint rust-tests docs models python-tests browser-tests dependencies; do \
+	@all=$$SECONDS; for part in tools format page-checks lint rust-tests conformance docs models python-tests browser-tests dependencies; do \
 		printf '\n==> %s\n' "$$part"; started=$$SECONDS; \
 		$(MAKE) "$$part"; \
 		printf '==> %s: ok, %d s\n' "$$part" "$$((SECONDS - started))"; \
@@ -81,7 +93,7 @@ tools: ## What the tests need: the packages of the page; Chromium and Python's v
 
 .PHONY: format
 format: ## Rust is formatted
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 
 .PHONY: page-checks
 page-checks: web/node_modules/.package-lock.json ## Types, lints, format and tests of the page and its client
@@ -90,7 +102,7 @@ page-checks: web/node_modules/.package-lock.json ## Types, lints, format and tes
 
 .PHONY: lint
 lint: page ## clippy, with and without the features for tests
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
 	$(CARGO) clippy --locked --lib --test loom --features loom -- -D warnings
 
@@ -98,6 +110,18 @@ lint: page ## clippy, with and without the features for tests
 .PHONY: rust-tests
 rust-tests: page ## All tests in Rust but the models
 	$(CARGO) test --locked --features failpoints
+
+# The cases for this server are among rust-tests, those for the page's client among page-checks.
+.PHONY: conformance
+conformance: page ## The conformance kit: the command line's client, and the server once more from outside
+	$(CARGO) build --locked --features failpoints
+	REJOIN_BIN="$(abspath $(TARGET))/debug/rejoin" node --test --test-reporter=dot tests/conformance/client.test.mjs
+	REJOIN_BIN="$(abspath $(TARGET))/debug/rejoin" SERVER='node tests/conformance/control.mjs' \
+		$(CARGO) test --locked --features failpoints --test it conformance::the_server
+
+.PHONY: faults
+faults: page ## Plants fifteen faults in turn; the kit has to find each. Not in the gate: minutes
+	node tests/conformance/plant.mjs
 
 .PHONY: models
 models: ## Every interleaving of the orders that must hold

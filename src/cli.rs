@@ -92,6 +92,23 @@ enum Command {
         #[arg(value_name = "TASK|RUN")]
         target: Option<String>,
     },
+    /// Say something to the run of a task that is under way
+    Send {
+        /// The id or title of the task
+        task: String,
+        /// What to say
+        text: String,
+    },
+    /// Let a run go on that asks for it
+    Approve {
+        /// The run's id
+        run: String,
+    },
+    /// Tell a run that asks that it may not
+    Deny {
+        /// The run's id
+        run: String,
+    },
     /// Say how the server is
     Status,
     /// Print a completion script for a shell
@@ -198,6 +215,16 @@ enum RunsCommand {
         /// The run's id
         run: String,
     },
+    /// Do once more what a run that is over was to do, with the same parameters
+    Retry {
+        /// The run's id
+        run: String,
+        #[command(flatten)]
+        until: add::Until,
+        /// Do it once, however often this is sent with the same key
+        #[arg(long, value_name = "KEY")]
+        once: Option<String>,
+    },
     /// Print what a run did
     Logs {
         /// The run's id
@@ -288,6 +315,9 @@ async fn speak(session: Session, command: Command) -> Result<()> {
     match command {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
+        Command::Send { task, text } => runs::send(&session, &task, &text).await,
+        Command::Approve { run } => runs::answer(&session, &run, "approve").await,
+        Command::Deny { run } => runs::answer(&session, &run, "deny").await,
         Command::Watch { target } => watch::watch(session, target).await,
         Command::Tasks { command } => match command {
             TasksCommand::Add(add) => add::add(session, *add).await,
@@ -308,6 +338,7 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             RunsCommand::List { task, state, n } => runs::list(&session, task, state, n).await,
             RunsCommand::Show { run } => runs::show(&session, &run).await,
             RunsCommand::Stop { run } => runs::stop(&session, &run).await,
+            RunsCommand::Retry { run, until, once } => runs::retry(session, &run, until, once.as_deref()).await,
             RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
         },
         Command::Serve { .. } | Command::Completions { .. } | Command::Supervise => Ok(()),
@@ -342,6 +373,11 @@ mod tests {
             &["tasks", "validate"],
             &["runs", "list", "--task", "x", "--state", "failed"],
             &["runs", "logs", "r", "-f", "--tail", "5"],
+            &["runs", "retry", "r"],
+            &["runs", "retry", "r", "--wait", "--once", "k"],
+            &["send", "Long task", "stop after this step"],
+            &["approve", "r"],
+            &["deny", "r"],
             &["watch"],
             &["watch", "x", "--server", "https://example.org"],
             &["status"],

@@ -265,7 +265,7 @@ pub struct Status {
     /// The state.
     pub state: State,
     /// The state in words, for people.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     pub text: String,
     /// Why, where there is a reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -303,6 +303,11 @@ pub struct Status {
     /// Members that this version does not know.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Absent and null mean the same.
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Status {

@@ -23,5 +23,5 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: { proxy: { '/api': { target: server, ws: true } } },
-  test: { include: ['sdk/tests/**/*.test.{ts,mjs}', 'tests/**/*.test.ts'], environment: 'node' },
+  test: { include: ['sdk/tests/**/*.test.ts', 'tests/**/*.test.{ts,mjs}'], environment: 'node' },
 });

@@ -128,11 +128,6 @@ impl Fleet {
         self.sockets[index].position
     }
 
-    /// The log that a watcher reads.
-    pub fn generation(&self, index: usize) -> Option<&str> {
-        self.sockets[index].generation.as_deref()
-    }
-
     /// Whether a watcher is connected, or about to be.
     pub fn is_there(&self, index: usize) -> bool {
         self.sockets[index].phase != Phase::Away

@@ -10,11 +10,14 @@ use clap::Parser;
 
 mod fleet;
 mod http;
+mod lookup;
 mod publish;
+mod quiet;
 mod report;
 mod scenario;
 mod script;
 mod server;
+mod standing;
 
 use report::Row;
 use scenario::Bench;
@@ -31,16 +34,23 @@ struct Options {
     /// How often each row is measured.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
-    /// Only these, by name: S1 to S7.
+    /// Only these: S1 to S7, look-up, idle, store.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How many events S2 publishes for its sustained rate; 0 leaves that out.
     #[arg(long, default_value_t = 5_000_000)]
     many: u64,
+    /// Waits up to so many seconds, before each measurement, for everything else on this machine to be quiet, and
+    /// measures again what was disturbed.
+    #[arg(long, default_value_t = 0)]
+    quiet: u64,
     /// Prints JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
+
+#[global_allocator]
+static ALLOCATOR: lookup::Counting = lookup::Counting;
 
 type Scenario = fn(&Bench) -> Vec<Row>;
 
@@ -52,6 +62,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("S5", scenario::s5),
     ("S6", scenario::s6),
     ("S7", scenario::s7),
+    ("look-up", lookup::lookup),
+    ("idle", standing::idle),
+    ("store", standing::store),
 ];
 
 fn main() -> Result<()> {
@@ -64,6 +77,7 @@ fn main() -> Result<()> {
         under: std::path::absolute(&options.under)?,
         repeats: options.repeats.max(1),
         many: options.many,
+        wait_for_quiet: std::time::Duration::from_secs(options.quiet),
     };
     let mut rows = Vec::new();
     for (name, scenario) in SCENARIOS {

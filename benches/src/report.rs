@@ -57,6 +57,8 @@ pub struct Row {
     pub must: Option<Bound>,
     /// The measurements.
     pub samples: Vec<Sample>,
+    /// The share of the machine that others had during each.
+    pub others: Vec<f64>,
     /// Why they count for nothing.
     pub void: Option<String>,
 }
@@ -64,7 +66,13 @@ pub struct Row {
 impl Row {
     /// A row without measurements.
     pub fn new(id: &'static str, what: &'static str, unit: &'static str, must: Option<Bound>) -> Self {
-        Self { id, what, unit, must, samples: Vec::new(), void: None }
+        Self { id, what, unit, must, samples: Vec::new(), others: Vec::new(), void: None }
+    }
+
+    /// Adds a measurement, and the share of the machine that others had meanwhile.
+    pub fn add(&mut self, sample: Sample, others: f64) {
+        self.samples.push(sample);
+        self.others.push(others);
     }
 
     fn sorted(&self, of: impl Fn(&Sample) -> Option<f64>) -> Vec<f64> {
@@ -92,6 +100,7 @@ impl Row {
             "samples": self.samples.iter().map(|sample| sample.value).collect::<Vec<_>>(),
             "server_cpu_s_per_million": self.samples.iter().map(|sample| sample.cpu).collect::<Vec<_>>(),
             "server_memory_mib": self.samples.iter().map(|sample| sample.memory).collect::<Vec<_>>(),
+            "others": self.others,
             "must": self.must.map(Bound::words), "met": self.verdict(), "void": self.void,
         })
     }
@@ -110,7 +119,7 @@ pub fn median(sorted: &[f64]) -> f64 {
 pub fn table(rows: &[Row]) -> String {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["", "measured", "unit", "min", "median", "max", "must", "met", "CPU-s/M", "MiB"]);
+    table.set_header(["", "measured", "unit", "min", "median", "max", "must", "met", "CPU-s/M", "MiB", "others"]);
     for row in rows {
         let values = row.sorted(|sample| Some(sample.value));
         let beside = |values: Vec<f64>| if values.is_empty() { String::new() } else { short(median(&values)) };
@@ -127,6 +136,7 @@ pub fn table(rows: &[Row]) -> String {
             Cell::new(row.verdict()),
             right(beside(row.sorted(|sample| sample.cpu))),
             right(beside(row.sorted(|sample| sample.memory))),
+            right(format!("{:.0} %", row.others.iter().copied().fold(0.0, f64::max) * 100.0)),
         ]);
     }
     let mut text = table.to_string();

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::fleet::{Fleet, nanos};
 use crate::http;
 use crate::publish::Publisher;
+use crate::quiet;
 use crate::report::{Bound, Row, Sample};
 use crate::script::Script;
 use crate::server::Server;
@@ -33,6 +34,8 @@ pub struct Bench {
     pub repeats: usize,
     /// How many events S2 publishes for its sustained rate.
     pub many: u64,
+    /// How long to wait for others to leave the machine alone.
+    pub wait_for_quiet: Duration,
 }
 
 /// The file of a task whose work is done elsewhere.
@@ -45,18 +48,33 @@ impl Bench {
         Server::start(&self.program, &self.under, [external(TASK)])
     }
 
-    /// Measures a row again and again. What goes wrong once makes it void.
-    pub fn row(&self, mut row: Row, mut once: impl FnMut() -> Result<Sample>) -> Row {
+    /// Measures rows again and again; each time gives one sample of each. What goes wrong once makes them void. A
+    /// measurement that others disturbed is made again, as long as there is time to wait for them.
+    pub fn rows<const N: usize>(&self, mut rows: [Row; N], mut once: impl FnMut() -> Result<[Sample; N]>) -> Vec<Row> {
         for _ in 0..self.repeats {
-            match once() {
-                Ok(sample) => row.samples.push(sample),
+            match self.measure(&mut once) {
+                Ok((samples, others)) => {
+                    rows.iter_mut().zip(samples).for_each(|(row, sample)| row.add(sample, others));
+                }
                 Err(error) => {
-                    row.void = Some(format!("{error:#}"));
+                    rows.iter_mut().for_each(|row| row.void = Some(format!("{error:#}")));
                     break;
                 }
             }
         }
-        row
+        rows.into()
+    }
+
+    fn measure<T>(&self, once: &mut impl FnMut() -> Result<T>) -> Result<(T, f64)> {
+        let deadline = Instant::now() + self.wait_for_quiet;
+        loop {
+            quiet::wait(deadline)?;
+            let watch = quiet::Watch::begin()?;
+            let samples = once()?;
+            if watch.was_quiet()? || Instant::now() >= deadline {
+                return Ok((samples, watch.others()?));
+            }
+        }
     }
 }
 
@@ -103,10 +121,9 @@ fn per_million(cpu: Duration, deliveries: u64) -> Option<f64> {
 /// S1: one watcher, 1,000 events a second: publish to receipt.
 pub fn s1(bench: &Bench) -> Vec<Row> {
     let micros = |nanos: Option<&u64>| Sample::from(nanos.map_or(f64::NAN, |nanos| *nanos as f64 / 1e3));
-    let mut p99 =
-        Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
+    let p99 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p99", "µs", Some(Bound::AtMost(1000.0)));
     let p50 = Row::new("S1", "one watcher, 1,000 events/s: publish to receipt, p50", "µs", Some(Bound::AtMost(200.0)));
-    let p50 = bench.row(p50, || {
+    bench.rows([p50, p99], || {
         const EVENTS: u64 = 5000;
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
@@ -134,24 +151,23 @@ pub fn s1(bench: &Bench) -> Vec<Row> {
         // The first tenth warms up both sides.
         let mut ways = fleet.seen.ways.split_off(EVENTS as usize / 10);
         ways.sort_unstable();
-        p99.samples.push(Sample { cpu, ..micros(ways.get(ways.len() * 99 / 100)) });
-        Ok(Sample { cpu, ..micros(ways.get(ways.len() / 2)) })
-    });
-    p99.void.clone_from(&p50.void);
-    vec![p50, p99]
+        let at = |part: usize| Sample { cpu, ..micros(ways.get(ways.len() * part / 100)) };
+        Ok([at(50), at(99)])
+    })
 }
 
 /// S2: one run, as fast as it goes, one watcher; and the same for long.
 pub fn s2(bench: &Bench) -> Vec<Row> {
     let what = "one run, 200,000 events as fast as it goes, one watcher";
     let burst = Row::new("S2", what, "events/s", Some(Bound::AtLeast(410_000.0)));
-    let burst = bench.row(burst, || flood(bench, 200_000));
+    let mut rows = bench.rows([burst], || Ok([flood(bench, 200_000)?]));
     if bench.many == 0 {
-        return vec![burst];
+        return rows;
     }
     let what = if bench.many == 5_000_000 { "the same, 5,000,000 events" } else { "the same, for long" };
     let sustained = Row::new("S2", what, "events/s", Some(Bound::AtLeast(200_000.0)));
-    vec![burst, bench.row(sustained, || flood(bench, bench.many))]
+    rows.extend(bench.rows([sustained], || Ok([flood(bench, bench.many)?])));
+    rows
 }
 
 fn flood(bench: &Bench, events: u64) -> Result<Sample> {
@@ -192,7 +208,7 @@ pub fn s3(bench: &Bench) -> Vec<Row> {
     const WATCHERS: u64 = 500;
     let what = "2,000 events to 500 watchers";
     let row = Row::new("S3", what, "deliveries/s", Some(Bound::AtLeast(1_300_000.0)));
-    let row = bench.row(row, || {
+    bench.rows([row], || {
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
         let mut fleet = watched(&server, WATCHERS as usize, &script)?;
@@ -201,13 +217,12 @@ pub fn s3(bench: &Bench) -> Vec<Row> {
         let cpu = server.cpu()?;
         let taken = burst(&server, &mut fleet, &script, 1, EVENTS)?;
         ensure!(fleet.seen.delivered - before == EVENTS * WATCHERS, "not every event was delivered once");
-        Ok(Sample {
+        Ok([Sample {
             value: (EVENTS * WATCHERS) as f64 / taken.as_secs_f64(),
             cpu: per_million(server.cpu()? - cpu, EVENTS * WATCHERS),
             memory: Some(server.peak()? as f64 / MIB),
-        })
-    });
-    vec![row]
+        }])
+    })
 }
 
 /// S4: 10,000 events missed, one watcher: from connect to the last event.
@@ -215,7 +230,7 @@ pub fn s4(bench: &Bench) -> Vec<Row> {
     const MISSED: u64 = 10_000;
     let row =
         Row::new("S4", "10,000 events missed, one watcher: connect to last event", "ms", Some(Bound::AtMost(9.0)));
-    let row = bench.row(row, || {
+    bench.rows([row], || {
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
         let generation = publish(&server, &script, 1, MISSED)?;
@@ -229,13 +244,12 @@ pub fn s4(bench: &Bench) -> Vec<Row> {
         fleet.until(PATIENCE, |fleet| fleet.seen.at_goal == 1)?;
         let taken = started.elapsed();
         ensure!(fleet.seen.delivered == MISSED, "{} events instead of {MISSED}", fleet.seen.delivered);
-        Ok(Sample {
+        Ok([Sample {
             value: taken.as_secs_f64() * 1e3,
             cpu: per_million(server.cpu()? - cpu, MISSED),
             memory: Some(server.resident()? as f64 / MIB),
-        })
-    });
-    vec![row]
+        }])
+    })
 }
 
 /// S5: 1,000 watchers cut at once, 200 events missed by each: until all are caught up.
@@ -243,9 +257,9 @@ pub fn s5(bench: &Bench) -> Vec<Row> {
     const WATCHERS: u64 = 1000;
     const MISSED: u64 = 200;
     let what = "1,000 watchers cut at once, 200 missed each: all caught up";
-    let mut grown = Row::new("S5", "memory beyond that before the storm, at most", "MiB", Some(Bound::AtMost(50.0)));
+    let grown = Row::new("S5", "memory beyond that before the storm, at most", "MiB", Some(Bound::AtMost(50.0)));
     let row = Row::new("S5", what, "ms", Some(Bound::AtMost(200.0)));
-    let row = bench.row(row, || {
+    bench.rows([row, grown], || {
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
         let mut fleet = watched(&server, WATCHERS as usize, &script)?;
@@ -261,15 +275,13 @@ pub fn s5(bench: &Bench) -> Vec<Row> {
         let taken = started.elapsed();
         ensure!(fleet.seen.at_goal == fleet.len(), "told that it is caught up, and is not");
         ensure!(fleet.seen.delivered - before == WATCHERS * MISSED, "not every event was delivered once");
-        grown.samples.push(Sample::from(server.peak()?.saturating_sub(memory) as f64 / MIB));
-        Ok(Sample {
+        let time = Sample {
             value: taken.as_secs_f64() * 1e3,
             cpu: per_million(server.cpu()? - cpu, WATCHERS * MISSED),
             memory: Some(server.peak()? as f64 / MIB),
-        })
-    });
-    grown.void.clone_from(&row.void);
-    vec![row, grown]
+        };
+        Ok([time, Sample::from(server.peak()?.saturating_sub(memory) as f64 / MIB)])
+    })
 }
 
 /// S6: 5,000 watchers of a task that says nothing.
@@ -277,10 +289,9 @@ pub fn s6(bench: &Bench) -> Vec<Row> {
     const WATCHERS: usize = 5000;
     /// Longer than one interval of heartbeats.
     const IDLE: Duration = Duration::from_secs(25);
-    let mut busy =
-        Row::new("S6", "5,000 idle watchers: CPU, heartbeats and their answers included", "% of a core", None);
+    let busy = Row::new("S6", "5,000 idle watchers: CPU, heartbeats and their answers included", "% of a core", None);
     let row = Row::new("S6", "5,000 idle watchers: server memory of each", "KiB", Some(Bound::AtMost(6.0)));
-    let row = bench.row(row, || {
+    bench.rows([row, busy], || {
         let server = bench.start()?;
         let script = open_run(&server, TASK)?;
         // What the first connection brings into memory once for all is not the watchers'.
@@ -293,25 +304,20 @@ pub fn s6(bench: &Bench) -> Vec<Row> {
         fleet.idle(IDLE)?;
         ensure!(fleet.seen.ended.is_empty(), "{} sockets ended by themselves", fleet.seen.ended.len());
         let cpu = server.cpu()? - cpu;
-        busy.samples.push(Sample::from(cpu.as_secs_f64() / IDLE.as_secs_f64() * 100.0));
-        Ok(Sample { value: each, cpu: None, memory: Some(server.resident()? as f64 / MIB) })
-    });
-    busy.void.clone_from(&row.void);
-    vec![row, busy]
+        let memory = Sample { value: each, cpu: None, memory: Some(server.resident()? as f64 / MIB) };
+        Ok([memory, Sample::from(cpu.as_secs_f64() / IDLE.as_secs_f64() * 100.0)])
+    })
 }
 
 /// S7: 20 watchers, 10 random reconnections a second, 50 events a second, 20 s, and the server killed in the middle.
 pub fn s7(bench: &Bench) -> Vec<Row> {
-    let mut twice = Row::new("S7", "the same: events sent twice", "events", Some(Bound::AtMost(0.0)));
+    let twice = Row::new("S7", "the same: events sent twice", "events", Some(Bound::AtMost(0.0)));
     let what = "20 watchers, 10 reconnections/s, 50 events/s, 20 s, one kill -9: events lost";
     let lost = Row::new("S7", what, "events", Some(Bound::AtMost(0.0)));
-    let lost = bench.row(lost, || {
-        let (lost, again) = kill_in_between(bench)?;
-        twice.samples.push(Sample::from(again as f64));
-        Ok(Sample::from(lost as f64))
-    });
-    twice.void.clone_from(&lost.void);
-    vec![lost, twice]
+    bench.rows([lost, twice], || {
+        let (lost, twice) = kill_in_between(bench)?;
+        Ok([Sample::from(lost as f64), Sample::from(twice as f64)])
+    })
 }
 
 fn kill_in_between(bench: &Bench) -> Result<(u64, u64)> {

@@ -63,11 +63,6 @@ impl Server {
         self.child.id()
     }
 
-    /// Where its data is.
-    pub fn data(&self) -> PathBuf {
-        self.home.path().join("data")
-    }
-
     /// `kill -9`; waits until it is gone.
     ///
     /// # Errors

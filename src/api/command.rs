@@ -33,12 +33,15 @@ pub struct Commands {
     pub under_way: TaskTracker,
 }
 
-/// The commands of one socket.
+/// The commands of one socket. Most have none: it is memory of every watcher.
 #[derive(Debug)]
 pub struct Desk {
-    commands: Commands,
     by: Credential,
-    socket: Arc<Handle>,
+    at_work: Option<Box<AtWork>>,
+}
+
+#[derive(Debug, Default)]
+struct AtWork {
     answers: Arc<Mutex<Answers>>,
     /// The end of the last command that the next one has to follow.
     last: Option<oneshot::Receiver<()>>,
@@ -63,12 +66,12 @@ pub enum Taken {
 
 impl Desk {
     /// The desk of a socket, for whoever is at it.
-    pub fn new(commands: Commands, by: Credential, socket: Arc<Handle>) -> Self {
-        Self { commands, by, socket, answers: Arc::default(), last: None }
+    pub const fn new(by: Credential) -> Self {
+        Self { by, at_work: None }
     }
 
     /// Takes a command. Those of one socket follow each other as they were sent; a stop follows none.
-    pub fn take(&mut self, id: &Value, what: Map<String, Value>) -> Taken {
+    pub fn take(&mut self, commands: &Commands, socket: &Arc<Handle>, id: &Value, what: Map<String, Value>) -> Taken {
         let Some(uuid) = id.as_str().and_then(|id| id.parse::<Uuid>().ok()) else {
             return Taken::Bad("the id of a command is a uuid".to_owned());
         };
@@ -77,8 +80,9 @@ impl Desk {
             Err(Unread::Bad(why)) => return Taken::Bad(why),
             Err(Unread::NotThere(error)) => return Taken::Said(refused(id.clone(), &error)),
         };
+        let AtWork { answers, last } = &mut **self.at_work.get_or_insert_default();
         {
-            let mut answers = self.answers();
+            let mut answers = lock(answers);
             if answers.under_way >= UNDER_WAY {
                 let message = format!("{UNDER_WAY} commands of this socket are under way: wait for one to be answered");
                 return Taken::Said(frame::error(Some(("id", id.clone())), "limit", &message, true));
@@ -87,15 +91,15 @@ impl Desk {
         }
         let before = match ask {
             Ask::Stop { .. } => None,
-            _ => self.last.take(),
+            _ => last.take(),
         };
         let (done, after) = oneshot::channel();
         if !matches!(ask, Ask::Stop { .. }) {
-            self.last = Some(after);
+            *last = Some(after);
         }
-        let (acts, by, socket) = (self.commands.acts.clone(), self.by.clone(), Arc::clone(&self.socket));
-        let (answers, id) = (Arc::clone(&self.answers), id.clone());
-        self.commands.under_way.spawn(async move {
+        let (acts, by, socket) = (commands.acts.clone(), self.by.clone(), Arc::clone(socket));
+        let (answers, id) = (Arc::clone(answers), id.clone());
+        commands.under_way.spawn(async move {
             if let Some(before) = before {
                 // Its end, however it ended.
                 let _ = before.await;
@@ -106,7 +110,7 @@ impl Desk {
                 _ => Some(answer(&acts, ask, uuid, id, &by).await),
             };
             let _ = done.send(());
-            let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut answers = lock(&answers);
             match answer {
                 Some(answer) => answers.ready.push_back(answer),
                 None => answers.under_way -= 1,
@@ -118,16 +122,22 @@ impl Desk {
     }
 
     /// The answers that are ready, in the order in which they came about.
-    pub fn fetch(&self) -> VecDeque<String> {
-        let mut answers = self.answers();
+    pub fn fetch(&mut self) -> VecDeque<String> {
+        let Some(at_work) = &self.at_work else { return VecDeque::new() };
+        let mut answers = lock(&at_work.answers);
         let ready = std::mem::take(&mut answers.ready);
         answers.under_way -= ready.len();
+        let is_done = answers.under_way == 0;
+        drop(answers);
+        if is_done {
+            self.at_work = None;
+        }
         ready
     }
+}
 
-    fn answers(&self) -> std::sync::MutexGuard<'_, Answers> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(answers: &Mutex<Answers>) -> std::sync::MutexGuard<'_, Answers> {
+    answers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn answer(acts: &Acts, ask: Ask, uuid: Uuid, id: Value, by: &Credential) -> String {

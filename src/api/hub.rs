@@ -195,8 +195,8 @@ impl Hub {
         Arc::new(Self { limits, sockets: Mutex::default() })
     }
 
-    /// A socket that has said nothing yet; `is_known` if it came with a good credential. Those that did not are few,
-    /// so that a thousand that come back at once do not stand in their way.
+    /// A socket that has said nothing yet; `is_known` if it came with a good credential. Only who did not stands among
+    /// the few that may be without one: a thousand that come back at once do not turn each other away.
     ///
     /// # Errors
     /// [`Closing::LIMIT`] when there are too many of them, [`Closing::draining`] when the server goes down.
@@ -205,6 +205,7 @@ impl Hub {
         if sockets.draining {
             return Err(Closing::draining(1000));
         }
+        // Beside those that are open: who comes back may take the place of its own older socket.
         let most = if is_known { self.limits.connections } else { self.limits.unauthenticated };
         let knocking = sockets.knocking(is_known);
         if *knocking >= most {
@@ -290,8 +291,9 @@ impl Hub {
             }
         } else {
             // It went by itself: what was said to an earlier one is no longer the last.
-            sockets.last_closes.remove(&key);
-            sockets.order.retain(|known| *known != key);
+            if sockets.last_closes.remove(&key).is_some() {
+                sockets.order.retain(|known| *known != key);
+            }
         }
     }
 

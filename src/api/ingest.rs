@@ -23,6 +23,7 @@ use super::{Api, One};
 use crate::run::external::feed::{Feed, Receipt, Rejected};
 use crate::run::external::{Elsewhere, Replaced};
 use crate::run::queue::RunError;
+use crate::run::queue::elsewhere::Also;
 use crate::run::runner::StopCause;
 
 /// The longest name of a producer.
@@ -67,7 +68,7 @@ pub async fn claim(
     let task = task_id(&id)?;
     let wait = query.or(CLAIM_WAIT)?;
     let begin = Instant::now();
-    let (key, asked) = (Key::of(&headers)?, format!("POST /tasks/{task}/claim"));
+    let (key, asked) = (Key::of(&headers)?, format!("claim {task}"));
     // Whoever waits with this key already, over a line that is dead, is not waited for any longer than for a run.
     let Ok(once) = tokio::time::timeout(wait, api.acts.keys.enter(key, &asked, &credential)).await else {
         return Ok(StatusCode::NO_CONTENT.into_response());
@@ -77,11 +78,11 @@ pub async fn claim(
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let (note, noted) = (once.note(), task.clone());
+    let (note, id) = (once.note(), task.clone());
     // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
-    let also = Arc::new(move |connection: &rusqlite::Connection, run| -> Result<(), RunError> {
+    let also: Also = Arc::new(move |connection, run| {
         let _turn = &once;
-        Ok(note.write(connection, &noted, Some(run))?)
+        Ok(note.write(connection, &id, Some(run))?)
     });
     let wait = wait.saturating_sub(begin.elapsed());
     match api.runs.claim(&task, wait, Some(also)).await? {

@@ -2,6 +2,7 @@
 //! for it anywhere but the few frames it is about to write.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,6 +132,7 @@ impl Live {
                     let end = session.run(&mut wire).await;
                     if let End::Close(closing) = &end {
                         session.member.handle.close(closing.clone());
+                        session.last_words(&mut wire, closing);
                     }
                     end
                 }
@@ -174,11 +176,10 @@ impl Live {
             },
             "last_close": member.last_close,
         });
-        let desk = Desk::new(self.commands.clone(), credential, Arc::clone(&member.handle));
         let mut session = Session {
             live: Arc::clone(self),
             member,
-            desk,
+            desk: Desk::new(credential),
             subs: Vec::with_capacity(hello.subscribe.len()),
             turn: 0,
             outbox: VecDeque::from([welcome.to_string().into()]),
@@ -428,6 +429,14 @@ impl Session {
         self.outbox.extend(due.into_iter().map(Utf8Bytes::from));
     }
 
+    /// Why the server goes is told in words too, also to who is closed before it looked around.
+    fn last_words(&mut self, wire: &mut WebSocket, closing: &Closing) {
+        if closing.code == Closing::draining(0).code {
+            let (_, due) = self.live.notices.since(self.notices_seen);
+            due.into_iter().for_each(|notice| wire.feed(Utf8Bytes::from(notice).into()));
+        }
+    }
+
     async fn show_list(&mut self) {
         self.live.board.look(Arc::clone(&self.member.handle.peer));
         self.send_list().await;
@@ -448,15 +457,15 @@ impl Session {
     }
 
     fn heartbeat(&self) -> String {
-        let heads: serde_json::Map<String, Value> = self
-            .subs
-            .iter()
-            .map(|sub| {
-                let heads = json!({ "sent": sub.reader.next().prev(), "head": sub.reader.topic().head() });
-                (sub.number.to_string(), heads)
-            })
-            .collect();
-        json!({ "type": "heartbeat", "at": rfc3339(self.live.clock.now()), "heads": heads }).to_string()
+        // Thousands of idle sockets say nothing else: written as it is, without a tree of values.
+        let mut text = format!(r#"{{"type":"heartbeat","at":"{}","heads":{{"#, rfc3339(self.live.clock.now()));
+        for (index, sub) in self.subs.iter().enumerate() {
+            let (comma, number) = (if index > 0 { "," } else { "" }, sub.number);
+            let (sent, head) = (sub.reader.next().prev(), sub.reader.topic().head());
+            let _ = write!(text, r#"{comma}"{number}":{{"sent":{sent},"head":{head}}}"#);
+        }
+        text.push_str("}}");
+        text
     }
 
     /// Reads a frame; what cannot be understood is answered, and the fifth ends the socket.
@@ -502,14 +511,16 @@ impl Session {
                 Ok(())
             }
             ClientFrame::Hello(_) => self.complain(None, "bad_frame", "hello was said already"),
-            ClientFrame::Command { id, what } => match self.desk.take(&id, what) {
-                Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
-                Taken::Said(text) => {
-                    self.outbox.push_back(text.into());
-                    Ok(())
+            ClientFrame::Command { id, what } => {
+                match self.desk.take(&self.live.commands, &self.member.handle, &id, what) {
+                    Taken::Bad(why) => self.complain(Some(("id", id)), "bad_frame", &why),
+                    Taken::Said(text) => {
+                        self.outbox.push_back(text.into());
+                        Ok(())
+                    }
+                    Taken::Later => Ok(()),
                 }
-                Taken::Later => Ok(()),
-            },
+            }
         }
     }
 

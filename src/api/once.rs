@@ -301,3 +301,89 @@ fn look_up(connection: &Connection, key: &Key, by: &str, now: Timestamp) -> rusq
 fn oldest(now: Timestamp) -> i64 {
     now.checked_sub(KEPT).unwrap_or(Timestamp::MIN).as_microsecond()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        for step in [include_str!("../store/schema/1.sql"), include_str!("../store/schema/2.sql")] {
+            connection.execute_batch(step).unwrap();
+        }
+        connection
+    }
+
+    fn key(text: &str) -> Key {
+        Key(text.into())
+    }
+
+    fn note(connection: &Connection, name: &str, by: &str, now: Timestamp) {
+        let entry = Entry { key: key(name), request: [7; 32], by: by.into(), now };
+        Note(Some(entry)).write(connection, &"job".parse().unwrap(), None).unwrap();
+    }
+
+    fn count(connection: &Connection) -> i64 {
+        connection.query_row("SELECT count(*) FROM effects", [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn one_credential_cannot_fill_the_table_and_another_is_not_held_up_by_it() {
+        let (connection, now) = (table(), Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1000));
+        connection
+            .execute(
+                "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                 INSERT INTO effects (key, request, run, task, at, credential)
+                 SELECT 'k' || i, x'00', '', 'job', ?2, 'token' FROM n",
+                params![MOST_KEYS - 1, now.as_microsecond()],
+            )
+            .unwrap();
+        let look = |name: &str, by: &str, now| look_up(&connection, &key(name), by, now).unwrap();
+        assert_eq!(look("new", "token", now), Found::Nothing, "one more has room");
+        note(&connection, "last", "token", now);
+        assert_eq!(look("new", "token", now), Found::Full);
+        assert!(matches!(look("last", "token", now), Found::Effect { .. }), "what is there is found");
+        assert!(matches!(look("last", "other", now), Found::Effect { .. }), "whoever asks");
+        assert_eq!(look("new", "other", now), Found::Nothing);
+        assert_eq!(look("new", "token", now + KEPT), Found::Nothing, "a day later there is room");
+    }
+
+    #[test]
+    fn what_is_too_old_goes_a_little_with_each_new_key() {
+        let (connection, now) = (table(), Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1000));
+        for n in 0..3 * SWEPT {
+            note(&connection, &n.to_string(), "token", now);
+        }
+        let later = now + KEPT;
+        assert_eq!(look_up(&connection, &key("5"), "token", later).unwrap(), Found::Nothing, "no longer found");
+        for (round, left) in [2 * SWEPT, SWEPT, 0, 0].into_iter().enumerate() {
+            note(&connection, &format!("new-{round}"), "token", later);
+            assert_eq!(count(&connection), left + round as i64 + 1);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_too_old_and_still_there_can_be_used_again() {
+        let (connection, now) = (table(), Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1000));
+        for n in 0..2 * SWEPT {
+            note(&connection, &format!("older-{n}"), "token", now);
+        }
+        note(&connection, "again", "token", now + SignedDuration::from_secs(1));
+        note(&connection, "again", "token", now + SignedDuration::from_secs(1) + KEPT);
+        let found = look_up(&connection, &key("again"), "token", now + SignedDuration::from_secs(2) + KEPT).unwrap();
+        assert!(matches!(found, Found::Effect { .. }));
+    }
+
+    #[test]
+    fn a_uuid_is_one_key_however_it_is_written() {
+        let of = |value: &str| {
+            let headers = HeaderMap::from_iter([("idempotency-key".parse().unwrap(), value.parse().unwrap())]);
+            Key::of(&headers).unwrap().unwrap()
+        };
+        let id = Uuid::now_v7();
+        for written in [id.to_string(), id.to_string().to_uppercase(), id.simple().to_string(), id.urn().to_string()] {
+            assert_eq!(of(&written), Key::from(id), "{written}");
+        }
+        assert_ne!(of("Key"), of("key"), "what is no uuid stands as it is");
+    }
+}

@@ -217,9 +217,15 @@ fn make(add: &Add) -> Result<Plan> {
         ("schedule", add.schedule.as_json()),
         ("policy", add.policy.as_json()),
     ]);
-    if add.run.is_empty() {
+    if is_elsewhere(&body) {
+        // Its runs are opened by its program; who stays for one wants one now.
+        if add.until.watch || add.until.wait {
+            body.insert("run".into(), true.into());
+        }
+    } else if add.run.is_empty() {
         body.insert("instruction".into(), add.text.clone().into());
-    } else {
+    }
+    if !add.run.is_empty() {
         let steps: Vec<Value> = add.run.iter().map(|command| json!({ "run": command })).collect();
         body.insert("steps".into(), steps.into());
     }
@@ -232,6 +238,11 @@ fn make(add: &Add) -> Result<Plan> {
         body.insert("params".into(), params.into());
     }
     Ok(Plan::Make { body })
+}
+
+/// Whether the work of a new task is done by a program elsewhere.
+fn is_elsewhere(body: &Map<String, Value>) -> bool {
+    body.get("agent").is_some_and(|agent| agent == "external")
 }
 
 fn no_such_title(words: &str, tasks: &[Task]) -> String {
@@ -372,15 +383,20 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
             screen.line("It would run at:")?;
             slot_lines(&times)?.iter().try_for_each(|line| screen.line(&format!("  {line}")))?;
         }
-        None if matches!(plan, Plan::Make { .. }) => screen.line("It would run once, now.")?,
-        None => {}
+        None => match plan {
+            Plan::Make { body } if is_elsewhere(body) && !body.contains_key("run") => {
+                screen.line("It would run when its program opens a run.")?;
+            }
+            Plan::Make { .. } => screen.line("It would run once, now.")?,
+            Plan::Run { .. } => {}
+        },
     }
     screen.say("Nothing was made.");
     Ok(())
 }
 
 /// Names the task, the run and the page, and stays until the run is over where that is wanted.
-async fn report(session: Session, mut answer: Value, until: Until) -> Result<()> {
+pub(super) async fn report(session: Session, mut answer: Value, until: Until) -> Result<()> {
     let made: Made = read(answer.clone())?;
     let screen = session.screen;
     let stays = until.watch || until.wait;
@@ -510,6 +526,20 @@ mod tests {
         let of_store = plan_of_words(&Add { run: words(&["true"]), ..add("My own") }, &tasks()).unwrap_err();
         assert_eq!(of_store.code(), 6);
         assert!(of_store.to_string().contains("rejoin tasks remove mine"), "{of_store}");
+    }
+
+    #[test]
+    fn a_program_elsewhere_gets_no_instruction_and_opens_its_runs_itself() {
+        let elsewhere = |until: Until| {
+            let policy = PolicyFlags { agent: Some("external".into()), ..PolicyFlags::default() };
+            let Ok(Plan::Make { body }) = plan_of_words(&Add { policy, until, ..add("Load report") }, &tasks()) else {
+                panic!("no task is made");
+            };
+            Value::Object(body)
+        };
+        assert_eq!(elsewhere(Until::default()), json!({"title": "Load report", "agent": "external"}));
+        let stays = elsewhere(Until { watch: true, wait: false });
+        assert_eq!(stays, json!({"title": "Load report", "agent": "external", "run": true}));
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! `rejoin runs list`, `show`, `stop` and `logs`.
+//! `rejoin runs list`, `show`, `stop`, `retry` and `logs`, and what can be said to a run: `send`, `approve`, `deny`.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::Session;
+use super::add::{self, Until};
 use super::failure::{Failure, Result};
 use super::tasks::{read, resolve, width};
 use super::watch::{self, Viewer};
@@ -75,6 +76,7 @@ pub async fn show(session: &Session, id: &str) -> Result<()> {
         ("why", run.reason),
         ("attention", run.attention.map(|attention| attention.summary)),
         ("made by", run.trigger),
+        ("retry of", run.retry_of),
         ("attempt", run.attempt.filter(|attempt| *attempt > 1).map(|attempt| attempt.to_string())),
         ("slot", time(run.scheduled_for)),
         ("queued", time(run.queued_at)),
@@ -93,6 +95,45 @@ pub async fn stop(session: &Session, id: &str) -> Result<()> {
         return session.screen.document(&answer);
     }
     session.screen.line(&format!("Run {id} is being stopped."))
+}
+
+/// Does once more what a run that is over was to do.
+pub async fn retry(session: Session, id: &str, until: Until, once: Option<&str>) -> Result<()> {
+    let answer = session.client.post(&["runs", &run_id(id)?, "retry"], &json!({}), once).await?;
+    add::report(session, answer, until).await
+}
+
+/// Says something to the run of a task that is under way.
+pub async fn send(session: &Session, words: &str, text: &str) -> Result<()> {
+    let task = resolve(session, words).await?;
+    let mut at_work = Vec::new();
+    for state in ["waiting", "running"] {
+        at_work.extend(session.client.list(&["runs"], &[("task", &task), ("state", state)], 1).await?);
+    }
+    let Some(run) = at_work.into_iter().next() else {
+        return Err(Failure::Conflict(format!(
+            "task {task} has no run at work that could be told anything: run it first (rejoin tasks run {task})"
+        )));
+    };
+    let Run { id, .. } = read(run)?;
+    let answer = session.client.post(&["runs", &id, "message"], &json!({ "text": text }), None).await?;
+    if session.screen.json {
+        return session.screen.document(&answer);
+    }
+    session.screen.line(&format!("Run {id} was told."))
+}
+
+/// Approves or denies what a run asks.
+pub async fn answer(session: &Session, id: &str, how: &str) -> Result<()> {
+    let id = run_id(id)?;
+    // What is answered is what it asks now, and not what it may ask next.
+    let asked = session.run(&id).await?.get("request").cloned().unwrap_or_default();
+    let answer = session.client.post(&["runs", &id, how], &json!({ "request": asked }), None).await?;
+    if session.screen.json {
+        return session.screen.document(&answer);
+    }
+    let done = if how == "approve" { "may go on" } else { "may not" };
+    session.screen.line(&format!("Run {id} was told that it {done}."))
 }
 
 /// Prints what a run did, and with `follow` goes on until it is over.

@@ -84,6 +84,8 @@ pub struct Run {
     pub state: String,
     /// Which attempt of its slot, from 1.
     pub attempt: Option<u64>,
+    /// The run that it does once more.
+    pub retry_of: Option<String>,
     /// What made it.
     pub trigger: Option<String>,
     /// Its slot.

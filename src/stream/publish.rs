@@ -81,6 +81,29 @@ impl Publisher {
         self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
+    /// Deletes the log of a task, with what `act` deletes beside it, and closes its stream. What is offered from the
+    /// commit on is refused, and what was numbered in the very group is neither shown nor acknowledged.
+    ///
+    /// # Errors
+    /// What `act` gave, or a [`StoreError`] when the store cannot be written now.
+    pub async fn delete<T, E, F>(&self, topic: &Arc<Topic>, act: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
+    {
+        let (no, deleted) = (topic.no, Arc::clone(topic));
+        let act = move |connection: &Connection| -> Result<_, E> {
+            let value = act(connection)?;
+            log::delete(connection, no)?;
+            Ok((value, Vec::new()))
+        };
+        let follow = move |_: &T| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || deleted.close())) };
+        let (value, _) = self.change(act, follow).await?;
+        self.forget(topic);
+        Ok(value)
+    }
+
     /// Closes the stream of a deleted task: emitters get an error, watchers are woken to be told.
     pub fn forget(&self, topic: &Arc<Topic>) {
         topic.close();

@@ -9,7 +9,7 @@ use super::forwarder::Watcher;
 use super::log::{self, Bounds};
 use super::publish::Publisher;
 use super::segment::{Segment, Slice};
-use super::topic::Topic;
+use super::topic::{Tail, Topic};
 use crate::event::{Gen, Seq};
 use crate::record::{OpenCall, Run};
 use crate::store::{Store, StoreError};
@@ -331,7 +331,10 @@ impl Reader {
 
     /// Whether the position is no longer one. For a reader that was woken without an event being due.
     pub fn lost(&self) -> Option<Lost> {
-        let tail = self.topic.tail();
+        self.lost_at(&self.topic.tail())
+    }
+
+    fn lost_at(&self, tail: &Tail) -> Option<Lost> {
         if self.topic.is_closed() {
             // What was said before the end is still told, as far as it is in memory.
             tail.ring.holding(self.next).is_none().then_some(Lost::Deleted)
@@ -349,11 +352,15 @@ impl Reader {
         while self.page.front().is_some_and(|segment| segment.last() < self.next) {
             self.page.pop_front();
         }
-        if let Some(lost) = self.lost() {
-            return Pull::Lost(lost);
+        if self.page.is_empty() {
+            // A watcher that has caught up holds nothing for what it missed.
+            self.page = VecDeque::new();
         }
         let segment = {
             let tail = self.topic.tail();
+            if let Some(lost) = self.lost_at(&tail) {
+                return Pull::Lost(lost);
+            }
             if self.next > tail.head {
                 return Pull::Nothing;
             }

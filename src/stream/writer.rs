@@ -323,7 +323,10 @@ impl Intake {
             follow();
         }
         for numbering in numberings.all {
-            self.show(numbering);
+            // Deleted in this very group: what was numbered for it went with it.
+            if !numbering.topic.is_closed() {
+                self.show(numbering);
+            }
         }
         for (answer, numbers) in answers {
             answer(numbers);
@@ -358,8 +361,10 @@ impl Intake {
         let mut results = results.into_iter();
         for (topic, works) in batches {
             let (mut free, mut bytes) = (0, 0);
+            let gone = topic.is_closed();
             for work in works {
                 let result = results.next().unwrap_or(Err(Refused::Stopping));
+                let result = if gone { Err(Refused::LogGone) } else { result };
                 if !matches!(&work, Work::One(offer) if offer.is_from_reserve()) {
                     free += places(work.events(), &self.limits) as usize;
                     bytes += weight(work.bytes(), &self.limits) as usize;

@@ -116,7 +116,8 @@ impl std::error::Error for Problems {}
 pub struct Posted {
     /// The id that was asked for.
     pub id: Option<TaskId>,
-    /// Whether a task without a schedule runs at once; true unless said.
+    /// Whether a task without a schedule runs at once; unless said, where its work is done here: a program
+    /// elsewhere opens its runs itself.
     pub run: bool,
     /// The task.
     pub definition: Definition,
@@ -156,7 +157,7 @@ pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
     let mut reader = Reader::default();
     let mut value = value.clone();
     let mut id = None;
-    let mut run = true;
+    let mut run = None;
     if let Json::Object(members) = &mut value {
         if let Some(given) = members.remove("id").filter(|given| !given.is_null()) {
             match given.as_str().map(str::parse) {
@@ -167,7 +168,7 @@ pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
         }
         if let Some(given) = members.remove("run").filter(|given| !given.is_null()) {
             match given.as_bool() {
-                Some(given) => run = given,
+                Some(given) => run = Some(given),
                 None => reader.wrong("run", None, "must be true or false".into()),
             }
         }
@@ -175,6 +176,7 @@ pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
     let root = Node { data: json_node(&value), span: None };
     let definition = reader.definition(&root, defaults);
     let definition = reader.end(definition, without_place)?;
+    let run = run.unwrap_or(!definition.agent.is_elsewhere());
     Ok(Posted { id, run, definition })
 }
 

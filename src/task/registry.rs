@@ -421,13 +421,11 @@ impl Registry {
                 return Err(TaskError::Running);
             }
             let runs = run_ids(connection, no)?;
-            log::delete(connection, no)?;
             connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
             also(connection)?;
-            Ok((runs, Vec::new()))
+            Ok(runs)
         };
-        let (runs, _) = self.shared.publisher.transact(act).await?;
-        self.shared.publisher.forget(&topic);
+        let runs = self.shared.publisher.delete(&topic, act).await?;
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
         // Another of the same name may be there already.
         if tasks.get(id).is_some_and(|there| there.no == no) {

@@ -119,6 +119,12 @@ function member(text, name) {
   return part?.slice(name.length + 3).trim();
 }
 
+/** The numbers of the events in a frame, each with the hash of its exact text. */
+export function hashesIn(type, text) {
+  const texts = type === 'event' ? [member(text, 'event')] : partsOf(member(text, 'items'));
+  return texts.map((one) => [JSON.parse(one).seq, sha256(one)]);
+}
+
 /**
  * Writes down what the sockets of a context receive and send. `events` are the exact texts; `faults` is what no
  * connection may do: go back, leave out, or send another text under a number that is taken.

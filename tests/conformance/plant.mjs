@@ -30,21 +30,34 @@ function look(program, args, folder = '.') {
       ...process.env,
       CARGO_TARGET_DIR: target,
       REJOIN_BIN: path.join(target, 'debug/rejoin'),
-      RUSTFLAGS: '-A warnings',
       NO_COLOR: '1',
     },
   });
   const failed = new Set();
   for (const [, name] of stdout.matchAll(/^ *not ok .*?((?:server|client)\/[\w./-]+): /gm)) failed.add(name);
   if (status !== 0 && failed.size === 0) {
-    throw new Error(`${program} ${args.join(' ')} failed, and not by a case:\n${stdout.slice(-3000)}${stderr.slice(-3000)}`);
+    throw new Error(
+      `${program} ${args.join(' ')} failed, and not by a case:\n${stdout.slice(-3000)}${stderr.slice(-3000)}`,
+    );
   }
   return failed;
 }
 
 const PARTS = {
-  server: () => look('cargo', ['test', '--locked', '--features', 'failpoints', '--test', 'it', '--', 'conformance::the_server', '--nocapture']),
-  sdk: () => look('npx', ['vitest', 'run', 'sdk/tests/conformance.test.mjs', '--reporter=tap-flat'], 'web'),
+  server: () =>
+    look('cargo', [
+      'test',
+      '--locked',
+      '--features',
+      'failpoints',
+      '--test',
+      'it',
+      '--',
+      'conformance::the_server',
+      '--nocapture',
+    ]),
+  sdk: () =>
+    look('node_modules/.bin/vitest', ['run', 'tests/conformance.test.mjs', '--reporter=tap-flat'], 'web'),
   cli: () => {
     look('cargo', ['build', '--locked', '--features', 'failpoints']);
     return look('node', ['--test', '--test-reporter=tap', 'tests/conformance/client.test.mjs']);
@@ -62,7 +75,10 @@ function plant({ id, edits }) {
     const name = path.join(tree, file);
     const text = readFileSync(name, 'utf8');
     if (text.split(find).length !== 2) throw new Error(`${id}: ${file} does not have this once: ${find}`);
-    writeFileSync(name, text.replace(find, () => replace));
+    writeFileSync(
+      name,
+      text.replace(find, () => replace),
+    );
   }
 }
 
@@ -87,10 +103,13 @@ const found = new Map();
 git('worktree', 'add', '--quiet', '--detach', tree, 'HEAD');
 try {
   const modules = path.join(root, 'web/node_modules');
-  if (!existsSync(path.join(tree, 'web/node_modules'))) symlinkSync(modules, path.join(tree, 'web/node_modules'));
+  if (!existsSync(path.join(tree, 'web/node_modules')))
+    symlinkSync(modules, path.join(tree, 'web/node_modules'));
   if (only === null) {
     const failed = Object.values(PARTS).flatMap((part) => [...part()]);
-    console.log(`without a fault: ${failed.length === 0 ? 'every case passes' : `FAILS ${failed.join(' ')}`}`);
+    console.log(
+      `without a fault: ${failed.length === 0 ? 'every case passes' : `FAILS ${failed.join(' ')}`}`,
+    );
     if (failed.length > 0) wrong.push('the code without a fault does not pass');
   }
   for (const fault of faults.filter(({ id }) => only === null || id === only)) {
@@ -99,9 +118,12 @@ try {
     const failed = [...parts].flatMap((part) => [...PARTS[part]()]).sort();
     execFileSync('git', ['-C', tree, 'checkout', '--quiet', '--', '.']);
     found.set(fault.id, failed);
-    console.log(`${fault.id}: ${failed.length === 0 ? 'NOT FOUND' : `found by ${failed.length}: ${failed.slice(0, 6).join(' ')}`}`);
+    console.log(
+      `${fault.id}: ${failed.length === 0 ? 'NOT FOUND' : `found by ${failed.length}: ${failed.slice(0, 6).join(' ')}`}`,
+    );
     if (failed.length === 0) wrong.push(`${fault.id} is not found`);
-    else if (!write && !failed.includes(fault.found_by)) wrong.push(`${fault.id} is not found by ${fault.found_by}`);
+    else if (!write && !failed.includes(fault.found_by))
+      wrong.push(`${fault.id} is not found by ${fault.found_by}`);
   }
 } finally {
   git('worktree', 'remove', '--force', tree);

@@ -331,6 +331,55 @@ async fn a_run_that_is_stopped_says_so() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_over_is_done_once_more() {
+    let house = House::new().await;
+    house.prints(&["tasks", "run", "quick", "-p", "who=all", "--wait"], 0).await;
+    let first = only_run(&house, "quick").await;
+    let line = ["runs", "retry", &first, "--once", "k", "--wait", "--json"];
+    let again = house.json(&line).await;
+    assert_eq!(
+        (&again["run"]["retry_of"], &again["run"]["params"]["who"], &again["run"]["state"]),
+        (&serde_json::json!(first), &serde_json::json!("all"), &serde_json::json!("succeeded"))
+    );
+    assert_eq!(house.json(&line).await["run"]["id"], again["run"]["id"], "the same key");
+    let second = again["run"]["id"].as_str().unwrap();
+    let shown = house.prints(&["runs", "show", second], 0).await;
+    assert!(shown.contains(&first) && shown.contains("retry of"), "{shown}");
+    house.prints(&["tasks", "run", "bad", "--wait"], 1).await;
+    let bad = only_run(&house, "bad").await;
+    house.prints(&["runs", "retry", &bad, "--wait"], 1).await;
+}
+
+#[tokio::test]
+async fn what_is_said_to_a_run_that_takes_nothing_is_refused_with_the_reason() {
+    let house = House::new().await;
+    let mut viewer = house.viewer(&["tasks", "add", "Long work", "--watch"]);
+    viewer.shows("| begun").await;
+    let run = only_run(&house, "long").await;
+    house.prints(&["tasks", "run", "quick", "--wait"], 0).await;
+    let over = only_run(&house, "quick").await;
+    let none = "0192f0c1-0000-7000-8000-000000000001";
+    for (line, code, part) in [
+        (&["send", "Long work", "how far are you?"][..], 6, "takes no messages"),
+        (&["send", "quick", "hello"], 6, "no run at work"),
+        (&["send", "none", "hello"], 4, "none"),
+        (&["send", "long", " "], 2, "text"),
+        (&["approve", &run], 6, "asks for nothing"),
+        (&["deny", &run], 6, "asks for nothing"),
+        (&["approve", &over], 6, "over"),
+        (&["deny", none], 4, ""),
+        (&["runs", "retry", &run], 6, "not over"),
+        (&["runs", "retry", none], 4, ""),
+    ] {
+        let said = house.prints(line, code).await;
+        assert!(said.contains(part), "{line:?}: {said}");
+    }
+    house.go();
+    let (_, _, code) = viewer.end().await;
+    assert_eq!(code, 0, "nothing of it reached the run");
+}
+
+#[tokio::test]
 async fn json_has_the_names_that_scripts_rely_on() {
     let house = House::new().await;
     let made = house.json(&["tasks", "add", "Quick work", "--wait", "--json"]).await;

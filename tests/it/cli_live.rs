@@ -637,14 +637,10 @@ async fn what_cannot_be_served_at_the_moment_is_asked_for_again_and_disturbs_not
     let error =
         |sub: &Value| json!({"type": "error", "sub": sub, "code": "internal", "message": "no log", "retryable": true});
     peer.resumed(&other, 3, 2).await;
-    for turn in 0..3 {
+    for _ in 0..3 {
         peer.send(error(&sub)).await;
         // What it said of the old subscription counts no more, and a heartbeat without it is no reason for anything.
         peer.send(json!({"type": "heartbeat", "at": "x", "heads": {other.to_string(): {"sent": 2, "head": 2}}})).await;
-        if turn == 0 {
-            let Step::Notice { text, over: false } = test.step().await else { panic!("said once") };
-            assert!(text.contains("no log"), "{text}");
-        }
         assert_eq!(peer.receive().await["type"], "pong");
         let before = Instant::now();
         let again = peer.receive().await;

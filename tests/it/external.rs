@@ -6,13 +6,13 @@ use rejoin::clock::Clock;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::harness::{Client, Home, PATIENCE, is_terminal, seqs};
 use crate::producer::Producer;
 
 /// A task whose work is done elsewhere.
-const EXTERNAL: &str = "title = \"Elsewhere\"\nagent = \"external\"\n";
+pub const EXTERNAL: &str = "title = \"Elsewhere\"\nagent = \"external\"\n";
 /// A server that soon loses patience with programs elsewhere.
 const SOON: &str = "[runs]\nexternal_lease = \"1s\"\nexternal_stop = \"500ms\"";
 
@@ -28,34 +28,34 @@ fn thought(n: u64) -> String {
     line(n, "thought", json!({ "text": format!("thought {n}") }))
 }
 
-fn end(n: u64) -> String {
+pub fn end(n: u64) -> String {
     line(n, "status", json!({ "state": "succeeded" }))
 }
 
 /// Lines `first` to `last`.
-fn thoughts(first: u64, last: u64) -> String {
+pub fn thoughts(first: u64, last: u64) -> String {
     (first..=last).map(thought).collect()
 }
 
 /// Sends all lines in one request.
-async fn feed(client: &Client, run: &str, lines: impl Into<reqwest::Body>) -> (u16, Value) {
+pub async fn feed(client: &Client, run: &str, lines: impl Into<reqwest::Body>) -> (u16, Value) {
     let request = client.request(reqwest::Method::POST, &format!("/runs/{run}/events")).body(lines);
     let response = request.timeout(PATIENCE).send().await.unwrap();
     (response.status().as_u16(), response.json().await.unwrap())
 }
 
 /// The texts of the thoughts that a task's log has, in their order.
-async fn said(client: &Client, task: &str) -> Vec<String> {
+pub async fn said(client: &Client, task: &str) -> Vec<String> {
     let thoughts = client.pages(task).await.into_iter().filter(|event| event["kind"] == "thought");
     thoughts.map(|event| event["data"]["text"].as_str().unwrap().to_owned()).collect()
 }
 
-fn numbered(last: u64) -> Vec<String> {
+pub fn numbered(last: u64) -> Vec<String> {
     (1..=last).map(|n| format!("thought {n}")).collect()
 }
 
 /// Waits until so many lines of a run are saved.
-async fn saved(client: &Client, run: &str, last_n: u64) -> Value {
+pub async fn saved(client: &Client, run: &str, last_n: u64) -> Value {
     client.until(&format!("/runs/{run}"), |run| run["last_n"].as_u64() >= Some(last_n)).await
 }
 
@@ -99,7 +99,9 @@ async fn lines_are_seen_while_the_request_goes_on_and_blank_ones_only_keep_it_al
         producer.say(chunk).await;
     }
     producer.say(thoughts(2, 3)).await;
-    let frames = watcher.until(|frame| frame.to_string().contains("thought 3")).await;
+    // Heartbeats come all the time: what never comes must not be waited for with them.
+    let shown = timeout(PATIENCE, watcher.until(|frame| frame.to_string().contains("thought 3")));
+    let frames = shown.await.expect("the lines are not shown while the request goes on");
     let shown: String = frames.iter().map(Value::to_string).collect();
     assert!(shown.contains("thought 1") && shown.contains("thought 2"));
     producer.say("\n".repeat(100_000)).await;
@@ -203,6 +205,37 @@ async fn of_many_requests_at_once_each_line_is_saved_once_and_in_order() {
     assert!(whole > 0, "the last one is fenced by nobody");
     assert_eq!(said(&server.client, "elsewhere").await, numbered(2000));
     assert_eq!(seqs(&server.client.pages("elsewhere").await), (1..=2002).collect::<Vec<_>>());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn however_the_body_is_cut_into_chunks_the_same_lines_come_out() {
+    let home = home("");
+    let server = home.serve().await;
+    let long = json!({ "n": 40, "kind": "thought", "data": { "text": "x".repeat(200_000) } }).to_string() + "\r\n";
+    let odd = thoughts(1, 39).replace("thought 7\"", "dreißig 😀\"") + "\n\r\n  \n";
+    let body = odd + &long + &thoughts(41, 60) + &end(61);
+    let mut first: Option<Vec<Value>> = None;
+    for round in 0..12_u64 {
+        let seed = rand::random::<u64>() | 1;
+        let run = server.client.run("elsewhere").await;
+        let mut producer = Producer::open(&server.client, &run).await;
+        let (mut rest, mut state) = (body.as_bytes(), seed);
+        while !rest.is_empty() {
+            // A few bytes at a time, or many; the first as one.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let most = if round % 2 == 0 { 400 } else { 50_000 };
+            let size = if round == 0 { rest.len() } else { (1 + (state >> 33) as usize % most).min(rest.len()) };
+            let (chunk, others) = rest.split_at(size);
+            producer.say(chunk).await;
+            rest = others;
+        }
+        let (status, answer) = producer.end().await;
+        assert_eq!((status, &answer["accepted"]), (200, &json!(61)), "seed {seed}: {answer}");
+        let events = server.client.pages("elsewhere").await.into_iter().filter(|event| event["run"] == run.as_str());
+        let shown: Vec<Value> = events.map(|event| json!([event["kind"], event["data"]["text"]])).collect();
+        assert_eq!(first.get_or_insert_with(|| shown.clone()), &shown, "seed {seed}");
+    }
     server.stop().await;
 }
 
@@ -725,9 +758,12 @@ async fn a_task_file_says_external_and_no_steps() {
         let (status, answer) = server.client.post("/tasks", body).await;
         assert_eq!((status, &answer["field"]), (400, &json!(member)), "{answer}");
     }
-    // Without a schedule it runs at once, as any other: the run waits for lines.
+    // Its program opens the runs; one is opened at once only for who says so.
     let (status, made) = server.client.post("/tasks", json!({ "title": "Made", "agent": "external" })).await;
-    assert_eq!((status, &made["run"]["state"]), (201, &json!("running")), "{made}");
+    assert_eq!((status, &made["run"]), (201, &Value::Null), "{made}");
+    let at_once = json!({ "title": "At once", "agent": "external", "run": true });
+    let (status, at_once) = server.client.post("/tasks", at_once).await;
+    assert_eq!((status, &at_once["run"]["state"]), (201, &json!("running")), "{at_once}");
     let (status, patched) = server
         .client
         .request(reqwest::Method::PATCH, "/tasks/made")

@@ -16,15 +16,13 @@ use rand::{RngExt, SeedableRng};
 use rejoin::event::{Body, RunId, TaskId};
 use rejoin::stream::publish::Publisher;
 use rejoin::stream::topic::Topic;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Client, Gate, Home, PATIENCE, Watcher, hash, is_terminal};
+use crate::harness::{Client, Gate, Home, PATIENCE, Watcher, hash, is_terminal, raw_events};
 use crate::proxy::{Direction, Mode, Proxy};
 
 const WATCHERS: usize = 20;
@@ -121,30 +119,6 @@ impl Counts {
         self.caught_up += other.caught_up;
         self.heartbeats += other.heartbeats;
     }
-}
-
-/// A frame, with the events in it as they were written.
-#[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow, default)]
-    event: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-/// Events as they were written, from a frame or a page.
-pub fn raw_events(text: &str) -> Vec<(u64, String)> {
-    #[derive(Deserialize)]
-    struct Numbered {
-        seq: u64,
-    }
-    let raw: Raw<'_> = serde_json::from_str(text).unwrap();
-    let events = raw.event.into_iter().chain(raw.items.into_iter().flatten());
-    let numbered = |event: &RawValue| {
-        let seq = serde_json::from_str::<Numbered>(event.get()).unwrap().seq;
-        (seq, event.get().to_owned())
-    };
-    events.map(numbered).collect()
 }
 
 /// What the watchers of one test share.

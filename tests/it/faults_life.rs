@@ -11,7 +11,7 @@ use tokio::net::TcpSocket;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::faults::raw_events;
+use crate::harness::raw_events;
 use crate::harness::{Gate, Home, InProcess, PATIENCE, Watcher, events_of, is_terminal, seqs};
 use crate::proxy::{Direction, Mode, Proxy};
 

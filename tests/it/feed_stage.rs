@@ -1,7 +1,9 @@
 //! A client of server-sent events that does what a browser's does, byte by byte, and nothing by itself.
+#![allow(dead_code, reason = "not every build of the tests needs all of it")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -46,6 +48,8 @@ pub struct Stream {
     ended: bool,
     /// The last id, as a browser keeps it.
     pub last_id: Option<String>,
+    /// How long it waits for the next bytes.
+    pub patience: Duration,
 }
 
 impl Stream {
@@ -85,6 +89,7 @@ impl Stream {
             chunked: false,
             ended: false,
             last_id: None,
+            patience: PATIENCE,
         };
         stream.read_head().await?;
         Some(stream)
@@ -111,7 +116,7 @@ impl Stream {
 
     async fn receive(&mut self) -> Option<()> {
         let mut buffer = [0; 16 * 1024];
-        let count = timeout(PATIENCE, self.socket.read(&mut buffer)).await.expect("nothing came").ok()?;
+        let count = timeout(self.patience, self.socket.read(&mut buffer)).await.expect("nothing came").ok()?;
         self.raw.extend_from_slice(&buffer[..count]);
         (count > 0).then_some(())
     }

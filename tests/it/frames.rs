@@ -162,9 +162,10 @@ async fn the_first_frame_is_a_hello_of_this_protocol() {
 async fn who_says_no_hello_is_closed_and_may_come_back() {
     let home = Home::new("[stream]\nhello_deadline = \"50ms\"\nunauthenticated = 2");
     let server = home.serve().await;
-    let mut silent = [open(&server).await, open(&server).await];
+    let unknown = || Watcher::open(server.client.address, None);
+    let mut silent = [unknown().await, unknown().await];
     // Both places are taken until the two are closed.
-    let mut third = open(&server).await;
+    let mut third = unknown().await;
     let (code, reason) = closed(&mut third).await;
     assert!(code == 4104 || code == 4012, "{code}");
     assert!(code == 4012 || reason["retry_ms"].is_u64());
@@ -173,6 +174,24 @@ async fn who_says_no_hello_is_closed_and_may_come_back() {
         assert_eq!((code, &reason["code"]), (4012, &json!("no_life")));
     }
     assert!(enter(&server, "c", 1).await.is_ok());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shows_a_credential_is_not_turned_away_by_those_who_come_back_with_it() {
+    let home = Home::new("[stream]\nunauthenticated = 1\nconnections = 3");
+    let server = home.serve().await;
+    // All are there before the first says hello, as after a restart of the server.
+    let mut back = [open(&server).await, open(&server).await, open(&server).await];
+    let mut stranger = Watcher::open(server.client.address, None).await;
+    for (index, watcher) in back.iter_mut().enumerate() {
+        watcher.hello(&format!("watcher-{index}"), 1, json!([])).await;
+        assert_eq!(watcher.next().await["type"], "welcome");
+    }
+    let mut second = Watcher::open(server.client.address, None).await;
+    assert_eq!(closed(&mut second).await.0, 4104, "of those without one there is one at most");
+    stranger.hello("stranger", 1, json!([])).await;
+    assert_eq!(closed(&mut stranger).await.0, 4500, "there was room for one without, and it was heard");
     server.stop().await;
 }
 
@@ -480,7 +499,12 @@ async fn a_server_that_stops_says_so_and_when_to_come_back() {
     let server = home.serve().await;
     let mut watcher = server.client.watch(json!([])).await;
     let stop = tokio::spawn(server.stop());
-    // It may hear the notice before, if it is not told at once to go.
+    let notice = watcher.next().await;
+    assert_eq!(
+        (&notice["type"], &notice["code"], &notice["over"]),
+        (&json!("notice"), &json!("draining"), &json!(false)),
+        "{notice}"
+    );
     let (code, reason) = closed(&mut watcher).await;
     assert_eq!((code, &reason["code"]), (4001, &json!("draining")));
     assert!(reason["retry_ms"].as_u64().unwrap() >= 500);

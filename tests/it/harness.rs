@@ -11,6 +11,8 @@ use futures_util::{SinkExt, StreamExt};
 use rejoin::clock::Clock;
 use rejoin::config::Config;
 use rejoin::server::Server;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -514,4 +516,28 @@ impl Gate {
         };
         timeout(PATIENCE, tokio::task::spawn_blocking(write)).await.expect("nobody waits at the gate").unwrap();
     }
+}
+
+/// A frame, with the events in it as they were written.
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow, default)]
+    event: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    items: Option<Vec<&'a RawValue>>,
+}
+
+/// Events as they were written, from a frame or a page.
+pub fn raw_events(text: &str) -> Vec<(u64, String)> {
+    #[derive(Deserialize)]
+    struct Numbered {
+        seq: u64,
+    }
+    let raw: Raw<'_> = serde_json::from_str(text).unwrap();
+    let events = raw.event.into_iter().chain(raw.items.into_iter().flatten());
+    let numbered = |event: &RawValue| {
+        let seq = serde_json::from_str::<Numbered>(event.get()).unwrap().seq;
+        (seq, event.get().to_owned())
+    };
+    events.map(numbered).collect()
 }

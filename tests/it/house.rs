@@ -318,7 +318,7 @@ fn promises() -> Vec<(String, String)> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim().trim_matches('|').split(" | ").map(str::trim).collect();
         let is_id = cells[0].split_once('-').is_some_and(|(letters, number)| {
-            ["SPK", "NAM", "PER", "SWE", "T"].contains(&letters) && number.parse::<u32>().is_ok()
+            ["SPK", "NAM", "PER", "SWE", "T", "EXT"].contains(&letters) && number.parse::<u32>().is_ok()
         });
         (is_id && cells.len() >= 4).then(|| (cells[0].to_owned(), cells[2].to_owned()))
     };
@@ -327,8 +327,8 @@ fn promises() -> Vec<(String, String)> {
 
 #[test]
 fn every_promise_that_names_a_test_has_it() {
-    let endings = [".rs", ".ts", ".mjs"];
-    let all: Vec<PathBuf> = [files("src", &endings), files("tests", &endings), files("web", &endings)].concat();
+    let endings = [".rs", ".ts", ".mjs", ".py"];
+    let all: Vec<PathBuf> = ["src", "tests", "web", "clients"].map(|folder| files(folder, &endings)).concat();
     let text: String = all.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let mut wrong = Vec::new();
     for (id, tests) in promises() {
@@ -347,7 +347,15 @@ fn every_promise_stands_in_the_table_once() {
     for (id, _) in promises() {
         assert!(seen.insert(id.clone()), "{id} stands there twice");
     }
-    let wanted = [("SPK", 1..=41), ("NAM", 1..=24), ("NAM", 40..=52), ("PER", 1..=16), ("SWE", 1..=47), ("T", 1..=36)];
+    let wanted = [
+        ("SPK", 1..=41),
+        ("NAM", 1..=24),
+        ("NAM", 40..=52),
+        ("PER", 1..=16),
+        ("SWE", 1..=47),
+        ("T", 1..=36),
+        ("EXT", 1..=16),
+    ];
     for (letters, numbers) in wanted {
         for number in numbers {
             let id = format!("{letters}-{number:02}");

@@ -58,7 +58,7 @@ pub struct Scene {
 }
 
 /// Tells somebody where the server is, with the token.
-pub type Pointer = Box<dyn Fn(SocketAddr, &str) + Send>;
+pub type Pointer = Box<dyn Fn(SocketAddr, &str) + Send + Sync>;
 
 /// What a scene came to.
 pub struct Checked {

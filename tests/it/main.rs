@@ -18,6 +18,8 @@ mod deltas;
 mod disk;
 mod doors;
 mod external;
+#[cfg(feature = "failpoints")]
+mod external_faults;
 mod faults;
 mod faults_life;
 mod feed;

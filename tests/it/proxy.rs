@@ -90,14 +90,19 @@ impl Proxy {
 
     /// A connection to the server through the proxy. One at a time: call it behind a lock.
     pub async fn connect(&self) -> (TcpStream, Link) {
-        let address = self.listener.local_addr().unwrap();
+        self.try_connect().await.unwrap()
+    }
+
+    /// The same where the server may not be there.
+    pub async fn try_connect(&self) -> std::io::Result<(TcpStream, Link)> {
+        let address = self.listener.local_addr()?;
+        let server = TcpStream::connect(self.server).await?;
         let (ours, accepted) = tokio::join!(TcpStream::connect(address), self.listener.accept());
-        let (ours, (client, _)) = (ours.unwrap(), accepted.unwrap());
-        let server = TcpStream::connect(self.server).await.unwrap();
+        let (ours, (client, _)) = (ours?, accepted?);
         let (to_server, to_client) = (Arc::default(), Arc::default());
         let link = Link { mode: Arc::new(watch::Sender::new(Mode::Forward)), to_server, to_client };
         tokio::spawn(serve(client, server, link.mode.subscribe(), link.clone()));
-        (ours, link)
+        Ok((ours, link))
     }
 }
 

@@ -93,6 +93,13 @@ impl Play {
         self.publisher.offer(&self.topic, Some(self.run), body).await.unwrap();
     }
 
+    /// Writes a piece of a text that is no event yet.
+    pub fn write(&self, key: &str, text: &str) {
+        if self.topic.write_draft(self.run, key, text) {
+            self.publisher.wake_all(&self.topic);
+        }
+    }
+
     /// The last event that is saved.
     pub fn head(&self) -> u64 {
         self.topic.head().0

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::faults::raw_events;
+use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, Watcher, is_terminal};
 
 const KIB: usize = 1024;

@@ -219,7 +219,7 @@ impl Emitter {
         let mut saved = Vec::new();
         for number in 1..=self.chance.within(1..=3) {
             let mut batch = Batch::new(&topic.id, run, self.world.clock.now());
-            for _ in 0..self.chance.within(1..=12) {
+            for _ in 0..self.chance.within(1..=8) {
                 let token = self.token();
                 let text = json!({ "text": words_text(&mut self.chance, token, self.world.profile.large) }).to_string();
                 batch.push("thought", &RawValue::from_string(text).unwrap());
@@ -242,8 +242,9 @@ impl Emitter {
         running.api.publisher.offer(topic, Some(run), &body).await?;
         self.taken.push_back(count);
         self.note_saved();
-        // A place is given back when its event is saved.
-        if !self.batches && self.taken.len() > self.world.profile.limits.queue.events {
+        // A place is given back when its event is saved, or refused because the run is over.
+        let open = topic.tail().fold.run(run).is_some();
+        if open && !self.batches && self.taken.len() > self.world.profile.limits.queue.events {
             let what =
                 format!("{} events wait in a queue for {}", self.taken.len(), self.world.profile.limits.queue.events);
             self.world.wrong(&self.name(), &what);
@@ -298,7 +299,11 @@ fn status(state: State, text: String) -> Body {
 
 /// A word of some size: most are short, few do not fit into an event.
 fn words_text(chance: &mut Chance, token: String, large: u64) -> String {
-    let more = if chance.one_in(large) { *chance.pick(&[2_000, 9_000, 40_000, 70_000]) } else { chance.size(0..=120) };
+    let more = match (chance.one_in(large), chance.one_in(12)) {
+        (true, true) => *chance.pick(&[33_000, 70_000]),
+        (true, false) => chance.size(500..=6_000),
+        _ => chance.size(0..=120),
+    };
     token + &"x".repeat(more)
 }
 

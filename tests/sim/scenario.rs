@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rejoin::event::Seq;
+use rejoin::event::{Body, Seq, State, Status};
 use rejoin::stream::log;
+use rejoin::stream::topic::Topic;
 use rejoin::task::definition::Definition;
 use rejoin::task::parse;
 use rejoin::task::registry::{Source, TaskError};
@@ -19,12 +20,15 @@ use crate::emitter::Emitter;
 use crate::network::Way;
 use crate::node::{Node, POINTS, Running};
 use crate::probe;
+use crate::truth::Log;
 use crate::watcher::{Handle, Shown, Watcher, Wish};
 use crate::world::World;
 
 /// How long everybody may take to come to the same once the faults are over: a half-open connection is noticed after
 /// 35 s, the longest delay of a client is 30 s, twice in a row by bad luck.
 const SETTLED: Duration = Duration::from_secs(240);
+/// After this a line that was dead is known to be dead by both of its ends.
+const DEAD: Duration = Duration::from_secs(60);
 /// The last words are there within this, by no heartbeat.
 const PROMPT: Duration = Duration::from_secs(4);
 
@@ -99,6 +103,11 @@ impl Story {
             }
             emitter.check_taken();
         }
+        if !self.within(SETTLED, "settle").await {
+            return;
+        }
+        // Who is on a line that is dead shows what is true until the next word: after this, each knows.
+        tokio::time::sleep(DEAD).await;
         if !self.within(SETTLED, "settle").await {
             return;
         }
@@ -299,8 +308,11 @@ impl Story {
             let Some(topic) = running.api.publisher.topic(&id) else { return };
             let open: Vec<_> = topic.tail().fold.runs().map(|run| run.id).collect();
             for run in open {
-                let status = rejoin::event::Status::new(rejoin::event::State::Cancelled, "removed");
-                let _ = running.api.publisher.publish(&topic, Some(run), &rejoin::event::Body::Status(status)).await;
+                let status = Status::new(State::Cancelled, "removed");
+                let _ = running.api.publisher.publish(&topic, Some(run), &Body::Status(status)).await;
+            }
+            if self.chance.one_in(2) {
+                self.say_meanwhile(&running, &topic);
             }
             match running.api.viewer.registry.remove(&id, |_| Ok(())).await {
                 Ok(_) => {
@@ -311,6 +323,22 @@ impl Story {
                 Err(_) => return,
             }
         }
+    }
+
+    /// A word about a task that is on its way out: it is refused, or it is saved.
+    fn say_meanwhile(&mut self, running: &Arc<Running>, topic: &Arc<Topic>) {
+        let (world, running, topic) = (Arc::clone(&self.world), Arc::clone(running), Arc::clone(topic));
+        let (pause, token) = (self.chance.millis(0..=40), format!("~0.{}~", self.world.number()));
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            world.tick();
+            let word = Body::Thought { text: token.clone() };
+            let Ok(seq) = running.api.publisher.publish(&topic, None, &word).await else { return };
+            let saved = |log: &Log| log.event(seq.0).is_some_and(|event| event.text.contains(&token));
+            if !world.truth().logs(topic.id.as_str()).iter().any(saved) {
+                world.wrong("story", &format!("{token} was acknowledged as event {seq}, which it is not"));
+            }
+        });
     }
 
     async fn make(&mut self, task: &str) {

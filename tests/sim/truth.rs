@@ -240,7 +240,8 @@ impl Log {
         self.began <= to && self.ended.is_none_or(|ended| ended >= from)
     }
 
-    fn bytes(&self, from: u64, to: u64) -> u64 {
+    /// The bytes of so many events.
+    pub fn bytes(&self, from: u64, to: u64) -> u64 {
         (from..=to).filter_map(|seq| self.event(seq)).map(|event| event.text.len() as u64).sum()
     }
 
@@ -305,6 +306,9 @@ impl Run {
     }
 
     fn apply(&mut self, state: &str, text: &str, at: &str) {
+        if state == "started" {
+            self.started_at = Some(at.to_owned());
+        }
         let state = match state {
             "started" => "running",
             "progress" if self.state == "waiting" => "running",
@@ -314,9 +318,6 @@ impl Run {
         self.state = state.to_owned();
         if !text.is_empty() {
             self.text = Some(text.to_owned());
-        }
-        if self.state == "running" && self.started_at.is_none() {
-            self.started_at = Some(at.to_owned());
         }
         if self.is_over() {
             self.ended_at = Some(at.to_owned());

@@ -78,6 +78,8 @@ pub struct Watcher {
     last_sub: u32,
     /// Whether it fetches what lies before its first event.
     history: bool,
+    /// Whether it shows the list of tasks.
+    list: bool,
     wishes: mpsc::UnboundedReceiver<Wish>,
     shown: Arc<Mutex<BTreeMap<String, Shown>>>,
     failures: usize,
@@ -204,6 +206,7 @@ struct Frame<'a> {
     #[serde(borrow)]
     code: Option<&'a str>,
     over: Option<bool>,
+    retryable: Option<bool>,
     rev: Option<u64>,
     full: Option<bool>,
     #[serde(borrow)]
@@ -260,8 +263,8 @@ struct Session {
     heard: Instant,
     /// Bytes that came lately.
     bytes: VecDeque<(Micros, u64)>,
+    /// Of the list of tasks.
     rev: Option<u64>,
-    list: Option<BTreeSet<String>>,
 }
 
 impl Watcher {
@@ -272,7 +275,7 @@ impl Watcher {
         let shown = Arc::default();
         let handle = Handle { name: name.to_owned(), wishes, shown: Arc::clone(&shown) };
         let client = Uuid::from_u128(u128::from(chance.within(0..=u64::MAX)));
-        let history = chance.one_in(2);
+        let (history, list) = (chance.one_in(2), chance.one_in(3));
         let watcher = Self {
             world: Arc::clone(world),
             node: Arc::clone(node),
@@ -283,6 +286,7 @@ impl Watcher {
             tasks: tasks.iter().map(|task| (task.clone(), Interest::default())).collect(),
             last_sub: 0,
             history,
+            list,
             wishes: wished,
             shown,
             failures: 0,
@@ -341,7 +345,6 @@ impl Watcher {
             heard: Instant::now(),
             bytes: VecDeque::new(),
             rev: None,
-            list: None,
         })
     }
 
@@ -364,7 +367,7 @@ impl Watcher {
         }
         let hello = json!({
             "type": "hello", "protocol": 1, "client": self.client, "attempt": self.attempt,
-            "tasks": true, "subscribe": subscribe,
+            "tasks": self.list, "subscribe": subscribe,
         });
         self.world.trace(&self.name, &format!("hello {}", self.attempt));
         send(session, hello).await?;
@@ -595,7 +598,7 @@ impl Watcher {
             }
             "heartbeat" => return self.heartbeat(session, &frame, now).await,
             "tasks" => return self.list(session, &frame).await,
-            "error" => return Err(format!("error: {text}").into()),
+            "error" => return self.refused(session, &frame, text),
             _ => {}
         }
         let number = frame.sub.ok_or_else(|| format!("a frame without sub: {text}"))?;
@@ -612,6 +615,20 @@ impl Watcher {
         let stays = self.told(session, number, &mut sub, &frame, text, now)?;
         if stays {
             session.subs.insert(number, sub);
+        }
+        Ok(())
+    }
+
+    /// What the store cannot serve at the moment is asked for again after a while.
+    fn refused(&mut self, session: &mut Session, frame: &Frame<'_>, text: &str) -> Result<(), Ended> {
+        if frame.retryable != Some(true) || frame.code != Some("not_writable") {
+            return Err(format!("error: {text}").into());
+        }
+        let Some(number) = frame.sub else { return Ok(()) };
+        self.world.trace(&self.name, &format!("{number} not writable"));
+        session.greeting.retain(|greeted| *greeted != number);
+        if let Some(sub) = session.subs.remove(&number) {
+            self.tasks.get_mut(&sub.task).unwrap().rests_until = self.world.now() + 5_000_000;
         }
         Ok(())
     }
@@ -935,10 +952,11 @@ impl Watcher {
         let mut shown = self.shown.lock().unwrap();
         for (task, interest) in &self.tasks {
             let live = subs.values().any(|sub| sub.task == *task && sub.phase == Phase::Live && sub.due.is_none());
-            let now =
-                Shown { generation: interest.generation.clone(), position: interest.position, live, whole: false };
-            let whole = self.world.is_calm() && interest.is_whole();
-            shown.insert(task.clone(), Shown { whole, ..now });
+            let before = shown.get(task).filter(|before| before.whole && before.position == interest.position);
+            let known = before.is_some_and(|before| before.generation == interest.generation);
+            let whole = live && self.world.is_calm() && interest.holes.is_empty() && (known || interest.is_whole());
+            let (generation, position) = (interest.generation.clone(), interest.position);
+            shown.insert(task.clone(), Shown { generation, position, live, whole });
         }
     }
 }

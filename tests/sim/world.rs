@@ -91,6 +91,8 @@ impl Profile {
             leave: weight(2),
             resubscribe: weight(3),
         };
+        // Most are short, so that there may be many; few go on for long.
+        let long = chance.one_in(80);
         let ring_bytes = *chance.pick(&[600, 2_000, 8_000, 40_000]);
         let limits = Limits {
             ring: stream::ring::Limits {
@@ -107,9 +109,9 @@ impl Profile {
             queues_bytes: *chance.pick(&[8_000, 400_000]),
         };
         Self {
-            tasks: chance.size(1..=3),
-            watchers: chance.size(1..=4),
-            storm: chance.within(10..=60),
+            tasks: *chance.pick(&[1, 1, 2, 3]),
+            watchers: *chance.pick(&[1, 2, 2, 3, 4]),
+            storm: if long { chance.within(20..=60) } else { chance.within(4..=20) },
             limits,
             replay: Replay {
                 events: *chance.pick(&[4, 20, 100, 20_000]),
@@ -121,9 +123,9 @@ impl Profile {
             held: *chance.pick(&[0, 3, 10]),
             line: Line { delay: *chance.pick(&[0, 5, 60]), room: *chance.pick(&[3_000, 16_000, 200_000]), rate: None },
             slow: *chance.pick(&[0, 0, 4]),
-            pace: *chance.pick(&[50, 400, 2_000]),
-            flood: *chance.pick(&[0, 10, 60]),
-            large: *chance.pick(&[0, 10, 60]),
+            pace: if long { 100 } else { *chance.pick(&[300, 1_000, 3_000]) },
+            flood: if long { 60 } else { *chance.pick(&[0, 8, 20]) },
+            large: *chance.pick(&[0, 8, 40]),
             faults,
         }
     }

@@ -58,6 +58,17 @@ enum Fault {
     Resubscribe,
 }
 
+/// How one goes about it.
+#[derive(Clone, Copy, Debug)]
+pub struct Habit {
+    /// How it watches.
+    pub way: Way,
+    /// After so long without a frame it takes the line for dead.
+    pub life: Duration,
+    /// How long a line is left alone, from nothing to twice this; none is for ever.
+    pub peace: Option<Duration>,
+}
+
 /// How much of what happened.
 pub type Counts = BTreeMap<&'static str, u64>;
 
@@ -80,7 +91,8 @@ struct Frame<'a> {
     event: Option<&'a RawValue>,
     #[serde(borrow)]
     items: Option<Vec<&'a RawValue>>,
-    heads: Option<BTreeMap<u64, Heads>>,
+    #[serde(borrow)]
+    heads: Option<&'a RawValue>,
     at: Option<String>,
     code: Option<String>,
 }
@@ -139,9 +151,7 @@ pub struct Follower {
     road: Arc<Road>,
     ledger: Arc<Ledger>,
     random: StdRng,
-    /// After so long without a frame it takes the line for dead.
     life: Duration,
-    /// How long a line is left alone, from nothing to twice this; none is for ever.
     peace: Option<Duration>,
     places: Vec<Place>,
     attempt: u64,
@@ -161,13 +171,11 @@ impl Follower {
     /// A watcher that has seen nothing yet.
     pub fn new(
         name: String,
-        way: Way,
+        habit: Habit,
         tasks: &[String],
         road: &Arc<Road>,
         ledger: &Arc<Ledger>,
         seed: u64,
-        life: Duration,
-        peace: Option<Duration>,
     ) -> Self {
         let place = |task: &String| Place {
             task: task.clone(),
@@ -179,12 +187,12 @@ impl Follower {
         };
         Self {
             name,
-            way,
+            way: habit.way,
             road: Arc::clone(road),
             ledger: Arc::clone(ledger),
             random: StdRng::seed_from_u64(seed),
-            life,
-            peace,
+            life: habit.life,
+            peace: habit.peace,
             places: tasks.iter().map(place).collect(),
             attempt: 0,
             last_sub: 0,
@@ -202,9 +210,8 @@ impl Follower {
     }
 
     fn is_done(&self) -> bool {
-        let places = self.places.iter();
-        self.gaps.is_empty()
-            && self.road.has_all(places.map(|place| (place.task.as_str(), place.log.as_ref(), place.position)))
+        let places = self.places.iter().map(|place| (place.task.as_str(), place.log.as_ref(), place.position));
+        self.road.has_all(&self.name, places)
     }
 
     /// Watches until it has all there is and nothing is added any more; gives what it has met.
@@ -217,7 +224,7 @@ impl Follower {
             };
             self.fill_gaps().await;
             match ended {
-                Some(Ended::Done) if self.is_done() => return self.counts,
+                Some(Ended::Done) if self.is_done() && self.gaps.is_empty() => return self.counts,
                 Some(Ended::Done) => {}
                 Some(Ended::Line) => {
                     self.count("connections ended");
@@ -334,7 +341,8 @@ impl Follower {
                         self.count("newer sockets");
                         let old = watcher;
                         (watcher, link) = self.open_socket().await?;
-                        let (road, ledger, name) = (Arc::clone(&self.road), Arc::clone(&self.ledger), self.name.clone());
+                        let (road, ledger, name) =
+                            (Arc::clone(&self.road), Arc::clone(&self.ledger), self.name.clone());
                         tokio::spawn(async move {
                             if let Some(wrong) = not_replaced(old).await
                                 && !road.is_quiet()
@@ -457,21 +465,23 @@ impl Follower {
         None
     }
 
+    /// What is told of each sub is where it stands. A stream has one, and it has no number.
     fn heed_heartbeat(&mut self, frame: &Frame<'_>) {
-        let heads = frame.heads.as_ref().unwrap();
+        let heads = frame.heads.map_or("{}", RawValue::get);
+        let told: BTreeMap<u64, Heads> = match (self.way, heads) {
+            (_, "{}") => BTreeMap::new(),
+            (Way::Stream, heads) => BTreeMap::from([(self.places[0].sub, serde_json::from_str(heads).unwrap())]),
+            (_, heads) => serde_json::from_str(heads).unwrap(),
+        };
         let mut wrong = Vec::new();
         for place in &self.places {
-            let told = heads.get(&place.sub);
-            match place.phase {
-                Phase::Open => match told {
-                    Some(told) if told.sent == place.position && told.head >= told.sent => {}
-                    Some(told) => wrong.push(format!(
-                        "{} stands at {} and is told {} of {}",
-                        place.task, place.position, told.sent, told.head
-                    )),
-                    None => wrong.push(format!("{} is not in the heads", place.task)),
-                },
-                Phase::Reset | Phase::Resetting if told.is_some() => {
+            match (place.phase, told.get(&place.sub)) {
+                (Phase::Open, Some(told)) if told.sent != place.position || told.head < told.sent => {
+                    let (task, at, Heads { sent, head }) = (&place.task, place.position, told);
+                    wrong.push(format!("{task} stands at {at} and is told {sent} of {head}"));
+                }
+                (Phase::Open, None) => wrong.push(format!("{} is not in the heads", place.task)),
+                (Phase::Reset | Phase::Resetting, Some(_)) => {
                     wrong.push(format!("{} is in the heads between reset and snapshot", place.task));
                 }
                 _ => {}
@@ -609,6 +619,10 @@ impl Follower {
             tokio::time::sleep(NOT_THERE).await;
             return None;
         }
+        // It goes down.
+        if stream.status == 503 {
+            return None;
+        }
         if stream.status != 200 {
             self.wrong(format!("answered with {}", stream.status));
             return None;
@@ -657,7 +671,10 @@ impl Follower {
                 }
             };
             match said.name.as_str() {
-                "heartbeat" => self.count("heartbeats"),
+                "heartbeat" => {
+                    self.heed_heartbeat(&frame);
+                    self.count("heartbeats");
+                }
                 "notice" => {}
                 "close" => {
                     match frame.code.as_deref() {
@@ -705,7 +722,10 @@ impl Follower {
         let (status, text) = self.road.text(&path).await?;
         let page: Page<'_> = serde_json::from_str(&text).ok()?;
         match (status, page) {
-            (200, Page { generation: Some(generation), items: Some(items), next: Some(next), more: Some(more), .. }) => {
+            (
+                200,
+                Page { generation: Some(generation), items: Some(items), next: Some(next), more: Some(more), .. },
+            ) => {
                 self.count("pages");
                 let log = (task, generation);
                 // The first page of a log that has lost its beginning begins later.
@@ -725,8 +745,12 @@ impl Follower {
                 Some(more)
             }
             (409 | 410, Page { generation: Some(generation), oldest: Some(oldest), .. }) => {
-                let other = log.as_ref().is_none_or(|log| log.1 != generation);
-                if other == (status == 410) || (!other && oldest <= position + 1) {
+                let other = log.as_ref().is_some_and(|log| log.1 != generation);
+                let fits = match status {
+                    409 => other || log.is_none(),
+                    _ => !other && oldest > position + 1,
+                };
+                if !fits {
                     self.wrong(format!("stands at {position} of {log:?} and is answered with {status}: {text:.300}"));
                 }
                 self.count(if other { "pages of another log" } else { "pages that were gone" });
@@ -742,6 +766,8 @@ impl Follower {
                 tokio::time::sleep(NOT_THERE).await;
                 Some(false)
             }
+            // It goes down.
+            (503, _) => None,
             (status, _) => {
                 self.wrong(format!("{path} is answered with {status}: {text:.300}"));
                 Some(false)

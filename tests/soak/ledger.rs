@@ -108,7 +108,9 @@ impl Ledger {
 
     /// A producer's lines begin with their number: each is saved once, in order, and none is missing.
     fn line(&self, text: &str) {
-        let Ok(Said { run: Some(run), data: Some(Data { text: Some(text) }) }) = serde_json::from_str(text) else { return };
+        let Ok(Said { run: Some(run), data: Some(Data { text: Some(text) }) }) = serde_json::from_str(text) else {
+            return;
+        };
         let Some(n) = text.strip_prefix("line ").and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok()) else {
             return;
         };

@@ -30,6 +30,8 @@ pub struct Part {
     folder: Option<PathBuf>,
     begun: Instant,
     figures: Mutex<BTreeMap<&'static str, Value>>,
+    /// Why it has not come to its end in the time it had, and goes on another time.
+    open: Mutex<Option<String>>,
 }
 
 /// What is written of a part.
@@ -96,6 +98,7 @@ impl Part {
             folder: None,
             begun: Instant::now(),
             figures: Mutex::default(),
+            open: Mutex::default(),
         })
     }
 
@@ -113,6 +116,7 @@ impl Part {
             folder: Some(std::path::absolute(needed("SOAK_FOLDER")).unwrap().join(name)),
             begun: Instant::now(),
             figures: Mutex::default(),
+            open: Mutex::default(),
         }
     }
 
@@ -148,6 +152,11 @@ impl Part {
         let (new, kept) = (folder.join("progress.new"), folder.join("progress.json"));
         std::fs::write(&new, progress.to_string()).unwrap();
         std::fs::rename(new, kept).unwrap();
+    }
+
+    /// The time was not enough: what was kept is gone on from when the part is played again.
+    pub fn leave_open(&self, words: String) {
+        *self.open.lock().unwrap() = Some(words);
     }
 
     fn forget(&self) {
@@ -191,7 +200,9 @@ fn is_there(report: &Path, commit: &str) -> bool {
 fn clear(folder: &Path) {
     let of_folder = |pid: i32| {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        arguments.split(|byte| *byte == 0).any(|argument| String::from_utf8_lossy(argument).starts_with(&*folder.to_string_lossy()))
+        arguments
+            .split(|byte| *byte == 0)
+            .any(|argument| String::from_utf8_lossy(argument).starts_with(&*folder.to_string_lossy()))
     };
     let all = std::fs::read_dir("/proc").unwrap().flatten();
     for pid in all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|pid| of_folder(*pid)) {
@@ -228,6 +239,9 @@ pub fn play<F: Future<Output = ()> + Send + 'static>(
     let played = runtime.block_on(async { tokio::spawn(run(Arc::clone(&part))).await });
     let failed = played.err().map(|error| words(error.into_panic()));
     runtime.shutdown_timeout(Duration::from_secs(5));
+    if let (None, Some(words)) = (&failed, &*part.open.lock().unwrap()) {
+        panic!("{name} is not at its end ({words}): the same command goes on from here");
+    }
     std::fs::write(&report, part.report(&commit, failed.as_deref())).unwrap();
     part.say(format!("{} is written", report.display()));
     part.forget();
@@ -239,5 +253,6 @@ pub fn play<F: Future<Output = ()> + Send + 'static>(
 
 fn words(panic: Box<dyn std::any::Any + Send>) -> String {
     let text = panic.downcast::<String>().map(|text| *text);
-    text.or_else(|panic| panic.downcast::<&str>().map(|text| (*text).to_owned())).unwrap_or_else(|_| "a panic".to_owned())
+    text.or_else(|panic| panic.downcast::<&str>().map(|text| (*text).to_owned()))
+        .unwrap_or_else(|_| "a panic".to_owned())
 }

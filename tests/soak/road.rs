@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::harness::Client;
 use crate::ledger::Log;
@@ -15,6 +16,8 @@ use crate::proxy::{Link, Proxy};
 
 /// How long a call may take.
 const CALL: Duration = Duration::from_secs(30);
+/// How often one who rests looks whether all is quiet.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What all who go to one server share.
 #[derive(Default)]
@@ -25,6 +28,8 @@ pub struct Road {
     quiet: AtomicBool,
     /// Where every log ends, once nothing is added any more: by task, the gen and the head.
     ends: Mutex<Option<HashMap<String, (String, u64)>>>,
+    /// Who is not there yet: the position that was looked at last.
+    missing: Mutex<HashMap<String, String>>,
 }
 
 impl Road {
@@ -50,7 +55,7 @@ impl Road {
         let proxy = self.proxy.lock().await;
         match &*proxy {
             Some(proxy) => {
-                let (stream, link) = proxy.connect().await;
+                let (stream, link) = proxy.try_connect().await.ok()?;
                 Some((stream, address, token, Some(link)))
             }
             None => Some((TcpStream::connect(address).await.ok()?, address, token, None)),
@@ -99,18 +104,39 @@ impl Road {
         self.quiet.load(Ordering::SeqCst)
     }
 
+    /// Waits so long, or until load and faults end.
+    pub async fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.is_quiet() {
+            tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
+        }
+    }
+
     /// Nothing is added any more: this is where the logs end.
     pub fn ends_at(&self, ends: impl IntoIterator<Item = (String, (String, u64))>) {
         *self.ends.lock().unwrap() = Some(ends.into_iter().collect());
     }
 
-    /// Whether these positions are the ends of their logs.
-    pub fn has_all<'p>(&self, positions: impl IntoIterator<Item = (&'p str, Option<&'p Log>, u64)>) -> bool {
+    /// Whether these positions of somebody are the ends of their logs.
+    pub fn has_all<'p>(&self, who: &str, positions: impl IntoIterator<Item = (&'p str, Option<&'p Log>, u64)>) -> bool {
         let ends = self.ends.lock().unwrap();
         let Some(ends) = &*ends else { return false };
-        positions.into_iter().all(|(task, log, position)| match ends.get(task) {
-            Some((generation, head)) => log.is_some_and(|log| log.1 == *generation) && position == *head,
-            None => true,
-        })
+        let not_there = positions.into_iter().find_map(|(task, log, position)| {
+            let (generation, head) = ends.get(task)?;
+            let is_there = log.is_some_and(|log| log.1 == *generation) && position == *head;
+            (!is_there).then(|| format!("{task}: {position} of {log:?} instead of {head} of {generation}"))
+        });
+        let mut missing = self.missing.lock().unwrap();
+        let is_there = not_there.is_none();
+        match not_there {
+            Some(words) => drop(missing.insert(who.to_owned(), words)),
+            None => drop(missing.remove(who)),
+        }
+        is_there
+    }
+
+    /// Who is not there yet, in words.
+    pub fn missing(&self) -> String {
+        format!("{:?}", self.missing.lock().unwrap())
     }
 }

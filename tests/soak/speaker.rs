@@ -91,9 +91,8 @@ impl Speaker {
     async fn open(&mut self, key: &str) -> Option<String> {
         let path = format!("/tasks/{}/runs", self.voice.task);
         loop {
-            if let Some((200 | 201, answer)) =
-                self.road.keyed(reqwest::Method::POST, &path, Some(json!({})), Some(key)).await
-            {
+            let asked = self.road.keyed(reqwest::Method::POST, &path, Some(json!({})), Some(key)).await;
+            if let Some((200 | 201, answer)) = asked {
                 return Some(answer["run"]["id"].as_str().unwrap().to_owned());
             }
             if self.road.is_quiet() {
@@ -149,7 +148,7 @@ impl Speaker {
             };
             let cut = !is_last && self.random.random_bool(self.voice.cut);
             // In the middle of a line, as cables are pulled.
-            let said = if cut { &text[..self.random.random_range(0..text.len())] } else { &text };
+            let said = if cut { &text.as_bytes()[..self.random.random_range(0..text.len())] } else { text.as_bytes() };
             if !matches!(tokio::time::timeout(ANSWER, producer.try_say(said)).await, Ok(Ok(()))) {
                 return Request::Cut;
             }
@@ -164,7 +163,7 @@ impl Speaker {
             }
             let pause = self.voice.pause.mul_f64(self.random.random_range(0.0..2.0));
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = self.road.rest(pause) => {}
                 // It says something before the end: that it takes no more.
                 _ = producer.stream.readable() => return Request::Cut,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +33,25 @@ def test_the_example_of_the_readme_is_a_run_with_its_page(server: Server) -> Non
     assert [event["kind"] for event in events] == ["status", "status", "thought", "tool_use", "tool_result", "status"]
     assert events[4]["data"]["output"].count(".") >= 3
     assert events[5]["data"]["state"] == "succeeded"
+
+
+def test_the_lines_of_the_guide_feed_a_run_from_the_shell(server: Server, tmp_path: Path) -> None:
+    if not (shutil.which("curl") and shutil.which("jq")):
+        pytest.skip("the lines of the guide need curl and jq")
+    guide = (README.parents[2] / "docs" / "guide.md").read_text()
+    found = re.search(r"From the shell.*?```sh\n(.*?)```", guide, re.DOTALL)
+    assert found is not None
+    server.task("import")
+    until(lambda: server.http.get("/tasks/import").status_code, lambda status: status == 200)
+    script = tmp_path / "import.sh"
+    script.write_text("#!/bin/sh\necho 'one \"line\"'\necho two >&2\n")
+    script.chmod(0o755)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "token").write_text(server.token)
+    lines = found.group(1).replace("http://127.0.0.1:7171", server.url)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", lines], cwd=tmp_path, check=True, timeout=PATIENCE)
+    said = [event["data"]["text"] for event in server.events("import") if event["kind"] == "message"]
+    assert said == ['one "line"', "two"]
 
 
 def test_everything_that_is_said_comes_out_as_it_was_said(server: Server) -> None:

@@ -365,7 +365,7 @@ mod tests {
         assert!(matches!(closes, Meaning::Closes(call) if call == "c1"));
         let ends = said(r#"{"n":1,"kind":"status","data":{"state":"failed","reason":"why"}}"#);
         assert!(matches!(ends, Meaning::Ends(status) if status.reason.as_deref() == Some("why")));
-        assert!(matches!(said(r#"{"n":1,"kind":"status","data":{"state":"progress"}}"#), Meaning::Plain));
+        assert!(matches!(said(r#"{"n":1,"kind":"status","data":{"state":"progress","text":null}}"#), Meaning::Plain));
         assert!(matches!(read(br#"{"n":9,"gap":true}"#).unwrap().said, Said::Gap));
     }
 

@@ -110,6 +110,9 @@ export class Listening {
   /** A loaded machine takes its time; what has to take long enough is not affected. */
   slackMs = 10_000;
 
+  /** What has to come a second later may be seen to come a little sooner, where the first was seen late. */
+  pauseMs = 600;
+
   constructor(command, environment = {}) {
     this.command = command;
     this.environment = environment;

@@ -239,16 +239,15 @@ class Player {
         memory[step.save] = fill(step.value, memory);
         return;
       case 'close':
-        await this.line(step.as).close(
+        // Before it is done: what the client makes of it may begin at once.
+        this.lostAt = world.now();
+        return this.line(step.as).close(
           step.code,
           step.reason === undefined ? '' : JSON.stringify(step.reason),
         );
-        this.lostAt = world.now();
-        return;
       case 'cut':
-        await this.line(step.as).cut();
         this.lostAt = world.now();
-        return;
+        return this.line(step.as).cut();
       case 'dropped':
         return this.dropped(step);
       case 'quiet':
@@ -331,8 +330,8 @@ class Player {
 
   async refuse(step) {
     const arrival = await this.arrival(step);
-    await arrival.refuse(step.status);
     this.lostAt = this.world.now();
+    await arrival.refuse(step.status);
   }
 
   async send(name, frame) {

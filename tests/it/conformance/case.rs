@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// One case.
@@ -24,7 +24,7 @@ pub struct Case {
 }
 
 /// What the server is told before it starts. What is absent is large enough to be out of the way.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub heartbeat_ms: Option<u64>,
@@ -42,11 +42,13 @@ pub struct Settings {
 }
 
 /// What a task does when it runs.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
-    /// Ends well at once.
+    /// Nothing by itself: what its runs say is said by the case.
     #[default]
+    Said,
+    /// Ends well at once.
     Ends,
     /// Goes on until it is stopped.
     Waits,
@@ -64,7 +66,7 @@ pub enum Via {
 }
 
 /// An event to be put into a log.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Said {
     pub kind: String,

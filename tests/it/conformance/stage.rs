@@ -1,88 +1,48 @@
-//! Plays a case against a server of its own: its log is written by hand, its clients do what the case says and nothing
-//! else.
+//! Plays a case against a server: its clients do what the case says and nothing else.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use rejoin::event::{Body, OutputStream, Role, State, Status};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::case::{Asked, Case, Said, Settings, Step, Via, Work};
+use super::bench::{Bench, Not};
+use super::case::{Asked, Case, Said, Step, Via};
 use super::line::{Heard, Line, PATIENCE};
 use super::pattern::{Memory, check, fill};
-use crate::harness::{Home, InProcess};
-use crate::rows_stage::{Play, forget_below};
 
 /// The first number of the subscriptions by which a client asks whether more is to come.
 const QUESTIONS: u64 = 2_000_000_000;
-/// How many events are saved one by one.
-const FEW: usize = 50;
 /// A frame of events holds no more, unless it holds one.
 const FRAME: (usize, usize) = (256, 32 * 1024);
 /// No frame of a server is larger.
 const LARGEST: usize = 384 * 1024;
 
 /// Plays a case; what did not hold, with the step.
-pub async fn play(case: Case) -> Result<(), String> {
-    let home = Home::new(&configuration(&case.settings));
-    let server = home.serve().await;
+pub async fn play(case: Case) -> Result<(), Not> {
     let mut stage = Stage {
-        home,
-        server: Some(server),
-        stopping: None,
+        bench: Bench::start(&case.settings).await?,
         lines: BTreeMap::new(),
-        plays: BTreeMap::new(),
         browsers: BTreeMap::new(),
         memory: Memory::new(),
         questions: QUESTIONS,
     };
     for (n, step) in case.steps.into_iter().enumerate() {
-        let words = format!("{step:?}");
-        stage.step(step).await.map_err(|why| {
-            let words: String = words.chars().take(160).collect();
-            format!("step {}: {why} [{words}]", n + 1)
+        let words: String = format!("{step:?}").chars().take(160).collect();
+        stage.step(step).await.map_err(|not| match not {
+            Not::Done(why) => Not::Done(format!("step {}: {why} [{words}]", n + 1)),
+            not @ Not::Possible(_) => not,
         })?;
     }
-    stage.end().await;
+    stage.lines.clear();
+    stage.bench.stop().await;
     Ok(())
 }
 
-fn configuration(settings: &Settings) -> String {
-    let heartbeat = settings.heartbeat_ms.unwrap_or(600_000);
-    let life = settings.life_ms.unwrap_or(1_200_000);
-    let mut text = format!("[stream]\nheartbeat = \"{heartbeat}ms\"\nlife = \"{life}ms\"\n");
-    let mut add = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            let _ = writeln!(text, "{name} = {value}");
-        }
-    };
-    let time = |ms: Option<u64>| ms.map(|ms| format!("\"{ms}ms\""));
-    let bytes = |bytes: Option<u64>| bytes.map(|bytes| format!("\"{bytes} B\""));
-    let plain = |number: Option<u64>| number.map(|number| number.to_string());
-    add("hello_deadline", time(settings.hello_ms));
-    add("replay_events", plain(settings.replay_events));
-    add("replay_bytes", bytes(settings.replay_bytes));
-    add("ring_events", plain(settings.ring_events));
-    add("subscriptions", plain(settings.subscriptions));
-    add("connections", plain(settings.sockets));
-    add("connections_per_credential", plain(settings.sockets_per_credential));
-    add("unauthenticated", plain(settings.sockets_without_hello));
-    add("slow_bytes", bytes(settings.slow_bytes));
-    add("slow_window", time(settings.slow_window_ms));
-    text
-}
-
 struct Stage {
-    home: Home,
-    server: Option<InProcess>,
-    stopping: Option<JoinHandle<()>>,
+    bench: Bench,
     lines: BTreeMap<String, Line>,
-    plays: BTreeMap<String, Play>,
     browsers: BTreeMap<String, Browser>,
     memory: Memory,
     questions: u64,
@@ -95,70 +55,40 @@ struct Browser {
 }
 
 impl Stage {
-    async fn end(mut self) {
-        self.lines.clear();
-        self.plays.clear();
-        if let Some(stopping) = self.stopping.take() {
-            stopping.await.unwrap();
-        }
-        if let Some(server) = self.server.take() {
-            server.stop().await;
-        }
-    }
-
-    fn server(&self) -> &InProcess {
-        self.server.as_ref().expect("a server that runs")
-    }
-
-    async fn step(&mut self, step: Step) -> Result<(), String> {
+    async fn step(&mut self, step: Step) -> Result<(), Not> {
         match step {
-            Step::Task { task, work } => self.make_task(&task, work).await,
-            Step::Remove { task } => match self.server().client.delete(&format!("/tasks/{task}?stop=true")).await {
+            Step::Task { task, work } => self.bench.task(&task, work).await,
+            Step::Remove { task } => match self.bench.client().delete(&format!("/tasks/{task}?stop=true")).await {
                 (204, _) => Ok(()),
-                other => Err(format!("the task could not be deleted: {other:?}")),
+                other => Err(format!("the task could not be deleted: {other:?}").into()),
             },
             Step::Begin { task, run, queued_only } => {
-                let play = match queued_only {
-                    true => Play::queued(self.server(), &task).await,
-                    false => Play::begin(self.server(), &task).await,
-                };
-                self.memory.insert(run.clone(), json!(play.run));
-                self.plays.insert(run, play);
+                let id = self.bench.begin(&task, &run, queued_only).await?;
+                self.memory.insert(run, id);
                 Ok(())
             }
             Step::Say { run, count, bytes, events } => self.say(&run, count, bytes, events).await,
-            Step::Delta { run, key, text } => self.delta(&run, &key, &text),
-            Step::End { run, state } => {
-                let state: State = serde_json::from_value(json!(state)).map_err(|error| error.to_string())?;
-                self.play(&run)?.status(state).await;
-                Ok(())
-            }
-            Step::Forget { task, below } => {
-                forget_below(self.server(), &task, below).await;
-                Ok(())
-            }
-            Step::Notice { code, text, over } => self.notice(&code, text, over),
+            Step::Delta { run, key, text } => self.bench.delta(&run, &key, &text).await,
+            Step::End { run, state } => self.bench.end(&run, &state).await,
+            Step::Forget { task, below } => self.bench.forget(&task, below).await,
+            Step::Notice { code, text, over } => self.bench.notice(&code, &text, over).await,
             Step::Look { task, save } => {
-                let (_, page) = self.server().client.get(&format!("/tasks/{task}/events")).await;
+                let (_, page) = self.bench.client().get(&format!("/tasks/{task}/events")).await;
                 self.memory.insert(save, page["gen"].clone());
                 Ok(())
             }
-            Step::Restart {} => {
-                self.plays.clear();
-                self.server.take().expect("a server that runs").stop().await;
-                self.server = Some(self.home.serve().await);
-                Ok(())
-            }
-            Step::Drain {} => {
-                self.plays.clear();
-                let server = self.server.take().expect("a server that runs");
-                self.stopping = Some(tokio::spawn(server.stop()));
-                Ok(())
-            }
+            Step::Restart {} => self.bench.restart().await,
+            Step::Drain {} => self.bench.drain().await,
+            of_a_client => Ok(self.act(of_a_client).await?),
+        }
+    }
+
+    async fn act(&mut self, step: Step) -> Result<(), String> {
+        match step {
             Step::SignIn { name } => self.sign_in(name).await,
             Step::SignOut { name } => {
                 let device = &self.browsers.get(&name).ok_or("nobody signed in under this name")?.device;
-                match self.server().client.delete(&format!("/session/devices/{device}")).await {
+                match self.bench.client().delete(&format!("/session/devices/{device}")).await {
                     (204, _) => Ok(()),
                     other => Err(format!("the browser could not be signed out: {other:?}")),
                 }
@@ -253,75 +183,36 @@ impl Stage {
                 let value = fill(&value, &mut self.memory)?;
                 check(&is, Some(&value), &mut self.memory, "what was saved")
             }
+            of_the_server => Err(format!("no client does this: {of_the_server:?}")),
         }
     }
 
-    // What the server has.
-
-    async fn make_task(&self, task: &str, work: Work) -> Result<(), String> {
-        let command = match work {
-            Work::Ends => "true",
-            Work::Waits => "exec sleep 600",
-        };
-        let steps = json!([{ "name": "only", "run": command }]);
-        let body = json!({ "id": task, "title": task, "steps": steps, "run": false });
-        match self.server().client.post("/tasks", body).await {
-            (201, _) => Ok(()),
-            other => Err(format!("the task could not be made: {other:?}")),
+    async fn say(
+        &mut self,
+        run: &str,
+        count: Option<u64>,
+        bytes: Option<usize>,
+        mut events: Vec<Said>,
+    ) -> Result<(), Not> {
+        for event in &mut events {
+            event.data = fill(&event.data, &mut self.memory)?;
         }
-    }
-
-    fn play(&self, run: &str) -> Result<&Play, String> {
-        self.plays.get(run).ok_or_else(|| format!("no run {run} was begun"))
-    }
-
-    async fn say(&self, run: &str, count: Option<u64>, bytes: Option<usize>, events: Vec<Said>) -> Result<(), String> {
-        let play = self.play(run)?;
-        let thought = |n: u64| match bytes {
-            Some(bytes) => Body::Thought { text: "x".repeat(bytes) },
-            None => Body::Thought { text: format!("thought {n}") },
-        };
-        let mut bodies: Vec<Body> = events.into_iter().map(body_of).collect::<Result<_, _>>()?;
-        bodies.extend((0..count.unwrap_or(0)).map(thought));
-        // Few are saved one by one: each is a row of the log then, and retention may part them anywhere.
-        let at_once = if bodies.len() > FEW { bodies.len() - 1 } else { 0 };
-        for body in bodies.drain(..at_once) {
-            play.offer(&body).await;
-        }
-        for body in bodies {
-            play.say(body).await;
-        }
-        Ok(())
-    }
-
-    fn delta(&self, run: &str, key: &str, text: &str) -> Result<(), String> {
-        let play = self.play(run)?;
-        Err(format!("no agent of this server writes as it goes: {} {key} {text}", play.run))
-    }
-
-    fn notice(&self, code: &str, text: String, over: bool) -> Result<(), String> {
-        let live = &self.server().server.api().live;
-        let code: &'static str = match code {
-            "store_not_writable" => "store_not_writable",
-            "draining" => "draining",
-            "clock_wrong" => "clock_wrong",
-            other => return Err(format!("there is no notice {other}")),
-        };
-        if over {
-            live.notices.lift(code, &text)
-        } else {
-            live.notices.say(code, text, jiff::Timestamp::UNIX_EPOCH)
-        }
-        live.hub.wake_all();
-        Ok(())
+        events.extend((0..count.unwrap_or(0)).map(|n| {
+            let text = bytes.map_or_else(|| format!("thought {n}"), |bytes| "x".repeat(bytes));
+            Said { kind: "thought".to_owned(), data: json!({ "text": text }) }
+        }));
+        self.bench.say(run, events).await
     }
 
     async fn sign_in(&mut self, name: String) -> Result<(), String> {
-        let address = self.server().client.address;
-        let (_, made) = self.server().client.post("/session/codes", json!({})).await;
+        let address = self.bench.client().address;
         let post =
             http().post(format!("http://{address}/api/v1/session")).header("Origin", format!("http://{address}"));
-        let response = post.json(&json!({ "code": made["code"] })).send().await.map_err(|error| error.to_string())?;
+        let response = post
+            .json(&json!({ "token": self.bench.client().token() }))
+            .send()
+            .await
+            .map_err(|error| error.to_string())?;
         let cookie = response.headers().get("set-cookie").and_then(|cookie| cookie.to_str().ok());
         let cookie = cookie.and_then(|cookie| cookie.split(';').next()).ok_or("no cookie came")?.to_owned();
         let ask = Asked { path: json!("/session/devices"), credential: Some(name.clone()), ..Asked::default() };
@@ -341,12 +232,12 @@ impl Stage {
     fn credential(&self, credential: Option<&str>) -> Result<Vec<(String, String)>, String> {
         let header = |name: &str, value: String| (name.to_owned(), value);
         Ok(match credential.unwrap_or("token") {
-            "token" => vec![header("Authorization", format!("Bearer {}", self.home.token()))],
+            "token" => vec![header("Authorization", format!("Bearer {}", self.bench.client().token()))],
             "wrong" => vec![header("Authorization", format!("Bearer {}", "w".repeat(43)))],
             "none" => Vec::new(),
             name => {
                 let browser = self.browsers.get(name).ok_or_else(|| format!("{name} is no credential"))?;
-                let origin = format!("http://{}", self.server().client.address);
+                let origin = format!("http://{}", self.bench.client().address);
                 vec![header("Cookie", browser.cookie.clone()), header("Origin", origin)]
             }
         })
@@ -371,7 +262,7 @@ impl Stage {
             .iter()
             .map(|(name, value)| Ok((name.clone(), plain(&fill(value, &mut self.memory)?))))
             .collect::<Result<_, String>>()?;
-        let mut url = reqwest::Url::parse(&format!("http://{}/api/v1{path}", self.server().client.address))
+        let mut url = reqwest::Url::parse(&format!("http://{}/api/v1{path}", self.bench.client().address))
             .map_err(|error| error.to_string())?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -410,7 +301,7 @@ impl Stage {
         let opened = match via {
             Via::Live => {
                 let headers = self.headers(ask)?;
-                Line::live(self.server().client.address, &headers, small_window).await
+                Line::live(self.bench.client().address, &headers, small_window).await
             }
             Via::Feed => {
                 let mut request = self.request(ask)?;
@@ -594,39 +485,4 @@ fn plain(value: &Value) -> String {
 fn http() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap()
-}
-
-fn body_of(said: Said) -> Result<Body, String> {
-    let Said { kind, data } = said;
-    let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
-    Ok(match kind.as_str() {
-        "status" => Body::Status(serde_json::from_value::<Status>(data).map_err(|error| error.to_string())?),
-        "thought" => Body::Thought { text: text("text") },
-        "message" => {
-            let role: Role = serde_json::from_value(data["role"].clone()).map_err(|error| error.to_string())?;
-            Body::Message { role, text: text("text") }
-        }
-        "tool_use" => {
-            let input = fill(&data["input"], &mut Memory::new())?;
-            Body::ToolUse { call: text("call"), tool: text("tool"), input }
-        }
-        "tool_output" => {
-            let stream: OutputStream =
-                serde_json::from_value(data["stream"].clone()).map_err(|error| error.to_string())?;
-            Body::ToolOutput { call: text("call"), stream, text: text("text"), cut_bytes: 0 }
-        }
-        "tool_result" => Body::ToolResult {
-            call: text("call"),
-            tool: text("tool"),
-            ok: data["ok"] == true,
-            output: text("output"),
-            cut_bytes: 0,
-            exit: data["exit"].as_i64().and_then(|exit| i32::try_from(exit).ok()),
-            duration_ms: 1,
-        },
-        _ => {
-            let raw = RawValue::from_string(data.to_string()).map_err(|error| error.to_string())?;
-            Body::Other { kind, raw }
-        }
-    })
 }

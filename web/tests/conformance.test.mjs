@@ -4,13 +4,13 @@ import { readFileSync, readdirSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { check, fill, fits } from '../../../tests/conformance/fake/pattern.mjs';
-import { Stream, play, positionOf } from '../../../tests/conformance/fake/play.mjs';
-import { Connection } from '../src/connection.ts';
-import { Api } from '../src/http.ts';
+import { check, fill, fits } from '../../tests/conformance/fake/pattern.mjs';
+import { Stream, play, positionOf } from '../../tests/conformance/fake/play.mjs';
+import { Connection } from '../sdk/src/connection.ts';
+import { Api } from '../sdk/src/http.ts';
 import { TaskLog } from '../src/log.ts';
 
-const KIT = fileURLToPath(new URL('../../../tests/conformance/', import.meta.url));
+const KIT = fileURLToPath(new URL('../../tests/conformance/', import.meta.url));
 
 /** What this client can do beside following tasks. */
 const CAN = [
@@ -145,6 +145,7 @@ class StreamLine {
 
 class World {
   slackMs = 0;
+  pauseMs = 1_000;
   time = 1_000_000;
   timers = [];
   order = 0;
