@@ -8,7 +8,7 @@ import { check, fill, fits } from '../../tests/conformance/fake/pattern.mjs';
 import { Stream, play, positionOf } from '../../tests/conformance/fake/play.mjs';
 import { Connection } from '../sdk/src/connection.ts';
 import { Api } from '../sdk/src/http.ts';
-import { TaskLog } from '../src/log.ts';
+import { TaskLog } from '../sdk/src/log.ts';
 
 const KIT = fileURLToPath(new URL('../../tests/conformance/', import.meta.url));
 
