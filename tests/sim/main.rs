@@ -2,8 +2,8 @@
 //! threads and time. What happens comes from a seed, so that whatever is found can be had again.
 //!
 //! `REJOIN_SIM_SEED=n` plays one seed with its trace, `REJOIN_SIM_SEEDS=n` so many from `REJOIN_SIM_FROM` on,
-//! `REJOIN_SIM_FOR=seconds` as many as fit. `docs/decisions/0014-a-simulation-of-the-stream.md` says what it is built
-//! of and which faults it was seen to find.
+//! `REJOIN_SIM_FOR=seconds` as many as fit. `docs/decisions/0017-a-simulation-of-the-stream.md` says what it is built
+//! of and what it leaves out.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
 mod chance;
