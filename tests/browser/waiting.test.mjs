@@ -181,7 +181,9 @@ describe('what is asked for without a connection', () => {
     });
     await next.goto(`${wire.base}/`);
     await next.locator('[data-waiting="expired"]').waitFor();
-    assert.match(await waiting(next).innerText(), /Run “Short”.*2 h ago.*Too old to be sent/s);
+    // Until the list of tasks is there a task goes by its id.
+    const words = /Run “Short”.*2 h ago.*Too old to be sent/s;
+    await until('it to be named', async () => words.test(await waiting(next).innerText()));
     await isFitToBeSeen(next);
     await sleep(1_500);
     assert.equal((await runsOf('short')).length, before, 'not behind anybody');
