@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use rusqlite::Connection;
 use serde_json::{Map, Value, json};
 use tracing::{debug, warn};
 
@@ -130,19 +129,12 @@ impl Acts {
     /// # Errors
     /// 404, 400 with the parameter, 409 for a task that is off, 429 when too many wait.
     pub async fn run(&self, task: TaskId, params: Map<String, Value>, note: Note) -> Result<Run, ApiError> {
-        let noted = task.clone();
-        let also = move |connection: &Connection, run| -> Result<(), RunError> {
-            Ok(note.write(connection, &noted, Some(run))?)
-        };
-        Ok(self.runs.start_by_hand(&task, params, also).await?)
+        Ok(self.runs.start_by_hand(&task, params, note.of_run(task.clone())).await?)
     }
 
     async fn retry(&self, run: RunId, note: Note) -> Result<Run, ApiError> {
         let task = self.runs.find(run).await?.task;
-        let also = move |connection: &Connection, run| -> Result<(), RunError> {
-            Ok(note.write(connection, &task, Some(run))?)
-        };
-        Ok(self.runs.retry(run, also).await?)
+        Ok(self.runs.retry(run, note.of_run(task)).await?)
     }
 
     /// Acts at once. What its key says is asked first, but not waited for: a store that does not answer holds no

@@ -78,14 +78,14 @@ pub async fn claim(
         let run = api.runs.find(run).await?;
         return Ok(Json(json!({ "run": run })).into_response());
     }
-    let (note, id) = (once.note(), task.clone());
+    let note = once.note().of_run(task.clone());
     // It has the turn too: a run that is given to who hung up is noted before the same key is looked for again.
     let also: Also = Arc::new(move |connection, run| {
         let _turn = &once;
-        Ok(note.write(connection, &id, Some(run))?)
+        note(connection, run)
     });
     let wait = wait.saturating_sub(begin.elapsed());
-    match api.runs.claim(&task, wait, Some(also)).await? {
+    match api.runs.claim(&task, wait, also).await? {
         Some(run) => Ok(Json(json!({ "run": run })).into_response()),
         None => Ok(StatusCode::NO_CONTENT.into_response()),
     }

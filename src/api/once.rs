@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::auth::Credential;
 use super::error::ApiError;
 use crate::event::{RunId, TaskId};
+use crate::run::queue::RunError;
 use crate::store::{Store, StoreError};
 use crate::stream::publish::Publisher;
 
@@ -250,6 +251,11 @@ struct Entry {
 }
 
 impl Note {
+    /// What notes it with the run that it makes of a task, in the transaction that makes the run.
+    pub fn of_run(self, task: TaskId) -> impl Fn(&Connection, RunId) -> Result<(), RunError> + Send + Sync + 'static {
+        move |connection, run| Ok(self.write(connection, &task, Some(run))?)
+    }
+
     /// Notes it, if there is a key. Keys that are too old go, a few at a time.
     ///
     /// # Errors

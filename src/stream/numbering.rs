@@ -179,19 +179,36 @@ impl Numbering {
             log::write_event(&mut event, &self.topic.id, offer, whole, seq);
             log::keep_whole(connection, self.topic.no, seq, &event)?;
         }
-        if !self.builder.takes(text.len()) {
-            self.cut_segment(connection)?;
-        }
-        self.builder.push(|items| items.push_str(&text));
-        self.head = seq;
-        self.bytes += text.len() as u64;
+        self.append(connection, offer.kind.clone(), text.len(), |items| items.push_str(&text))?;
         self.at = self.at.max(offer.at);
         let kept = matches!(offer.mark, Mark::Opens(_)).then_some(text);
-        let event = Numbered { run: offer.run, seq, at: offer.at, mark: offer.mark.clone(), text: kept };
-        self.stage(connection, &event)?;
-        self.kinds.push(offer.kind.clone());
-        self.numbered.push(event);
+        self.note(connection, Numbered { run: offer.run, seq, at: offer.at, mark: offer.mark.clone(), text: kept })?;
         Ok(Ok(seq))
+    }
+
+    /// Puts the next event, of so many bytes, behind the others.
+    fn append(
+        &mut self,
+        connection: &Connection,
+        kind: Cow<'static, str>,
+        bytes: usize,
+        write: impl FnOnce(&mut String),
+    ) -> Result<(), StoreError> {
+        if !self.builder.takes(bytes) {
+            self.cut_segment(connection)?;
+        }
+        self.builder.push(write);
+        self.head = self.head.next();
+        self.bytes += bytes as u64;
+        self.kinds.push(kind);
+        Ok(())
+    }
+
+    /// Keeps what the fold is to hear of after the commit.
+    fn note(&mut self, connection: &Connection, event: Numbered) -> Result<(), StoreError> {
+        self.stage(connection, &event)?;
+        self.numbered.push(event);
+        Ok(())
     }
 
     /// Gives the events of a batch their numbers, all or none. Gives the last one.
@@ -218,25 +235,18 @@ impl Numbering {
             let mut digits = itoa::Buffer::new();
             let digits = digits.format(seq.0);
             let bytes = batch.head.len() + digits.len() + tail.len();
-            if !self.builder.takes(bytes) {
-                self.cut_segment(connection)?;
-            }
-            self.builder.push(|items| {
+            self.append(connection, piece.kind.clone(), bytes, |items| {
                 items.push_str(&batch.head);
                 items.push_str(digits);
                 items.push_str(tail);
-            });
-            self.head = seq;
-            self.bytes += bytes as u64;
-            self.kinds.push(piece.kind.clone());
+            })?;
             if let Some((_, data)) = wholes.next_if(|(at, _)| *at == index) {
                 log::keep_whole(connection, self.topic.no, seq, &batch.whole(data, seq, index))?;
             }
             if let Some((_, mark)) = marks.next_if(|(at, _)| *at == index) {
                 let text = matches!(mark, Mark::Opens(_)).then(|| format!("{}{digits}{tail}", batch.head));
                 let event = Numbered { run: Some(batch.run), seq, at: batch.at, mark: mark.clone(), text };
-                self.stage(connection, &event)?;
-                self.numbered.push(event);
+                self.note(connection, event)?;
                 if mark.state().is_some_and(State::is_terminal) {
                     // Nothing follows the end of a run, whatever else the batch has (T-28).
                     break;
@@ -256,14 +266,18 @@ impl Numbering {
         }
     }
 
+    /// A run that is not over, as this group has it by now.
+    fn run(&self, id: RunId) -> Option<Run> {
+        match self.staged.get(&id) {
+            Some(staged) => staged.clone(),
+            None => self.topic.tail().fold.run(id).cloned(),
+        }
+    }
+
     /// Writes the run whose state an event changes, as the fold will have it after the commit.
     fn stage(&mut self, connection: &Connection, event: &Numbered) -> Result<(), StoreError> {
         let (Some(id), Some(_)) = (event.run, event.mark.state()) else { return Ok(()) };
-        let before = match self.staged.remove(&id) {
-            Some(staged) => staged,
-            None => self.topic.tail().fold.run(id).cloned(),
-        };
-        let mut fold = Fold::of_runs(before);
+        let mut fold = Fold::of_runs(self.run(id));
         if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
             log::project_run(connection, self.topic.no, &run)?;
             self.staged.insert(id, (!run.state.is_ended()).then_some(run));
@@ -285,11 +299,7 @@ impl Numbering {
             if self.producers[index + 1..].iter().any(|later| later.run == turned.run) {
                 continue;
             }
-            let run = match self.staged.get(&turned.run) {
-                Some(staged) => staged.clone(),
-                None => self.topic.tail().fold.run(turned.run).cloned(),
-            };
-            let mut fold = Fold::of_runs(run);
+            let mut fold = Fold::of_runs(self.run(turned.run));
             if let Some(run) = fold.note_producer(turned.run, turned.seq, Some(turned.turn.last_n)) {
                 log::project_run(connection, self.topic.no, run)?;
             } else {

@@ -185,7 +185,7 @@ impl Runs {
     ///
     /// # Errors
     /// [`RunError`]: no such task, its work is done here, the store cannot be written.
-    pub async fn claim(&self, task: &TaskId, wait: Duration, also: Option<Also>) -> Result<Option<Run>, RunError> {
+    pub async fn claim(&self, task: &TaskId, wait: Duration, also: Also) -> Result<Option<Run>, RunError> {
         let deadline = Instant::now() + wait;
         loop {
             // Registered before the look, so that what is offered in between is not missed.
@@ -244,19 +244,13 @@ impl Runs {
     }
 
     /// Gives a run away; `None` when it is over.
-    async fn give(&self, task: &TaskId, free: Free, also: Option<Also>) -> Result<Option<Run>, RunError> {
+    async fn give(&self, task: &TaskId, free: Free, also: Also) -> Result<Option<Run>, RunError> {
         match free {
             Free::Not(_) => Ok(None),
             Free::Opened(seat) => {
-                let noted = match also {
-                    Some(also) => {
-                        let id = seat.id;
-                        let act = move |connection: &Connection| also(connection, id).map(|()| ((), Vec::new()));
-                        self.publisher().transact::<_, RunError, _>(act).await.map(drop)
-                    }
-                    None => Ok(()),
-                };
-                if let Err(error) = noted {
+                let id = seat.id;
+                let act = move |connection: &Connection| also(connection, id).map(|()| ((), Vec::new()));
+                if let Err(error) = self.publisher().transact::<_, RunError, _>(act).await {
                     seat.give_back();
                     self.look_again();
                     return Err(error);
@@ -290,7 +284,7 @@ impl Runs {
     }
 
     /// Saves the start of a run that waited; `None` when it is over, or called off in this moment.
-    async fn begin(&self, task: &TaskId, id: RunId, also: Option<Also>) -> Result<Option<Arc<Elsewhere>>, RunError> {
+    async fn begin(&self, task: &TaskId, id: RunId, also: Also) -> Result<Option<Arc<Elsewhere>>, RunError> {
         let known = self.shared.registry.get(task).zip(self.publisher().topic(task));
         let (known, topic) = known.ok_or_else(|| RunError::NoTask(task.clone()))?;
         let Some(run) = topic.tail().fold.run(id).cloned() else { return Ok(None) };
@@ -311,9 +305,7 @@ impl Runs {
                 }
                 slots::note_start(connection, id, start)?;
             }
-            if let Some(also) = also {
-                also(connection, id)?;
-            }
+            also(connection, id)?;
             Ok((true, vec![(to, started)]))
         };
         let (on, numbers) = self.publisher().transact(act).await?;
