@@ -3,13 +3,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 use tracing::warn;
@@ -80,6 +83,11 @@ impl From<rusqlite::Error> for StoreError {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    /// Pages in the write-ahead log, as the writer's last commit left it.
+    wal_pages: Arc<AtomicU32>,
+    /// The database file, to have it synced beside the writer. Never closed: a close of any descriptor of a file gives
+    /// up all locks that the process has on it (`fcntl(2)`), and SQLite's among them.
+    file: ManuallyDrop<File>,
     /// Idle read connections. Taken out for one page, never held over an await.
     readers: Mutex<Vec<Connection>>,
     /// Taken in async code before a page is read.
@@ -133,8 +141,10 @@ impl Store {
         set_up_writer(&writer, durability).with_context(|| format!("cannot set up {}", path.display()))?;
         schema::migrate(&mut writer).with_context(|| format!("cannot use {}", path.display()))?;
         let logs_replaced = opens::note_open(&writer, &dir.join("opens"), durability)?;
+        let wal_pages = count_wal_pages(&mut writer)?;
+        let file = ManuallyDrop::new(File::open(&path).with_context(|| format!("cannot open {}", path.display()))?);
         let (readers, permits) = (Mutex::new(Vec::new()), Arc::new(Semaphore::new(page_reads)));
-        let store = Self { path, readers, permits, place: Place::Threads, _lock: lock };
+        let store = Self { path, wal_pages, file, readers, permits, place: Place::Threads, _lock: lock };
         Ok(Opened { store, writer, logs_replaced })
     }
 
@@ -151,8 +161,7 @@ impl Store {
     /// # Errors
     /// When the note cannot be written.
     pub fn note_clean_stop(&self) -> Result<()> {
-        let whole = open_checkpointer(&self.path).and_then(|connection| {
-            connection.busy_timeout(Duration::from_secs(5))?;
+        let whole = open_checkpointer(&self.path, Duration::from_secs(5)).and_then(|connection| {
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))
         });
         if !matches!(whole, Ok(false)) {
@@ -211,6 +220,24 @@ impl Store {
         &self.permits
     }
 
+    /// How many pages the write-ahead log holds, moved into the file or not.
+    pub fn wal_pages(&self) -> u32 {
+        self.wal_pages.load(Relaxed)
+    }
+
+    /// The next commit begins the write-ahead log anew; for one who knows that nothing was committed since.
+    pub fn note_wal_begun_anew(&self) {
+        self.wal_pages.store(0, Relaxed);
+    }
+
+    /// Has what was written to the file so far reach the disk. Blocks, and nobody else.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn sync(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -226,13 +253,13 @@ fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// A connection of its own for checkpoints, so that the writer never does one by itself.
+/// A connection of its own for checkpoints, so that the writer never does one by itself. It waits so long for readers.
 ///
 /// # Errors
 /// When the file cannot be opened.
-pub fn open_checkpointer(path: &Path) -> rusqlite::Result<Connection> {
+pub fn open_checkpointer(path: &Path, patience: Duration) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_millis(100))?;
+    connection.busy_timeout(patience)?;
     Ok(connection)
 }
 
@@ -253,6 +280,17 @@ fn set_up_writer(writer: &Connection, durability: Durability) -> Result<()> {
     writer.pragma_update(None, "foreign_keys", true)?;
     writer.set_prepared_statement_cache_capacity(128);
     Ok(())
+}
+
+/// Counts the pages of the write-ahead log from the next commit on.
+fn count_wal_pages(writer: &mut Connection) -> rusqlite::Result<Arc<AtomicU32>> {
+    let counted = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&counted);
+    writer.wal_hook(Some(move |_: &mut Wal, pages| {
+        count.store(u32::try_from(pages).unwrap_or(u32::MAX), Relaxed);
+        Ok(())
+    }))?;
+    Ok(counted)
 }
 
 fn make_private_dir(dir: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Moving the write-ahead log into the file, beside a steady writer.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::OwnedSemaphorePermit;
@@ -24,9 +25,13 @@ pub struct Checkpointer {
 
 impl Checkpointer {
     /// Below this nothing is done: 4 MiB.
-    pub const LOW: u64 = 4 * 1024 * 1024;
-    /// Above this readers are kept away: 64 MiB.
+    pub const LOW: u32 = 1024;
+    /// From here on the log is begun anew, so that it does not grow: 16 MiB.
+    pub const AGAIN: u32 = 4096;
+    /// Above this size of the log's file, in bytes, readers are kept away: 64 MiB.
     pub const HIGH: u64 = 64 * 1024 * 1024;
+    /// How long the writer is kept waiting for readers at most.
+    const READERS: Duration = Duration::from_millis(20);
 
     /// A checkpointer for the store's file.
     ///
@@ -35,25 +40,25 @@ impl Checkpointer {
     pub fn new(store: &Store) -> rusqlite::Result<Self> {
         let mut wal = store.path().as_os_str().to_owned();
         wal.push("-wal");
-        let connection = crate::store::open_checkpointer(store.path())?;
+        let connection = crate::store::open_checkpointer(store.path(), Self::READERS)?;
         Ok(Self { connection, wal: wal.into(), held: Mutex::default() })
     }
 
-    /// Looks at the size of the log beside the file and does what is due.
+    /// Looks at the log and does what is due.
     pub fn tick(&self, store: &Store, publisher: &Publisher) {
         let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
-        if size < Self::LOW {
-            self.held().clear();
-            return;
-        }
-        let passive = self.checkpoint("PASSIVE");
+        let pages = store.wal_pages();
         if size < Self::HIGH {
             self.held().clear();
-            if passive.is_some_and(|done| done.frames > done.moved) {
-                publisher.while_quiet(|| self.checkpoint("RESTART"));
+            if pages >= Self::LOW {
+                self.checkpoint("PASSIVE");
+            }
+            if pages >= Self::AGAIN {
+                self.finish("RESTART", store, publisher);
             }
             return;
         }
+        self.checkpoint("PASSIVE");
         // All that are free now; those in use come back within a page, and then nobody else gets them.
         let permits = store.permits();
         let free = u32::try_from(permits.available_permits()).unwrap_or(u32::MAX);
@@ -62,11 +67,26 @@ impl Checkpointer {
         {
             self.held().push(free);
         }
-        let truncated = publisher.while_quiet(|| self.checkpoint("TRUNCATE"));
         // One that fails (a full disk) is not helped by waiting for readers; they are let in.
-        if truncated.is_none_or(|done| !done.busy) {
+        if self.finish("TRUNCATE", store, publisher).is_none_or(|done| !done.busy) {
             self.held().clear();
         }
+    }
+
+    /// Moves the rest of the log while the writer pauses. What was moved before is synced first, so that the writer
+    /// waits for the disk only as long as the last few pages take.
+    fn finish(&self, mode: &str, store: &Store, publisher: &Publisher) -> Option<Checkpoint> {
+        if let Err(error) = store.sync() {
+            warn!(%error, "the store cannot be synced; it is tried again");
+            return None;
+        }
+        publisher.while_quiet(|| {
+            let done = self.checkpoint(mode)?;
+            if !done.busy {
+                store.note_wal_begun_anew();
+            }
+            Some(done)
+        })
     }
 
     fn held(&self) -> std::sync::MutexGuard<'_, Vec<OwnedSemaphorePermit>> {
@@ -75,19 +95,13 @@ impl Checkpointer {
 
     fn checkpoint(&self, mode: &str) -> Option<Checkpoint> {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let result = self
-            .connection
-            .query_row(&sql, [], |row| Ok(Checkpoint { busy: row.get(0)?, frames: row.get(1)?, moved: row.get(2)? }));
+        let result = self.connection.query_row(&sql, [], |row| Ok(Checkpoint { busy: row.get(0)? }));
         result.inspect_err(|error| warn!(%error, mode, "the checkpoint failed; it is tried again")).ok()
     }
 }
 
-/// How far a checkpoint came.
+/// What became of a checkpoint.
 struct Checkpoint {
-    /// A reader or the writer was in its way.
+    /// A reader was in its way.
     busy: bool,
-    /// Frames in the log.
-    frames: i64,
-    /// Frames that are in the file now.
-    moved: i64,
 }

@@ -1415,6 +1415,27 @@ fn a_large_write_ahead_log_holds_pages_back_until_it_is_truncated() {
 }
 
 #[test]
+fn a_write_ahead_log_of_16_mib_is_begun_anew_and_does_not_grow() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), Limits::default());
+        let wal = dir.path().join("rejoin.db-wal");
+        let size = || std::fs::metadata(&wal).unwrap().len();
+        let checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
+        let mut sizes = Vec::new();
+        for key in ["a", "b", "c"] {
+            stream.note(key, 17 << 20).await.unwrap();
+            sizes.push(size());
+            assert!(stream.store.wal_pages() >= rejoin::stream::checkpoint::Checkpointer::AGAIN);
+            checkpointer.tick(&stream.store, &stream.publisher);
+            assert_eq!(stream.store.wal_pages(), 0, "there is nothing left to do at the next look");
+        }
+        // What the first round had to allocate is used again by those after it.
+        assert!(sizes[2] < sizes[0] * 3 / 2, "{sizes:?}");
+    });
+}
+
+#[test]
 fn the_end_of_a_run_waits_behind_nothing_but_what_its_queue_has_taken() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {

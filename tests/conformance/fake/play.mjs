@@ -411,7 +411,7 @@ class Player {
       const heard = await this.next(step.from, 'another subscribe or the end');
       if (heard.closed) break;
       check({ type: 'subscribe', task }, heard.frame, memory, 'the frame');
-      if (count > 0 && world.now() - last < 1_000)
+      if (count > 0 && world.now() - last < world.pauseMs)
         throw new Mismatch(`it asked again after ${world.now() - last} ms`);
       if (count >= most) throw new Mismatch(`it asked ${count + 1} times`);
       last = world.now();
