@@ -158,6 +158,9 @@ async fn a_step_thinks_acts_tells_and_ends_in_this_order() {
     assert!(matches!(&done.events[0].1, Body::Thought { text } if text == "Is it over 85?"));
     assert_eq!(done.told(OutputStream::Stdout), "out\n");
     assert_eq!(done.told(OutputStream::Stderr), "err\n");
+    let Body::ToolResult { call, tool, ok, output, exit, .. } = &done.events[4].1 else { panic!("no result") };
+    assert_eq!((call.as_str(), tool.as_str(), *ok, *exit), ("c1", "shell", true, Some(0)));
+    assert!(output.contains("out\n") && output.contains("err\n"), "{output}");
     assert_eq!(done.outcome, Outcome::Succeeded { exit: Some(0), attention: None });
     let whole = std::fs::read_to_string(done.whole("c1")).unwrap();
     assert_eq!((whole.len(), whole.contains("out\n")), (8, true));
