@@ -12,11 +12,18 @@ pub const MOST_TEXT: usize = 64 * 1024;
 /// The most texts of one task that are open at once.
 pub const MOST_TEXTS: usize = 16;
 
+/// So many texts are remembered as left to their events. A run that has more begins none until it is over.
+const MOST_LEFT: usize = 1024;
+
 /// The open texts of one task.
 #[derive(Debug, Default)]
 pub struct Drafts {
     texts: Vec<Draft>,
     last: u64,
+    /// Texts that began when there was no room. What comes of them later is no beginning.
+    left: Vec<(RunId, Box<str>)>,
+    /// Runs that have more of those than are remembered.
+    barred: Vec<RunId>,
 }
 
 #[derive(Debug)]
@@ -65,7 +72,11 @@ impl Drafts {
         let known = self.texts.iter().position(|draft| draft.run == run && *draft.key == *key);
         let at = match known {
             Some(at) => at,
-            None if self.texts.len() >= MOST_TEXTS => return false,
+            None if self.is_left(run, key) => return false,
+            None if self.texts.len() >= MOST_TEXTS => {
+                self.leave(run, key);
+                return false;
+            }
             None => {
                 self.last += 1;
                 let (number, key) = (self.last, key.into());
@@ -86,15 +97,35 @@ impl Drafts {
     /// Forgets what the event with this mark ends: the text it has the whole of, or all texts of a run that is over.
     pub fn end(&mut self, run: RunId, mark: &Mark) {
         match mark {
-            Mark::Writes(key) => self.texts.retain(|draft| draft.run != run || *draft.key != **key),
-            mark if mark.state().is_some_and(State::is_terminal) => self.texts.retain(|draft| draft.run != run),
+            Mark::Writes(key) => {
+                self.texts.retain(|draft| draft.run != run || *draft.key != **key);
+                self.left.retain(|(of, left)| *of != run || **left != **key);
+            }
+            mark if mark.state().is_some_and(State::is_terminal) => {
+                self.texts.retain(|draft| draft.run != run);
+                self.left.retain(|(of, _)| *of != run);
+                self.barred.retain(|of| *of != run);
+            }
             _ => {}
         }
     }
 
-    /// Whether no text is open.
+    /// Whether there is nothing that an event could end.
     pub fn is_empty(&self) -> bool {
-        self.texts.is_empty()
+        self.texts.is_empty() && self.left.is_empty() && self.barred.is_empty()
+    }
+
+    /// Whether a text is left to its event: its beginning is not there.
+    fn is_left(&self, run: RunId, key: &str) -> bool {
+        self.barred.contains(&run) || self.left.iter().any(|(of, left)| *of == run && **left == *key)
+    }
+
+    fn leave(&mut self, run: RunId, key: &str) {
+        if self.left.len() < MOST_LEFT {
+            self.left.push((run, key.into()));
+        } else {
+            self.barred.push(run);
+        }
     }
 
     /// The next piece that was not shown, of at most `most` bytes but at least one scalar. O(open texts).
@@ -170,6 +201,28 @@ mod tests {
         let pieces = all(&drafts, &mut shown, 16 * 1024);
         assert_eq!(pieces.iter().map(|(.., text)| text.len()).sum::<usize>(), MOST_TEXT - 1);
         assert!(pieces.iter().all(|(.., text)| !text.contains('y')));
+    }
+
+    #[test]
+    fn a_text_whose_beginning_had_no_room_is_left_to_its_event_also_when_there_is_room_again() {
+        let (mut drafts, run, other) = (Drafts::default(), RunId::new(), RunId::new());
+        for n in 0..MOST_TEXTS {
+            drafts.write(other, &n.to_string(), "text");
+        }
+        assert!(!drafts.write(run, "k", "its beginning, "));
+        drafts.end(other, &Mark::Writes("0".to_owned()));
+        assert!(!drafts.write(run, "k", "and what follows it"), "no piece behind a gap");
+        drafts.end(run, &Mark::Writes("k".to_owned()));
+        assert!(drafts.write(run, "k", "another text"));
+        for n in 0..2 * MOST_LEFT {
+            drafts.write(run, &format!("left {n}"), "its beginning, ");
+        }
+        assert_eq!(drafts.left.len(), MOST_LEFT, "what is remembered is bounded");
+        drafts.end(run, &Mark::Writes("k".to_owned()));
+        assert!(!drafts.write(run, &format!("left {}", 2 * MOST_LEFT - 1), "and what follows it"));
+        let over = crate::event::Status::new(State::Succeeded, "");
+        drafts.end(run, &Mark::Status(Box::new(over)));
+        assert!(drafts.left.is_empty() && drafts.barred.is_empty());
     }
 
     #[test]

@@ -210,6 +210,17 @@ async fn a_browser_signs_in_by_a_code_once_and_gets_a_strict_cookie_with_the_por
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn swe_39_a_browser_stays_signed_in_for_as_long_as_the_config_says() {
+    let home = Home::new("[auth]\nsession_days = 3");
+    let server = home.serve().await;
+    let (_, made) = server.client.post("/session/codes", json!({})).await;
+    let response = use_code(&server, made["code"].as_str().unwrap()).await;
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.split("; ").any(|one| one == "Max-Age=259200"), "{cookie}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_code_is_good_for_so_long_and_no_longer() {
     let home = Home::new("[auth]\ncode_life = \"1s\"");
     let server = home.serve().await;
