@@ -320,7 +320,8 @@ async fn a_secret_is_in_no_piece_wherever_it_is_split() {
         script.push(json!(["thought", format!("round {round}"), "heads and tails"]));
         script.push(wait(&path, &format!("events {round}")));
     }
-    let more = format!("[secrets]\nPASSWORD = {{ file = {} }}", toml::Value::from(path.join("secret").to_str().unwrap()));
+    let more =
+        format!("[secrets]\nPASSWORD = {{ file = {} }}", toml::Value::from(path.join("secret").to_str().unwrap()));
     let home = scripted(home, "job", &more, &script);
     let server = home.serve().await;
     let (mut watcher, mut seen) = watch(&server, "job").await;
