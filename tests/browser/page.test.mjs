@@ -222,10 +222,12 @@ describe('a run under way', () => {
   test('the address of a run shows that run alone', async () => {
     const run = await server.startRun('short');
     await ended(run);
+    await ended(await server.startRun('short'));
     const { page } = await open();
     await signIn(page, server, server.base, `/tasks/short/runs/${run.id}`);
     await page.locator('.out', { hasText: 'the end' }).waitFor();
-    assert.equal(await page.locator('[data-run]').count(), 1);
+    const shown = await page.locator('[data-run]').evaluateAll((all) => all.map((one) => one.dataset.run));
+    assert.deepEqual(shown, [run.id]);
   });
 
   test('Run now, and Stop at once', async () => {
@@ -260,6 +262,7 @@ describe('a connection that is lost', () => {
         .click({ timeout: 2_000 })
         .catch(() => {});
       await state(page, 'connected');
+      await page.getByRole('region', { name: 'Connection' }).waitFor({ state: 'hidden', timeout: 5_000 });
       await page.getByText(/Caught up on \d+ events?/).waitFor({ timeout: 5_000 });
       await ended(run);
       await showsEverythingOnce(page, 'counting', run);

@@ -368,6 +368,11 @@ test('losing the network changes the words and nothing else', () => {
   const { world, connection } = connected();
   world.network(false);
   expect(connection.status).toMatchObject({ online: false, state: 'connected' });
+  world.socket.drop();
+  world.pass(1_000);
+  world.socket.welcome();
+  expect(connection.status).toMatchObject({ online: false, state: 'connected' });
+  expect(world.sockets).toHaveLength(2);
 });
 
 test('who does not want the list of tasks is not sent it by a probe: a task is subscribed anew', () => {

@@ -51,11 +51,37 @@ test('a reconnect goes on from the position, and tells how much was caught up', 
   expect(diary.seqs).toEqual([1, 2, 3, 4, 5, 6]);
 });
 
-test('every kind of frame is handled after a reconnect as before it', () => {
+test('NAM-08: a reconnect with nothing missed costs one frame, which asks from the position on', () => {
   const { world, diary, sub } = watching();
+  let calls = 0;
+  world.answer = () => {
+    calls += 1;
+    return Promise.reject(new TypeError('no network'));
+  };
+  world.socket.say(resumed(sub, 1, 3), events(sub, 1, 3), { type: 'caught_up', sub, seq: 3 });
+  world.socket.drop();
+  world.pass(1_000);
+  world.socket.welcome();
+  world.socket.say(resumed(2, 4, 3), { type: 'caught_up', sub: 2, seq: 3 });
+  expect(world.socket.sent.map(({ type }) => type)).toEqual(['hello']);
+  expect(world.socket.subscribes).toEqual([{ sub: 2, task: 'a', gen: GEN, after: 3 }]);
+  expect(calls).toBe(0);
+  expect(diary.recovered).toEqual([null, 0]);
+  expect(diary.seqs).toEqual([1, 2, 3]);
+});
+
+test('every kind of frame is handled after a reconnect as before it', () => {
+  const { world, connection, diary, sub } = watching();
+  connection.listen({
+    tasks: () => diary.told.push('tasks'),
+    notice: () => diary.told.push('notice'),
+    heartbeat: () => diary.told.push('heartbeat'),
+  });
   const script = (n: number, from: number): (() => void) => {
     return () =>
       world.socket.say(
+        { type: 'tasks', rev: n, full: true, items: [], removed: [] },
+        { type: 'notice', code: 'disk', text: 'The disk is full.' },
         resumed(n, from, from),
         { type: 'delta', sub: n, run: 'r1', key: 'k', offset: 0, text: 'x' },
         { type: 'event', sub: n, event: event(from) },
@@ -63,6 +89,7 @@ test('every kind of frame is handled after a reconnect as before it', () => {
         ...resetTo(n, 'too_far', from + 10, from + 10).slice(1),
         events(n, from + 11, from + 12),
         { type: 'caught_up', sub: n, seq: from + 12 },
+        heartbeat({ [n]: { sent: from + 12, head: from + 12 } }),
       );
   };
   script(sub, 1)();
