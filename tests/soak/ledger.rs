@@ -32,8 +32,8 @@ struct Page {
 #[derive(Default)]
 pub struct Ledger {
     pages: Mutex<HashMap<Log, Page>>,
-    /// The last line of each run's producer that is saved.
-    lines: Mutex<HashMap<String, u64>>,
+    /// The last line of each run's producer that is saved, and the log that it is in.
+    lines: Mutex<HashMap<String, (Log, u64)>>,
     wrong: Mutex<(u64, Vec<String>)>,
 }
 
@@ -102,12 +102,12 @@ impl Ledger {
             self.wrong(format!("event {seq} of {log:?} in the file is not the one that was seen before"));
         }
         if before.is_none() {
-            self.line(text);
+            self.line(log, text);
         }
     }
 
     /// A producer's lines begin with their number: each is saved once, in order, and none is missing.
-    fn line(&self, text: &str) {
+    fn line(&self, log: &Log, text: &str) {
         let Ok(Said { run: Some(run), data: Some(Data { text: Some(text) }) }) = serde_json::from_str(text) else {
             return;
         };
@@ -115,7 +115,7 @@ impl Ledger {
             return;
         };
         let mut lines = self.lines.lock().unwrap();
-        let last = lines.entry(run.to_owned()).or_default();
+        let (_, last) = lines.entry(run.to_owned()).or_insert_with(|| (log.clone(), 0));
         let follows = n == *last + 1;
         let words = format!("line {n} of run {run} is saved behind line {last}");
         *last = n;
@@ -125,9 +125,14 @@ impl Ledger {
         }
     }
 
-    /// The last line of a run's producer that is saved.
-    pub fn last_line(&self, run: &str) -> u64 {
-        self.lines.lock().unwrap().get(run).copied().unwrap_or_default()
+    /// The last line of a run's producer that is saved, and the log that it is in.
+    pub fn last_line(&self, run: &str) -> Option<(Log, u64)> {
+        self.lines.lock().unwrap().get(run).cloned()
+    }
+
+    /// The logs of a task that were read or seen.
+    pub fn logs_of(&self, task: &str) -> Vec<Log> {
+        self.pages.lock().unwrap().keys().filter(|log| log.0 == task).cloned().collect()
     }
 
     /// How far the file was read.

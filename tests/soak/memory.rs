@@ -100,14 +100,14 @@ async fn memory(part: Arc<Part>) {
     part.note("the server's processor time, in s", used.as_secs());
     let judged = judge(&part, &samples);
     let road = Arc::clone(&stage.road);
-    let (_, after) = stage
+    let (_, (after, open)) = stage
         .close_after(&part, &["ticking"], speakers, watchers, async {
             // The last to leave are still being noticed.
             let deadline = Instant::now() + Duration::from_secs(10);
             loop {
                 let status = road.call(reqwest::Method::GET, "/status", None).await;
                 if status.is_some_and(|(_, status)| status["connections"] == 0) || Instant::now() > deadline {
-                    return probe.sample();
+                    return (probe.sample(), probe.open());
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -115,8 +115,13 @@ async fn memory(part: Arc<Part>) {
         .await;
     part.note("before", before);
     part.note("when all have left", after);
+    part.note("what is open then", &open);
     let least = before.descriptors + MORE_DESCRIPTORS;
-    assert!(after.descriptors <= least, "{} descriptors are open when all have left, not {least}", after.descriptors);
+    assert!(
+        after.descriptors <= least,
+        "{} descriptors are open when all have left, not {least}: {open:?}",
+        after.descriptors
+    );
     assert_eq!(after.zombies, 0, "children are left unreaped");
     if part.full {
         judged.unwrap();

@@ -1,5 +1,6 @@
 //! What the system says of a process: processor time, memory, descriptors, threads, children that nobody has reaped.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -58,6 +59,22 @@ impl Probe {
             threads: field("Threads:"),
             zombies: self.zombies(),
         }
+    }
+
+    /// What is open, by kind: files by their name, and how many sockets, pipes and others.
+    pub fn open(self) -> BTreeMap<String, usize> {
+        let mut open = BTreeMap::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().flatten() {
+            // Closed meanwhile.
+            let Ok(what) = std::fs::read_link(entry.path()) else { continue };
+            let what = what.to_string_lossy();
+            let kind = match what.split_once(":[") {
+                Some((kind, _)) => kind,
+                None => what.rsplit('/').next().unwrap_or(&what),
+            };
+            *open.entry(kind.to_owned()).or_default() += 1;
+        }
+        open
     }
 
     fn zombies(self) -> usize {

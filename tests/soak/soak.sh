@@ -38,7 +38,7 @@ build() {
     said=$("$cargo" test --locked --release --features failpoints --test soak --test sim --no-run --message-format=json)
     mkdir -p "$folder.new"
     cp "$(executable soak <<<"$said")" "$folder.new/soak"
-    cp "$(executable sim <<<"$said")" "$folder.new/sim"
+    cp "$(executable sim <<<"$said")" "$folder.new/simulation"
     cp "$target/release/rejoin" "$folder.new/rejoin-failpoints"
     "$cargo" build --locked --release --bin rejoin
     cp "$target/release/rejoin" "$folder.new/rejoin"
@@ -54,7 +54,7 @@ build() {
 ) 9>"$target/soak/lock"
 
 export SOAK_COMMIT=$commit SOAK_FOLDER=$folder SOAK_REPORTS=docs/soak
-export SOAK_SERVER=$folder/rejoin SOAK_SERVER_WITH_POINTS=$folder/rejoin-failpoints SOAK_SIMULATION=$folder/sim
+export SOAK_SERVER=$folder/rejoin SOAK_SERVER_WITH_POINTS=$folder/rejoin-failpoints SOAK_SIMULATION=$folder/simulation
 
 # Takes the place of the shell that calls it, so that a signal reaches it.
 play() {

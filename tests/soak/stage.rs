@@ -129,9 +129,13 @@ impl Stage {
         if late > 0 {
             ledger.wrong(format!("{late} watchers do not have all there is after {SETTLE:?}: {}", road.missing()));
         }
-        spoken.iter().for_each(|one| compare(&ledger, one));
-        let (saved, never_found) = ledger.totals();
         let living = |log: &(String, String)| ends.iter().any(|end| (&end.0, &end.1) == (&log.0, &log.1));
+        let may_be_gone = |task: &str, log: Option<&(String, String)>| match log {
+            Some(log) => !living(log),
+            None => ledger.logs_of(task).iter().any(|log| !living(log)),
+        };
+        let gone: u64 = spoken.iter().map(|one| compare(&ledger, one, may_be_gone)).sum();
+        let (saved, never_found) = ledger.totals();
         let (unread, of_deleted): (Vec<_>, Vec<_>) = never_found.into_iter().partition(|(log, _)| living(log));
         if !unread.is_empty() {
             ledger.wrong(format!("{} events were seen and never found in the file: {:?}", unread.len(), unread[0]));
@@ -144,6 +148,7 @@ impl Stage {
         part.note("events seen of deleted logs, compared among watchers only", of_deleted.len());
         part.note("runs fed from elsewhere", runs);
         part.note("runs fed from elsewhere that others ended", abandoned);
+        part.note("runs whose task was deleted before they were read to their end", gone);
         part.note("lines from elsewhere that were said to be kept", lines);
         part.note("cut requests of programs elsewhere", cuts);
         for what in ["lost", "doubled"] {
