@@ -358,7 +358,7 @@ fn write(
                 world.wrong("truth", &error);
             }
             let Some(point) = POINTS.iter().find(|known| **known == point) else { return };
-            let held = !world.is_calm() && chance.one_in(world.profile.held);
+            let held = chance.one_in(world.profile.held);
             if held || end_at.get() == Some(*point) {
                 let _ = say.send(Report::At(point));
                 match orders.recv() {
