@@ -25,11 +25,11 @@ use super::hub::{Closing, Member};
 use super::live::Live;
 use super::pace::Pace;
 use super::socket::{Came, Meter};
-use super::sub::{Position, Sub};
+use super::sub::{self, Position, Sub};
 use crate::clock::rfc3339;
 use crate::event::{Gen, Seq};
 use crate::store::StoreError;
-use crate::stream::reader::{Lost, Pull, Span};
+use crate::stream::reader::{Lost, Span};
 use crate::stream::segment::Slice;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -378,24 +378,11 @@ impl Feed {
     }
 
     async fn next_events(&mut self, out: &mut String, most: usize) -> Next {
-        let reader = &mut self.sub.reader;
-        let mut pull = reader.pull(most);
-        if matches!(pull, Pull::InLog) {
-            if let Err(error) = reader.fetch(&self.live.viewer.store).await {
-                self.give_up(&error);
-                return Next::Passed;
-            }
-            pull = reader.pull(most);
-        }
-        match pull {
-            Pull::Slice(slice) => return self.write_slice(out, &slice),
-            Pull::Nothing => return Next::Nothing,
-            // Read and not there: retention took it meanwhile, or the log is damaged.
-            Pull::InLog => match reader.lost() {
-                Some(lost) => self.lose(lost).await,
-                None => self.give_up(&StoreError::Broken("an event of the log is not there".to_owned())),
-            },
-            Pull::Lost(lost) => self.lose(lost).await,
+        match self.sub.next(&self.live.viewer, most).await {
+            Ok(sub::Next::Events(slice)) => return self.write_slice(out, &slice),
+            Ok(sub::Next::Nothing) => return Next::Nothing,
+            Ok(sub::Next::Lost(lost)) => self.lose(lost).await,
+            Err(error) => self.give_up(&error),
         }
         Next::Passed
     }

@@ -22,13 +22,13 @@ use super::notice::Notices;
 use super::outgoing::Frame;
 use super::pace::Pace;
 use super::socket::Meter;
-use super::sub::{Position, Sub};
+use super::sub::{Next, Position, Sub};
 use super::websocket::{Incoming, Over, Step, WebSocket};
 use super::wire::Viewer;
 use crate::clock::{Clock, rfc3339};
 use crate::event::TaskId;
 use crate::store::StoreError;
-use crate::stream::reader::{Lost, Pull, ReplayLimits, Span};
+use crate::stream::reader::{Lost, ReplayLimits, Span};
 
 /// The times and sizes of a socket (`docs/protocol.md`, "Numbers to start from").
 #[derive(Clone, Debug)]
@@ -360,28 +360,14 @@ impl Session {
             if !sub.reader.is_due() {
                 continue;
             }
-            let mut pull = sub.reader.pull(max_bytes);
-            if matches!(pull, Pull::InLog) {
-                if let Err(error) = Box::pin(sub.reader.fetch(&self.live.viewer.store)).await {
-                    return Ok(self.give_up_now(index, &error));
-                }
-                pull = sub.reader.pull(max_bytes);
-            }
-            match pull {
-                Pull::Slice(slice) => {
+            match sub.next(&self.live.viewer, max_bytes).await {
+                Ok(Next::Events(slice)) => {
                     sub.log_delivery(&self.member.handle.peer, slice.events());
                     return Ok(Some(Frame::Events { sub: sub.number, slice }));
                 }
-                Pull::Nothing => {}
-                // Read and not there: retention took it meanwhile, or the log is damaged.
-                Pull::InLog => match sub.reader.lost() {
-                    Some(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
-                    None => {
-                        let error = StoreError::Broken("an event of the log is not there".to_owned());
-                        return Ok(self.give_up_now(index, &error));
-                    }
-                },
-                Pull::Lost(lost) => return Ok(Box::pin(self.lose_now(index, lost)).await),
+                Ok(Next::Nothing) => {}
+                Ok(Next::Lost(lost)) => return Ok(Box::pin(self.lose_now(index, lost)).await),
+                Err(error) => return Ok(self.give_up_now(index, &error)),
             }
         }
         Ok(None)

@@ -13,7 +13,8 @@ use crate::store::StoreError;
 use crate::stream::delta::Piece;
 use crate::stream::forwarder::{Peer, Watcher};
 use crate::stream::log::{self, Bounds};
-use crate::stream::reader::{Lost, Reader, ReplayLimits, Snapshot, Span, Verdict, Why};
+use crate::stream::reader::{Lost, Pull, Reader, ReplayLimits, Snapshot, Span, Verdict, Why};
+use crate::stream::segment::Slice;
 use crate::stream::topic::Topic;
 
 /// The most text of one `delta`: its frame is memory per watcher for ever.
@@ -48,6 +49,29 @@ pub struct Sub {
     begins: bool,
 }
 
+/// What a subscription has to say next.
+#[derive(Debug)]
+pub enum Next {
+    /// Events, which it is behind now.
+    Events(Slice),
+    /// Nothing.
+    Nothing,
+    /// Its position is lost.
+    Lost(Lost),
+}
+
+impl Next {
+    /// None where it is to be read from the file first.
+    fn of(pull: Pull) -> Option<Self> {
+        match pull {
+            Pull::Slice(slice) => Some(Self::Events(slice)),
+            Pull::Nothing => Some(Self::Nothing),
+            Pull::Lost(lost) => Some(Self::Lost(lost)),
+            Pull::InLog => None,
+        }
+    }
+}
+
 impl Sub {
     /// A subscription that is in the map already, so that nothing is missed from here on. None when the task was
     /// deleted since it was found: whoever told its watchers may not have found this one yet.
@@ -57,6 +81,29 @@ impl Sub {
         let reader = Reader::enter(&viewer.publisher, topic, watcher);
         let is_there = !reader.topic().is_closed();
         is_there.then_some(Self { number, reader, named, catch_up: None, begins: true })
+    }
+
+    /// The next events, at most `max_bytes` of them but at least one: from memory, else from the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is damaged.
+    pub async fn next(&mut self, viewer: &Viewer, max_bytes: usize) -> Result<Next, StoreError> {
+        match Next::of(self.reader.pull(max_bytes)) {
+            Some(next) => Ok(next),
+            // Boxed: what is seldom needed is not kept room for by every watcher.
+            None => Box::pin(self.next_of_file(viewer, max_bytes)).await,
+        }
+    }
+
+    async fn next_of_file(&mut self, viewer: &Viewer, max_bytes: usize) -> Result<Next, StoreError> {
+        self.reader.fetch(&viewer.store).await?;
+        if let Some(next) = Next::of(self.reader.pull(max_bytes)) {
+            return Ok(next);
+        }
+        // Read and not there: the task was deleted or retention took it, which the file knows before memory does.
+        viewer.publisher.settled().await?;
+        Next::of(self.reader.pull(max_bytes))
+            .ok_or_else(|| StoreError::Broken("an event of the log is not there".to_owned()))
     }
 
     /// Exactly one outcome: what the resume table says, in the frames that say it, in their order.

@@ -164,9 +164,18 @@ impl Publisher {
     /// When the store cannot be written now.
     pub async fn take_turn(&self, producer: &Arc<Producer>) -> Result<Turn, StoreError> {
         let turn = producer.next_turn();
-        // The writer's own order: what it had before this is saved when it answers, what comes after is refused.
-        self.transact(|_| Ok::<_, StoreError>(((), Vec::new()))).await?;
+        // What comes after this is refused.
+        self.settled().await?;
         Ok(turn)
+    }
+
+    /// Waits for what the writer had before this: it is saved then, and memory says the same as the file. In between
+    /// the file is ahead, where rows were deleted too.
+    ///
+    /// # Errors
+    /// When the store cannot be written now.
+    pub async fn settled(&self) -> Result<(), StoreError> {
+        self.transact(|_| Ok::<_, StoreError>(((), Vec::new()))).await.map(drop)
     }
 
     /// Offers a batch with the producer's number of its last event, and waits for places in the queue. The answer,
