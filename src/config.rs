@@ -170,7 +170,7 @@ impl Default for Stream {
             replay_bytes: 16 << 20,
             slow_bytes: 16 << 10,
             slow_window: Duration::from_secs(10),
-            page_reads: 64,
+            page_reads: 8,
             connections: 10_000,
             connections_per_credential: 64,
             unauthenticated: 256,

@@ -25,8 +25,9 @@ pub use schema::VERSION;
 
 /// How long the lock of a server that is gone may outlive it.
 const LOCK_PASSES: Duration = Duration::from_secs(2);
-/// Idle read connections that are kept; each holds a page cache.
-const KEPT_READERS: usize = 4;
+/// Idle read connections that are kept; each holds a page cache. As many as `stream.page_reads` is unless set: SQLite
+/// keeps the descriptor of one that is closed while another has a lock, for the next that is opened.
+const KEPT_READERS: usize = 8;
 
 /// The number of a task in the store; never given twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

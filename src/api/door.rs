@@ -85,7 +85,9 @@ impl Door {
     /// Who the `Authorization` header names: `None` without one, `Err` when it names nobody.
     pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, Refused>> {
         let value = headers.get(header::AUTHORIZATION)?;
-        let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+        // The name of the scheme is in any case (RFC 9110, 11.1).
+        let token = value.to_str().ok().and_then(|text| text.split_once(' '));
+        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map(|(_, token)| token);
         Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(Refused::Unknown))
     }
 

@@ -25,6 +25,10 @@ impl Closing {
     pub const fn draining(retry_ms: u64) -> Self {
         Self { code: 4001, word: "draining", retry_ms: Some(retry_ms) }
     }
+    /// The rules of WebSockets were broken.
+    pub const BROKEN: Self = Self { code: 1002, word: "broken_frame", retry_ms: None };
+    /// Text that is not UTF-8.
+    pub const NOT_TEXT: Self = Self { code: 1007, word: "not_utf8", retry_ms: None };
     /// A message that is not even read.
     pub const TOO_LARGE: Self = Self { code: 1009, word: "too_large", retry_ms: None };
     /// Took too little in too long.

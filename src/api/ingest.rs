@@ -134,13 +134,14 @@ pub async fn append(
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid", detail));
     }
     let name = producer(&headers)?;
-    let seat = api.runs.elsewhere(run_id(&id)?).await?;
+    let none_taken = |error: RunError| ApiError::from(error).with("accepted", 0);
+    let seat = api.runs.elsewhere(run_id(&id)?).await.map_err(none_taken)?;
     let (_presence, mut entry) = seat.enter(name).map_err(|replaced| fenced(&seat, &replaced))?;
     let turn = api.publisher.take_turn(&seat.producer).await?;
     let run = seat.topic.tail().fold.run(seat.id).cloned();
     let Some(run) = run else {
         seat.end();
-        return Err(over(&api, &seat).await);
+        return Err(over(&api, &seat).await.with("accepted", 0));
     };
     let mut feed = Feed::new(api.publisher.clone(), Arc::clone(&seat), turn, run);
     let cut_short = async {
@@ -184,7 +185,9 @@ fn producer(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
 }
 
 fn fenced(seat: &Elsewhere, replaced: &Replaced) -> ApiError {
-    ApiError::new(StatusCode::CONFLICT, "fenced", replaced.to_string()).with("last_n", seat.producer.saved())
+    ApiError::new(StatusCode::CONFLICT, "fenced", replaced.to_string())
+        .with("accepted", 0)
+        .with("last_n", seat.producer.saved())
 }
 
 /// Reads the body to its end.

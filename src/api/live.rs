@@ -114,6 +114,8 @@ impl From<Over> for End {
             Over::Gone => Self::Gone,
             Over::Left => Self::Left,
             Over::TooLarge => Self::Close(Closing::TOO_LARGE),
+            Over::Broken => Self::Close(Closing::BROKEN),
+            Over::NotText => Self::Close(Closing::NOT_TEXT),
         }
     }
 }
@@ -458,6 +460,10 @@ impl Session {
     fn accept(&mut self, text: Incoming) -> Result<Option<ClientFrame>, End> {
         self.count_frame()?;
         let (code, message) = match text {
+            // A list of the members would be understood as well.
+            Incoming::Text(text) if !text.trim_start().starts_with('{') => {
+                ("bad_frame", "a frame is a JSON object".to_owned())
+            }
             Incoming::Text(text) if text.len() <= frame::MAX_CLIENT_FRAME => match serde_json::from_str(&text) {
                 Ok(frame) => return Ok(Some(frame)),
                 Err(error) => ("bad_frame", format!("this frame is not understood: {error}")),

@@ -14,6 +14,7 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig, WebSocketContext};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
@@ -81,6 +82,10 @@ pub enum Over {
     Left,
     /// It sent a message that is not even read.
     TooLarge,
+    /// It broke the rules of WebSockets.
+    Broken,
+    /// It sent text that is not UTF-8.
+    NotText,
 }
 
 /// The socket with what is known of its speed.
@@ -259,8 +264,14 @@ impl WebSocket {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
             Err(error) => {
                 self.ended = true;
-                let is_too_large = matches!(error, Error::Capacity(_));
-                return Poll::Ready(Err(if is_too_large { Over::TooLarge } else { Over::Gone }));
+                return Poll::Ready(Err(match error {
+                    Error::Capacity(_) => Over::TooLarge,
+                    Error::Utf8(_) => Over::NotText,
+                    // An end without a close is no rule that was broken: lines are cut.
+                    Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => Over::Gone,
+                    Error::Protocol(_) => Over::Broken,
+                    _ => Over::Gone,
+                }));
             }
         };
         self.heard = Instant::now();

@@ -284,6 +284,9 @@ pub fn lasted(run: &Run, now: Timestamp) -> Option<u64> {
     u64::try_from(now.duration_since(run.started_at.unwrap_or(run.queued_at)).as_millis()).ok()
 }
 
+/// The most characters of the words with which a run ended that each of its lost calls repeats.
+const LOST_WORDS: usize = 200;
+
 /// The result of a call whose end nobody saw.
 pub fn lost_result(call: &str, event: &str, why: &str) -> Body {
     #[derive(serde::Deserialize)]
@@ -299,7 +302,7 @@ pub fn lost_result(call: &str, event: &str, why: &str) -> Body {
         call: call.to_owned(),
         tool,
         ok: false,
-        output: why.to_owned(),
+        output: why.chars().take(LOST_WORDS).collect(),
         cut_bytes: 0,
         exit: None,
         duration_ms: 0,

@@ -337,6 +337,30 @@ async fn when_something_happened_is_the_producers_to_say_within_the_life_of_its_
 }
 
 #[tokio::test]
+async fn a_call_is_open_once_and_an_end_in_many_words_repeats_few_of_them_for_each() {
+    let home = home("");
+    let server = home.serve().await;
+    let run = server.client.run("elsewhere").await;
+    let opens = |n: u64, call: &str| line(n, "tool_use", json!({ "call": call, "tool": "shell", "input": {} }));
+    let twice = opens(1, "c1") + &opens(2, "c1");
+    for (body, number) in [(twice, 2), (opens(2, "c1"), 1)] {
+        let (status, answer) = feed(&server.client, &run, body).await;
+        assert_eq!((status, &answer["code"], &answer["line"]), (400, &json!("bad_line"), &json!(number)), "{answer}");
+        assert!(answer["detail"].as_str().unwrap().contains("c1 is open already"), "{answer}");
+    }
+    let result = line(2, "tool_result", json!({ "call": "c1", "tool": "shell", "ok": true }));
+    let words = "x".repeat(50_000);
+    let ends = line(5, "status", json!({ "state": "failed", "text": words }));
+    let (status, answer) = feed(&server.client, &run, result + &opens(3, "c1") + &opens(4, "c2") + &ends).await;
+    assert_eq!(status, 200, "{answer}");
+    let events = server.client.pages("elsewhere").await;
+    let lost: Vec<_> = events.iter().filter(|event| event["kind"] == "tool_result").skip(1).collect();
+    assert_eq!(lost.len(), 2);
+    assert!(lost.iter().all(|event| event["data"]["output"].as_str().unwrap().len() == 200));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_end_closes_what_is_open_and_nothing_follows_it() {
     let home = home("");
     let server = home.serve().await;
@@ -359,7 +383,10 @@ async fn the_end_closes_what_is_open_and_nothing_follows_it() {
     assert_eq!(over["text"], "Task elsewhere failed: no luck");
     // Sent again, as by a producer that did not hear the answer: it is told how far it came.
     let (status, answer) = feed(&server.client, &run, ends).await;
-    assert_eq!((status, &answer["code"], &answer["last_n"]), (409, &json!("run_over"), &json!(2)));
+    assert_eq!(
+        (status, &answer["code"], &answer["last_n"], &answer["accepted"]),
+        (409, &json!("run_over"), &json!(2), &json!(0))
+    );
     server.stop().await;
 }
 

@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
 use rejoin::event::State;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -85,6 +86,7 @@ async fn every_kind_of_bad_frame_is_named() {
         r#"{"type":"unsubscribe"}"#,
         r#"{"type":"hello","protocol":1,"client":"again"}"#,
         r#""text""#,
+        r#"["subscribe",1,"x"]"#,
         "",
     ] {
         let mut watcher = server.client.watch(json!([])).await;
@@ -115,6 +117,30 @@ async fn a_frame_over_64_kib_is_an_error_and_one_over_256_kib_ends_the_socket() 
     }
     say(&mut watcher, sized(256 * 1024 + 1)).await;
     assert_eq!(closed(&mut watcher).await.0, 1009);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_the_rules_of_websockets_is_told_so_and_ends_the_socket() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let long_ping = [&[0x89, 0xfe, 0, 126, 0, 0, 0, 0], &[b'x'; 126][..]].concat();
+    let broken: [(&str, &[u8], u16); 6] = [
+        ("no such opcode", &[0x83, 0x80, 0, 0, 0, 0], 1002),
+        ("a reserved bit", &[0xf1, 0x80, 0, 0, 0, 0], 1002),
+        ("not masked", &[0x81, 1, b'x'], 1002),
+        ("goes on with nothing", &[0x80, 0x81, 0, 0, 0, 0, b'x'], 1002),
+        ("a long ping", &long_ping, 1002),
+        ("not UTF-8", &[0x81, 0x82, 0, 0, 0, 0, 0xff, 0xfe], 1007),
+    ];
+    for (what, bytes, code) in broken {
+        let mut greeted = server.client.watch(json!([])).await;
+        let mut silent = open(&server).await;
+        for watcher in [&mut greeted, &mut silent] {
+            watcher.socket.get_mut().write_all(bytes).await.unwrap();
+            assert_eq!(closed(watcher).await.0, code, "{what}");
+        }
+    }
     server.stop().await;
 }
 

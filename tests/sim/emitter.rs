@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use rejoin::event::{Body, OutputStream, Role, RunId, State, Status};
-use rejoin::stream::batch::{Batch, Producer};
+use rejoin::stream::batch::{Batch, Producer, Turn};
+use rejoin::stream::publish::Publisher;
 use rejoin::stream::topic::{Offer, Refused, Topic};
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -145,10 +146,14 @@ impl Emitter {
         }
     }
 
-    async fn begin(&mut self, running: &Running, topic: &Arc<Topic>) -> Said {
-        // By their making, as the ids of real runs are.
+    /// By their making, as the ids of real runs are.
+    fn new_run(&self) -> RunId {
         let now = self.world.clock.now().as_millisecond() as u128;
-        let run = RunId(Uuid::from_u128((now << 80) | (7 << 76) | (2 << 62) | u128::from(self.world.number())));
+        RunId(Uuid::from_u128((now << 80) | (7 << 76) | (2 << 62) | u128::from(self.world.number())))
+    }
+
+    async fn begin(&mut self, running: &Running, topic: &Arc<Topic>) -> Said {
+        let run = self.new_run();
         if self.chance.one_in(3) {
             // Two events in one change of state, as a start that is saved at once.
             let at = self.world.clock.now();
@@ -165,9 +170,32 @@ impl Emitter {
             }
             return Ok(());
         }
+        if self.chance.one_in(4) {
+            self.claim_twice(running, topic).await;
+        }
         self.publish(running, topic, Some(run), |_, token| status(State::Queued, token)).await?;
         self.run = Some(run);
         self.publish(running, topic, Some(run), |_, token| status(State::Started, token)).await
+    }
+
+    /// Two runs for one slot in one change of state: the second cannot be, and so the first is not either.
+    async fn claim_twice(&mut self, running: &Running, topic: &Arc<Topic>) {
+        let at = self.world.clock.now();
+        let offers: Vec<_> = (0..2)
+            .map(|_| {
+                let mut queued = Status::new(State::Queued, self.token());
+                (queued.scheduled_for, queued.attempt) = (Some(at), Some(1));
+                (Arc::clone(topic), Offer::new(Some(self.new_run()), at, &Body::Status(queued)))
+            })
+            .collect();
+        let done = running.api.publisher.transact::<_, rejoin::store::StoreError, _>(move |_| Ok(((), offers))).await;
+        match done {
+            Ok((_, numbers)) if !numbers.is_empty() => {
+                self.world.wrong(&self.name(), "one slot was claimed by two runs");
+            }
+            Ok(_) => {}
+            Err(_) => self.world.saw("change of state undone"),
+        }
     }
 
     async fn end(&mut self, running: &Running, topic: &Arc<Topic>, run: RunId) -> Said {
@@ -215,22 +243,50 @@ impl Emitter {
     /// As a runner elsewhere does: a turn, and batches in it.
     async fn batch(&mut self, running: &Running, topic: &Arc<Topic>, run: RunId) -> Said {
         let publisher = &running.api.publisher;
-        let turn = publisher.take_turn(&Producer::new(0)).await.map_err(|_| Refused::Stopping)?;
+        let producer = Producer::new(0);
+        let turn = publisher.take_turn(&producer).await.map_err(|_| Refused::Stopping)?;
         let mut saved = Vec::new();
         for number in 1..=self.chance.within(1..=3) {
-            let mut batch = Batch::new(&topic.id, run, self.world.clock.now());
-            for _ in 0..self.chance.within(1..=8) {
-                let token = self.token();
-                let text = json!({ "text": words_text(&mut self.chance, token, self.world.profile.large) }).to_string();
-                batch.push("thought", &RawValue::from_string(text).unwrap());
-            }
+            let events = self.chance.within(1..=8);
+            let batch = self.words_in_a_batch(topic, run, events);
             saved.push(publisher.offer_batch(topic, batch, &turn, number).await?);
+        }
+        if self.chance.one_in(4) {
+            self.lose_turn(publisher, topic, run, &producer, &turn).await?;
         }
         for saved in saved {
             let seq = saved.await.map_err(|_| Refused::Stopping)??;
             if self.world.truth().now(&self.task).is_none_or(|log| log.head() < seq.0) {
                 self.world.wrong(&self.name(), &format!("batch acknowledged through {seq}, beyond the log"));
             }
+        }
+        Ok(())
+    }
+
+    fn words_in_a_batch(&mut self, topic: &Arc<Topic>, run: RunId, events: u64) -> Batch {
+        let mut batch = Batch::new(&topic.id, run, self.world.clock.now());
+        for _ in 0..events {
+            let token = self.token();
+            let text = json!({ "text": words_text(&mut self.chance, token, self.world.profile.large) }).to_string();
+            batch.push("thought", &RawValue::from_string(text).unwrap());
+        }
+        batch
+    }
+
+    /// Another takes the turn: of what is offered in the old one from then on, nothing is saved.
+    async fn lose_turn(
+        &mut self,
+        publisher: &Publisher,
+        topic: &Arc<Topic>,
+        run: RunId,
+        producer: &Arc<Producer>,
+        old: &Turn,
+    ) -> Said {
+        publisher.take_turn(producer).await.map_err(|_| Refused::Stopping)?;
+        let late = self.words_in_a_batch(topic, run, 1);
+        let answer = publisher.offer_batch(topic, late, old, 9).await?.await.map_err(|_| Refused::Stopping)?;
+        if let Ok(seq) = answer {
+            self.world.wrong(&self.name(), &format!("a batch was saved as event {seq} though its turn was taken"));
         }
         Ok(())
     }

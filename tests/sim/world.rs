@@ -125,7 +125,7 @@ impl Profile {
             slow: *chance.pick(&[0, 0, 4]),
             pace: if long { 100 } else { *chance.pick(&[300, 1_000, 3_000]) },
             flood: if long { 60 } else { *chance.pick(&[0, 8, 20]) },
-            large: *chance.pick(&[0, 8, 40]),
+            large: *chance.pick(&[0, 3, 8, 40]),
             faults,
         }
     }

@@ -25,8 +25,11 @@ const LIFE: Duration = Duration::from_secs(25);
 const EVERY: Duration = Duration::from_secs(5);
 /// How much the memory may climb: the slope of the second half.
 const MOST_PER_HOUR: f64 = 1024.0;
-/// What is open when all have left, beyond what was open before they came: readers of the store that stay.
-const MORE_DESCRIPTORS: usize = 16;
+/// What is open when all have left, beyond what was open before they came: two for each reader of the store that stays,
+/// and a few connections.
+const MORE_DESCRIPTORS: usize = 20;
+/// The clients of the load keep what they do not use for 90 s.
+const LEAVING: Duration = Duration::from_secs(120);
 
 async fn memory(part: Arc<Part>) {
     let fed: Vec<String> = (0..3).map(|number| format!("fed-{number}")).collect();
@@ -103,10 +106,12 @@ async fn memory(part: Arc<Part>) {
     let (_, (after, open)) = stage
         .close_after(&part, &["ticking"], speakers, watchers, async {
             // The last to leave are still being noticed.
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + LEAVING;
             loop {
                 let status = road.call(reqwest::Method::GET, "/status", None).await;
-                if status.is_some_and(|(_, status)| status["connections"] == 0) || Instant::now() > deadline {
+                let alone = status.is_some_and(|(_, status)| status["connections"] == 0)
+                    && probe.sample().descriptors <= before.descriptors + MORE_DESCRIPTORS;
+                if alone || Instant::now() > deadline {
                     return (probe.sample(), probe.open());
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;

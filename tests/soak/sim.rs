@@ -25,14 +25,13 @@ fn play_seeds(simulation: &std::path::Path, from: u64, length: Duration) -> Vec<
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "from seed {from} on: {said}");
-    let sums = said.lines().find(|line| line.contains(" seeds in ")).unwrap_or_else(|| panic!("no sums in: {said}"));
-    let sums = sums.split([',', ':']).map(|part| part.trim());
-    let sum = |part: &str| {
-        let (number, what) = part.split_once(' ')?;
+    let sums = said.lines().skip_while(|line| !line.contains(" seeds in ")).map_while(|line| {
+        let (number, what) = line.trim().split_once(' ')?;
         let what = if what.starts_with("seeds in ") { "seeds" } else { what };
         Some((what.to_owned(), number.parse().ok()?))
-    };
-    let sums: Vec<_> = sums.filter_map(sum).collect();
+    });
+    let sums: Vec<_> = sums.collect();
+    assert!(!sums.is_empty(), "no sums in: {said}");
     assert_eq!(sums[0].0, "seeds");
     sums
 }

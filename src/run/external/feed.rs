@@ -291,6 +291,9 @@ impl Feed {
                         return Err(self.bad(format!("{MAX_OPEN_CALLS} calls of this run are open: say their results")));
                     }
                     Meaning::Opens(call) => {
+                        if self.open_calls.contains(&*call) {
+                            return Err(self.bad(format!("call {call} is open already: say its result first")));
+                        }
                         self.open_calls.insert(call.into());
                     }
                     Meaning::Closes(call) => {

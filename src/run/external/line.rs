@@ -67,6 +67,9 @@ pub enum Meaning<'a> {
 pub fn read(text: &[u8]) -> Result<Line<'_>, String> {
     let text =
         std::str::from_utf8(text).map_err(|error| format!("is not UTF-8 from byte {} on", error.valid_up_to()))?;
+    if !text.trim_start().starts_with('{') {
+        return Err("is not a JSON object".to_owned());
+    }
     let Raw { n, kind, data, at, gap } = serde_json::from_str(text).map_err(|error| in_words(&error))?;
     if n == 0 || n > MAX_INTEGER {
         return Err(format!("n is {n}: numbers begin at 1 and end at 2^53-1"));
@@ -164,8 +167,11 @@ fn checked<'a>(kind: &str, data: &'a str) -> Result<Meaning<'a>, String> {
 /// A status says where the run is, or that it is over. What only the server knows is the server's to say.
 fn status<'a>(data: &str) -> Result<Meaning<'a>, String> {
     let status: Status = serde_json::from_str(data).map_err(|error| format!("status: {}", in_words(&error)))?;
-    if status.stage.is_some() {
-        return Err("status: stage is the server's to say".to_owned());
+    if let Some(name) = of_the_server(&status) {
+        return Err(format!("status: {name} is the server's to say"));
+    }
+    if status.duration_ms.is_some_and(|ms| ms > MAX_INTEGER) {
+        return Err("status: duration_ms must be at most 2^53-1".to_owned());
     }
     match status.state {
         State::Progress | State::Waiting => Ok(Meaning::Plain),
@@ -176,6 +182,21 @@ fn status<'a>(data: &str) -> Result<Meaning<'a>, String> {
                 .to_owned())
         }
     }
+}
+
+/// What a status says that only the server knows.
+fn of_the_server(status: &Status) -> Option<&'static str> {
+    let said = [
+        ("stage", status.stage.is_some()),
+        ("attempt", status.attempt.is_some()),
+        ("retry_of", status.retry_of.is_some()),
+        ("trigger", status.trigger.is_some()),
+        ("scheduled_for", status.scheduled_for.is_some()),
+        ("params", status.params.is_some()),
+        ("count", status.count.is_some()),
+    ];
+    let other = ["agent", "definition", "gap"].map(|name| (name, status.other.contains_key(name)));
+    said.into_iter().chain(other).find_map(|(name, said)| said.then_some(name))
 }
 
 /// Reads the data of an event: an object whose known members are as they must be. Gives the call it names.
@@ -192,7 +213,7 @@ impl Data<'_> {
             Rule::Call => format!("must be text of 1 to {MAX_CALL} bytes"),
             Rule::OneOf(words) => format!("must be one of {}", words.join(", ")),
             Rule::Bool => "must be true or false".to_owned(),
-            Rule::Integer => "must be a whole number".to_owned(),
+            Rule::Integer => "must be a whole number that is within 2^53-1".to_owned(),
             Rule::Anything => "must be there".to_owned(),
         };
         E::custom(format_args!("{} of a {} {must}", name, self.kind))
@@ -260,6 +281,7 @@ impl<'de> Visitor<'de> for Data<'_> {
 enum Shape {
     Null,
     Bool,
+    /// One that every client reads as it was written.
     Integer,
     Number,
     Text,
@@ -304,12 +326,12 @@ impl<'de> Visitor<'de> for Value {
         Ok(Shape::Bool)
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Shape, E> {
-        Ok(Shape::Integer)
+    fn visit_i64<E>(self, number: i64) -> Result<Shape, E> {
+        Ok(if number.unsigned_abs() > MAX_INTEGER { Shape::Number } else { Shape::Integer })
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Shape, E> {
-        Ok(Shape::Integer)
+    fn visit_u64<E>(self, number: u64) -> Result<Shape, E> {
+        Ok(if number > MAX_INTEGER { Shape::Number } else { Shape::Integer })
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Shape, E> {
@@ -385,6 +407,10 @@ mod tests {
             (r#""kind":"status","data":{"state":"timed_out"}"#, "the server's to say"),
             (r#""kind":"status","data":{"state":"skipped"}"#, "the server's to say"),
             (r#""kind":"status","data":{"state":"progress","stage":"SIGKILL"}"#, "stage"),
+            (r#""kind":"status","data":{"state":"progress","attempt":2}"#, "attempt is the server's to say"),
+            (r#""kind":"status","data":{"state":"progress","gap":{"from":1,"to":2}}"#, "gap is the server's to say"),
+            (r#""kind":"status","data":{"state":"failed","duration_ms":9007199254740992}"#, "2^53-1"),
+            (r#""kind":"tool_result","data":{"call":"c","tool":"t","ok":true,"exit":-9007199254740992}"#, "2^53-1"),
             (r#""kind":"status","data":{"text":"no state"}"#, "state"),
             (r#""kind":"","data":{}"#, "kind must have"),
             (r#""kind":"a\u0007","data":{}"#, "kind must have"),
@@ -419,7 +445,7 @@ mod tests {
             wrong(&format!(r#"{{"n":{n},"kind":"k","data":{{}}}}"#));
         }
         assert_eq!(read(br#"{"n":9007199254740991,"kind":"k","data":{}}"#).unwrap().n, MAX_INTEGER);
-        for text in ["", "7", "[]", "null", "{}", "{\"n\":1}{}", "n"] {
+        for text in ["", "7", "[]", r#"[1,"metric",{"a":1}]"#, "null", "{}", "{\"n\":1}{}", "n"] {
             wrong(text);
         }
     }
