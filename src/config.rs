@@ -246,6 +246,8 @@ pub struct ScheduleDefaults {
     /// See [`Policy::catchup_window`]; `auto` is none.
     #[serde(deserialize_with = "auto_or_duration")]
     pub catchup_window: Option<Duration>,
+    /// See [`Policy::catchup_limit`].
+    pub catchup_limit: u32,
     /// See [`Policy::timeout`].
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub timeout: Duration,
@@ -262,6 +264,7 @@ impl ScheduleDefaults {
             queue_limit: self.queue_limit,
             catchup: self.catchup,
             catchup_window: self.catchup_window,
+            catchup_limit: self.catchup_limit,
             timeout: self.timeout,
         }
     }
@@ -269,8 +272,9 @@ impl ScheduleDefaults {
 
 impl Default for ScheduleDefaults {
     fn default() -> Self {
-        let Policy { overlap, queue_limit, catchup, catchup_window, timeout } = Policy::default();
-        Self { overlap, queue_limit, catchup, catchup_window, timeout, look_again: Duration::from_secs(30) }
+        let Policy { overlap, queue_limit, catchup, catchup_window, catchup_limit, timeout } = Policy::default();
+        let look_again = Duration::from_secs(30);
+        Self { overlap, queue_limit, catchup, catchup_window, catchup_limit, timeout, look_again }
     }
 }
 
@@ -554,6 +558,7 @@ impl Config {
             ("stream.queue_bytes", self.stream.queue_bytes),
             ("stream.queue_total_bytes", self.stream.queue_total_bytes),
             ("schedule.queue_limit", u64::from(self.schedule.queue_limit)),
+            ("schedule.catchup_limit", u64::from(self.schedule.catchup_limit)),
             ("schedule.timeout", millis(self.schedule.timeout)),
             ("schedule.look_again", millis(self.schedule.look_again)),
             ("retention.runs", self.retention.runs),

@@ -54,6 +54,8 @@ struct Planned {
     to: Timestamp,
     next: Option<Timestamp>,
     queued: Vec<RunId>,
+    /// The run for which those before it are stopped.
+    replaces: Option<RunId>,
 }
 
 impl Planner {
@@ -140,10 +142,13 @@ impl Planner {
             };
             let ((planned, until), _) = self.publisher.transact(act).await?;
             failpoint::hit("claimed-not-started");
-            for Planned { task, to, next, queued } in planned {
+            for Planned { task, to, next, queued, replaces } in planned {
                 self.registry.note_planned(&task, to, next);
                 for run in queued {
                     self.runs.note_queued(run, task.id.clone());
+                }
+                if let Some(run) = replaces {
+                    self.runs.replace(&task.id, run);
                 }
             }
             if until.is_some() {
@@ -182,31 +187,34 @@ fn plan_one(
         Decision::Plan(plan) => plan,
     };
     let generation = topic.tail().generation;
-    let claimed = rows.iter().any(|row| run_of(row).is_some()).then(RunId::new);
-    let mut queued = Vec::new();
+    let claimed: Vec<(Timestamp, RunId)> =
+        rows.iter().filter(|row| run_of(row).is_some()).map(|row| (row.scheduled_for, RunId::new())).collect();
+    let (mut queued, mut replaces) = (Vec::new(), None);
     for row in &rows {
-        // What became part of the run names it too.
-        let run = claimed.filter(|_| run_of(row).is_some() || matches!(row.outcome, Outcome::Coalesced { .. }));
+        // What became part of a run names it too.
+        let slot = if let Outcome::Coalesced { into } = row.outcome { into } else { row.scheduled_for };
+        let run = claimed.iter().find(|(of, _)| *of == slot).map(|(_, run)| *run);
         let noted = slots::note(connection, task.no, generation, row, run)?;
         for body in said(&noted, row, &task.id) {
             offers.push((topic.clone(), Offer::new(None, now, &body)));
         }
-        if let (Some(trigger), Some(id)) = (run_of(row), claimed) {
+        if let (Some(trigger), Some(id)) = (run_of(row), run) {
             let slot = Some(row.scheduled_for);
             let queue =
                 Queued { trigger, scheduled_for: slot, attempt: 1, retry_of: None, params: serde_json::Map::new() };
             offers.push((topic.clone(), queue.offer(id, now)));
             queued.push(id);
+            replaces = replaces.or(matches!(row.outcome, Outcome::Replace { .. }).then_some(id));
         }
     }
     crate::task::registry::set_planned(connection, task.no, planned_to, next)?;
-    Ok(Some(Ok(Planned { task: Arc::clone(task), to: planned_to, next, queued })))
+    Ok(Some(Ok(Planned { task: Arc::clone(task), to: planned_to, next, queued, replaces })))
 }
 
 /// What makes the run of a slot, if it gets one.
 fn run_of(row: &Row) -> Option<&'static str> {
     match row.outcome {
-        Outcome::Run { late } | Outcome::Queue { late } => Some(if late { "catchup" } else { "schedule" }),
+        Outcome::Run { late } | Outcome::Queue { late } | Outcome::Replace { late } => Some(if late { "catchup" } else { "schedule" }),
         _ => None,
     }
 }

@@ -114,7 +114,7 @@ pub async fn stop_asked(
     }
     let why = seat.stop_cause().map(|cause| match cause {
         StopCause::TimedOut(_) => "timed_out",
-        StopCause::Asked | StopCause::Shutdown => "asked",
+        StopCause::Asked | StopCause::Replaced | StopCause::Shutdown => "asked",
     });
     Ok(Json(json!({ "stop": why.is_some(), "why": why, "last_n": seat.producer.saved() })))
 }

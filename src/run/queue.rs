@@ -15,13 +15,14 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use super::external::{self, Elsewhere, lasted, lost_result};
-use super::runner::{CALLED_OFF, StopCause, Workshop, reasoned};
+use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::{Store, StoreError, TaskNo};
 use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
+use crate::task::definition::Overlap;
 use crate::task::parse;
 use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
@@ -169,6 +170,12 @@ impl Lists {
     fn busy(&self) -> HashSet<&TaskId> {
         let elsewhere = self.elsewhere.values().map(|seat| &seat.topic.id);
         self.working.values().map(|run| &run.task).chain(elsewhere).chain(self.giving.values()).collect()
+    }
+
+    /// The runs of a task that are at work, here or elsewhere.
+    fn at_work_of(&self, task: &TaskId) -> Vec<RunId> {
+        let here = self.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id);
+        here.chain(self.elsewhere.iter().filter(|(_, seat)| seat.topic.id == *task).map(|(id, _)| *id)).collect()
     }
 
     /// Stops a run that is at work, if it is; the first cause counts.
@@ -493,6 +500,45 @@ impl Runs {
         Ok(())
     }
 
+    /// Lets a run take the place of those of its task that are at work or wait for their slot: they are stopped, and
+    /// it starts when they are over. Those started by hand that wait, wait on.
+    pub fn replace(&self, task: &TaskId, by: RunId) {
+        let Some(topic) = self.publisher().topic(task) else { return };
+        let scheduled: Vec<RunId> = {
+            let tail = topic.tail();
+            tail.fold.runs().filter(|run| run.id != by && run.scheduled_for.is_some()).map(|run| run.id).collect()
+        };
+        let given_up: Vec<RunId> = {
+            let mut lists = self.lists();
+            // Before the stop: none of them may start in the place that comes free.
+            let given_up = scheduled.into_iter().filter(|id| lists.waiting.remove(id).is_some()).collect();
+            for id in lists.at_work_of(task) {
+                lists.raise(id, StopCause::Replaced);
+            }
+            given_up
+        };
+        for id in given_up {
+            let runs = self.clone();
+            let topic = Arc::clone(&topic);
+            self.shared.tracker.spawn(async move { runs.coalesce(&topic, id, by).await });
+        }
+    }
+
+    /// Ends a run that waited, its slot being part of another run's.
+    async fn coalesce(&self, topic: &Arc<Topic>, id: RunId, into: RunId) {
+        let said = save(self.publisher(), || {
+            let (topic, now) = (Arc::clone(topic), self.publisher().clock().now());
+            move |connection: &Connection| -> Result<_, StoreError> {
+                slots::note_coalesced(connection, id, into, REPLACED)?;
+                let end = Body::Status(reasoned(State::Cancelled, &topic.id, REPLACED));
+                Ok(((), vec![(topic, Offer::new(Some(id), now, &end))]))
+            }
+        });
+        if let Err(error) = said.await {
+            warn!(run = %id, task = %topic.id, %error, "a run gives way to a newer one; its end could not be saved");
+        }
+    }
+
     /// Whether a run of the task waits or is at work.
     pub fn has_runs(&self, task: &TaskId) -> bool {
         let lists = self.lists();
@@ -501,7 +547,8 @@ impl Runs {
             || lists.elsewhere.values().any(|seat| seat.topic.id == *task)
     }
 
-    /// Starts runs as places come free, until the server goes down. Runs of one task follow each other.
+    /// Starts runs as places come free, until the server goes down. Runs of one task follow each other, unless its
+    /// policy lets them run side by side.
     pub async fn dispatch(self) {
         loop {
             while let Some(next) = self.take_next() {
@@ -522,7 +569,8 @@ impl Runs {
             return None;
         }
         let busy = lists.busy();
-        let (id, task) = lists.waiting.iter().find(|(_, task)| !busy.contains(task) && !self.is_elsewhere(task))?;
+        let may_start = |task: &TaskId| !busy.contains(task) || self.runs_side_by_side(task);
+        let (id, task) = lists.waiting.iter().find(|(_, task)| may_start(task) && !self.is_elsewhere(task))?;
         let (id, task) = (*id, task.clone());
         lists.waiting.remove(&id);
         let stop = watch::Sender::new(None);
@@ -530,6 +578,10 @@ impl Runs {
         // Taken under the lock that `closed` is set under: whoever waits for the end of all waits for this one.
         let token = self.shared.tracker.token();
         Some(Next { id, task, token })
+    }
+
+    fn runs_side_by_side(&self, task: &TaskId) -> bool {
+        self.shared.registry.get(task).is_some_and(|task| task.definition.policy.overlap == Overlap::Allow)
     }
 
     fn start(&self, next: Next) {

@@ -32,6 +32,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Why a scheduled run that waits is called off.
 pub const CALLED_OFF: &str = "the task was paused";
 
+/// Why a run gives way to the next one.
+pub const REPLACED: &str = "replaced by the run of a newer slot";
+
 /// Why a run is being stopped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StopCause {
@@ -39,6 +42,8 @@ pub enum StopCause {
     Asked,
     /// It took longer than its policy allows.
     TimedOut(Duration),
+    /// A newer slot takes its place.
+    Replaced,
     /// The server is going down.
     Shutdown,
 }
@@ -482,6 +487,7 @@ fn failed(task: &TaskId, reason: String, exit: Option<i32>) -> Status {
 pub(super) fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Status {
     let (state, mut reason) = match cause {
         StopCause::Asked => (State::Cancelled, "stopped on request".to_owned()),
+        StopCause::Replaced => (State::Cancelled, REPLACED.to_owned()),
         StopCause::TimedOut(limit) => {
             (State::TimedOut, format!("took longer than {}", crate::config::units::duration_words(limit)))
         }

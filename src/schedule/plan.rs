@@ -45,7 +45,7 @@ pub enum Decision {
         /// Until the clock shows this.
         until: Timestamp,
     },
-    /// Slots to write down, of which at most one runs.
+    /// Slots to write down.
     Plan(Plan),
 }
 
@@ -85,6 +85,11 @@ pub enum Outcome {
     },
     /// A run waits for the one before it: the row is `queued`.
     Queue {
+        /// Caught up, so that it ends as `late`.
+        late: bool,
+    },
+    /// The runs before it are stopped, and one waits for their end: the row is `queued`.
+    Replace {
         /// Caught up, so that it ends as `late`.
         late: bool,
     },
@@ -178,43 +183,50 @@ impl Due<'_> {
         self.timing.last_in(self.anchor, self.from, self.now)
     }
 
-    /// The rows of an enabled task whose last due slot is `last`: too old, made part of it, and itself.
+    /// The rows of an enabled task whose last due slot is `last`: too old, made part of others, and what is taken up.
+    /// What becomes of each is in `docs/decisions/0019`.
     fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing) -> Vec<Row> {
         let age = self.now.duration_since(last);
         let on_time = age <= slack(self.timing, self.anchor, last);
         // Only the last slot can be on time: half a period behind another one the next is not yet due.
         let window = window(self.timing, policy, self.anchor, last);
-        let caught_up = policy.catchup == Catchup::Last && age <= window;
+        let too_old = match policy.catchup {
+            Catchup::None => "it passed while nothing could run it; catchup is none",
+            Catchup::Last | Catchup::All => "it passed longer ago than the catch-up window",
+        };
+        let caught_up = policy.catchup != Catchup::None && age <= window;
         if !on_time && !caught_up {
-            let reason = match policy.catchup {
-                Catchup::None => "it passed while nothing could run it; catchup is none",
-                Catchup::Last => "it passed longer ago than the catch-up window",
-            };
-            return self.streak(self.from, self.now, Outcome::Missed, Some(reason)).into_iter().collect();
+            return self.streak(self.from, self.now, Outcome::Missed, Some(too_old)).into_iter().collect();
         }
-        let (outcome, reason) = self.start(policy, standing, !on_time);
         // Slots from here on are inside the window; without catch-up none but the last is.
         let oldest = match policy.catchup {
-            Catchup::Last => self.now.checked_sub(window).unwrap_or(Timestamp::MIN).min(last),
             Catchup::None => last,
+            Catchup::Last | Catchup::All => self.now.checked_sub(window).unwrap_or(Timestamp::MIN).min(last),
         };
         let before_oldest = just_before(oldest).max(self.from);
-        let before_last = just_before(last);
-        let too_old = match policy.catchup {
-            Catchup::Last => "it passed longer ago than the catch-up window",
-            Catchup::None => "it passed while nothing could run it; catchup is none",
+        let taken_up = match policy.catchup {
+            // Each would replace the one before it.
+            Catchup::All if policy.overlap != Overlap::Replace => self.newest(last, before_oldest, policy.catchup_limit),
+            _ => vec![last],
         };
-        let (with_last, with_reason) = match outcome {
-            Outcome::Run { .. } | Outcome::Queue { .. } => {
-                (Outcome::Coalesced { into: last }, Some("one run makes up for all that were due"))
+        let before_taken = taken_up.first().map_or(before_oldest, |first| just_before(*first));
+        let mut overlaps = Overlaps { policy, active: standing.active, queued: standing.queued, began: 0 };
+        let itself = |slot: Timestamp| {
+            let (outcome, reason) = overlaps.take_up(slot < last || !on_time);
+            Row { scheduled_for: slot, to: None, count: Count::Exactly(1), outcome, reason }
+        };
+        let taken_up: Vec<Row> = taken_up.into_iter().map(itself).collect();
+        let (with, why) = match (policy.catchup, taken_up.first()) {
+            (Catchup::All, _) if policy.overlap != Overlap::Replace => {
+                (Outcome::Missed, Some("more slots passed than catchup_limit makes up for"))
             }
-            closed => (closed, reason),
+            (_, Some(Row { outcome: Outcome::Skipped, reason, .. })) => (Outcome::Skipped, *reason),
+            _ => (Outcome::Coalesced { into: last }, Some("one run makes up for all that were due")),
         };
         let missed = self.streak(self.from, before_oldest, Outcome::Missed, Some(too_old));
-        let coalesced = self.streak(before_oldest, before_last, with_last, with_reason);
-        let itself = Row { scheduled_for: last, to: None, count: Count::Exactly(1), outcome, reason };
+        let with = self.streak(before_oldest, before_taken, with, why);
         let mut rows: Vec<Row> = Vec::new();
-        for row in [missed, coalesced, Some(itself)].into_iter().flatten() {
+        for row in [missed, with].into_iter().flatten().chain(taken_up) {
             match rows.last_mut().and_then(|before| before.joined(&row).map(|joined| (before, joined))) {
                 Some((before, joined)) => *before = joined,
                 None => rows.push(row),
@@ -223,15 +235,12 @@ impl Due<'_> {
         rows
     }
 
-    /// What the overlap policy makes of a slot that should run now.
-    fn start(&self, policy: &Policy, standing: &Standing, late: bool) -> (Outcome, Option<&'static str>) {
-        let reason = late.then_some("caught up");
-        match policy.overlap {
-            _ if !standing.active && standing.queued == 0 => (Outcome::Run { late }, reason),
-            Overlap::Skip => (Outcome::Skipped, Some("a run of the task is not over")),
-            Overlap::Queue if standing.queued < policy.queue_limit => (Outcome::Queue { late }, reason),
-            Overlap::Queue => (Outcome::Skipped, Some("the queue of the task is full")),
-        }
+    /// The newest slots up to `last` and after `after`, at most so many, oldest first.
+    fn newest(&self, last: Timestamp, after: Timestamp, most: u32) -> Vec<Timestamp> {
+        let before = |slot: &Timestamp| self.timing.last_in(self.anchor, after, just_before(*slot));
+        let mut slots: Vec<_> = std::iter::successors(Some(last), before).take(most.max(1) as usize).collect();
+        slots.reverse();
+        slots
     }
 
     /// One row for all slots after `after` up to `until`; none where there are none.
@@ -246,6 +255,38 @@ impl Due<'_> {
         let last = self.timing.last_in(self.anchor, after, until)?;
         let count = self.timing.count(self.anchor, after, until);
         Some(Row { scheduled_for: first, to: (first < last).then_some(last), count, outcome, reason })
+    }
+}
+
+/// What the overlap policy makes of the slots that are taken up, one after the other.
+struct Overlaps<'p> {
+    policy: &'p Policy,
+    active: bool,
+    queued: u32,
+    /// How many of them run or wait for each other.
+    began: u32,
+}
+
+impl Overlaps<'_> {
+    fn take_up(&mut self, late: bool) -> (Outcome, Option<&'static str>) {
+        let (outcome, reason) = match self.policy.overlap {
+            Overlap::Allow => (Outcome::Run { late }, None),
+            _ if !self.active && self.queued == 0 && self.began == 0 => (Outcome::Run { late }, None),
+            // They wait for nothing but each other: with `skip` only catch-up brings several at once.
+            Overlap::Skip if self.began > 0 => (Outcome::Queue { late }, None),
+            Overlap::Skip => (Outcome::Skipped, Some("a run of the task is not over")),
+            Overlap::Queue if self.queued < self.policy.queue_limit => {
+                self.queued += 1;
+                (Outcome::Queue { late }, None)
+            }
+            Overlap::Queue => (Outcome::Skipped, Some("the queue of the task is full")),
+            Overlap::Replace => (Outcome::Replace { late }, None),
+        };
+        if outcome == Outcome::Skipped {
+            return (outcome, reason);
+        }
+        self.began += 1;
+        (outcome, late.then_some("caught up"))
     }
 }
 

@@ -92,6 +92,10 @@ pub enum Overlap {
     Skip,
     /// The slot waits; at most [`Policy::queue_limit`] wait.
     Queue,
+    /// The run is stopped, and the slot waits for its end.
+    Replace,
+    /// The slot runs beside it.
+    Allow,
 }
 
 /// What happens to slots that passed while the server was down or the machine slept.
@@ -103,6 +107,8 @@ pub enum Catchup {
     /// The last one runs, if it is within the window.
     #[default]
     Last,
+    /// Those within the window run, the newest of them: at most [`Policy::catchup_limit`].
+    All,
 }
 
 /// How a task runs.
@@ -116,6 +122,8 @@ pub struct Policy {
     pub catchup: Catchup,
     /// How old a slot may be that is caught up; without: one period, at most 24 h (24 h for `at`).
     pub catchup_window: Option<Duration>,
+    /// How many slots are caught up at once with [`Catchup::All`]: 10 unless said.
+    pub catchup_limit: u32,
     /// How long a whole run may take.
     pub timeout: Duration,
 }
@@ -127,6 +135,7 @@ impl Default for Policy {
             queue_limit: 10,
             catchup: Catchup::default(),
             catchup_window: None,
+            catchup_limit: 10,
             timeout: Duration::from_secs(3600),
         }
     }
@@ -343,6 +352,7 @@ impl Serialize for Policy {
         map.serialize_entry("catchup", &self.catchup)?;
         let window = self.catchup_window.map_or_else(|| "auto".to_owned(), duration_text);
         map.serialize_entry("catchup_window", &window)?;
+        map.serialize_entry("catchup_limit", &self.catchup_limit)?;
         map.serialize_entry("timeout", &duration_text(self.timeout))?;
         map.end()
     }

@@ -445,8 +445,8 @@ impl Reader {
     }
 
     fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
-        const KNOWN: [&str; 5] = ["overlap", "queue_limit", "catchup", "catchup_window", "timeout"];
-        const LATER: [&str; 11] = [
+        const KNOWN: [&str; 6] = ["overlap", "queue_limit", "catchup", "catchup_window", "catchup_limit", "timeout"];
+        const LATER: [&str; 10] = [
             "retries",
             "idle_timeout",
             "pause_after",
@@ -457,15 +457,19 @@ impl Reader {
             "on_crash",
             "retry_on",
             "backoff",
-            "catchup_limit",
         ];
         let mut open = self.open("policy", node)?;
-        let overlap =
-            [("skip", Some(Overlap::Skip)), ("queue", Some(Overlap::Queue)), ("replace", None), ("allow", None)];
+        let overlap = [
+            ("skip", Some(Overlap::Skip)),
+            ("queue", Some(Overlap::Queue)),
+            ("replace", Some(Overlap::Replace)),
+            ("allow", Some(Overlap::Allow)),
+        ];
         let overlap = self.word(&mut open, "overlap", &overlap).unwrap_or(defaults.overlap);
-        let catchup = [("none", Some(Catchup::None)), ("last", Some(Catchup::Last)), ("all", None)];
+        let catchup = [("none", Some(Catchup::None)), ("last", Some(Catchup::Last)), ("all", Some(Catchup::All))];
         let catchup = self.word(&mut open, "catchup", &catchup).unwrap_or(defaults.catchup);
         let queue_limit = self.number(&mut open, "queue_limit", 1, MAX_QUEUE);
+        let catchup_limit = self.number(&mut open, "catchup_limit", 1, MAX_QUEUE);
         let catchup_window = match open.take("catchup_window").map(|node| &node.data) {
             Some(Data::Text(text)) if text == "auto" => None,
             Some(_) => self.length(&mut open, "catchup_window"),
@@ -478,6 +482,7 @@ impl Reader {
             queue_limit: queue_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.queue_limit),
             catchup,
             catchup_window,
+            catchup_limit: catchup_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.catchup_limit),
             timeout,
         })
     }

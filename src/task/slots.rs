@@ -35,7 +35,7 @@ pub struct Slot {
 const fn name(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Run { .. } => "pending",
-        Outcome::Queue { .. } => "queued",
+        Outcome::Queue { .. } | Outcome::Replace { .. } => "queued",
         Outcome::Skipped => "skipped",
         Outcome::Coalesced { .. } => "coalesced",
         Outcome::Missed => "missed",
@@ -151,6 +151,20 @@ pub fn note_end_unstarted(connection: &Connection, run: RunId, outcome: &str, re
             "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
         .execute(params![run.to_string(), outcome, reason])
+        .map(drop)
+}
+
+/// Notes that the slot of a run that will not start became part of another run.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn note_coalesced(connection: &Connection, run: RunId, into: RunId, reason: &str) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE slots SET outcome = 'coalesced', run = ?2, reason = ?3
+             WHERE run = ?1 AND outcome IN ('pending', 'queued', 'coalesced')",
+        )?
+        .execute(params![run.to_string(), into.to_string(), reason])
         .map(drop)
 }
 

@@ -232,7 +232,7 @@ impl Runs {
             return Free::Opened(Arc::clone(seat));
         }
         let until = opened.iter().filter_map(|seat| seat.free_from()).min();
-        if lists.busy().contains(task) {
+        if lists.busy().contains(task) && !self.runs_side_by_side(task) {
             return Free::Not(until);
         }
         let Some(id) = lists.waiting.iter().find(|(_, of)| *of == task).map(|(id, _)| *id) else {
