@@ -86,6 +86,7 @@ pub struct Server {
 /// When it cannot start; each says what to do.
 pub async fn serve(config: Config) -> Result<()> {
     log_to_stderr(&config);
+    shutdown::share_heaps();
     shutdown::survive_file_limit();
     shutdown::raise_descriptor_limit();
     let server = Server::start(config, PathBuf::from("/proc/self/exe"), Clock::system()).await?;

@@ -1,4 +1,4 @@
-//! When to stop: on SIGTERM or Ctrl-C; a second one does not wait.
+//! What the process asks of the system: when to stop (on SIGTERM or Ctrl-C; a second one does not wait), and limits.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -34,6 +34,21 @@ pub fn survive_file_limit() {
         unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
     if let Err(error) = result {
         warn!(%error, "SIGXFSZ could not be ignored");
+    }
+}
+
+/// Has all threads share two heaps. Each thread that may block would get one of its own, and what it gave back would
+/// stay with it: memory that climbs with each busy moment, and is never needed again. Without effect where the C library
+/// is not glibc.
+pub fn share_heaps() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "setting a parameter of malloc has nothing that could be wrong")]
+        // SAFETY: it takes two numbers, and malloc takes its own lock to note them.
+        let done = unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
+        if done == 0 {
+            warn!("the number of heaps could not be set; the server needs more memory");
+        }
     }
 }
 

@@ -72,7 +72,9 @@ impl While {
     }
 
     fn heads(&self, log: &Log) -> std::ops::RangeInclusive<u64> {
-        log.head_at(self.from)..=log.head_at(self.to)
+        // What was saved in the very first moment may not have been told yet.
+        let least = if self.from == 0 { 0 } else { log.head_at(self.from) };
+        least..=log.head_at(self.to)
     }
 
     fn head(&self, log: &Log, head: u64) -> Result<(), String> {
@@ -84,7 +86,11 @@ impl While {
 /// `not_found`: the task was away at some moment.
 pub fn not_found(truth: &Truth, task: &str, asked: Micros, now: Micros) -> Result<(), String> {
     let time = While::since(asked, now);
-    if truth.was_away(task, time.from, time.to) { Ok(()) } else { Err(format!("{task} was there all the time")) }
+    if truth.was_away(task, time.from, time.to) {
+        return Ok(());
+    }
+    let lives: Vec<_> = truth.logs(task).iter().map(|log| (log.began, log.ended, log.cause)).collect();
+    Err(format!("{task} was there all the time, from {} to {}: {lives:?}", time.from, time.to))
 }
 
 /// `resumed`.

@@ -445,7 +445,7 @@ impl Truth {
         let mut until = logs[first].ended;
         for log in &logs[first + 1..] {
             match until {
-                Some(ended) if ended >= log.began => until = log.ended,
+                Some(ended) if ended >= log.began && log.cause != Cause::Made => until = log.ended,
                 _ => break,
             }
         }
