@@ -214,7 +214,9 @@ fn plan_one(
 /// What makes the run of a slot, if it gets one.
 fn run_of(row: &Row) -> Option<&'static str> {
     match row.outcome {
-        Outcome::Run { late } | Outcome::Queue { late } | Outcome::Replace { late } => Some(if late { "catchup" } else { "schedule" }),
+        Outcome::Run { late } | Outcome::Queue { late } | Outcome::Replace { late } => {
+            Some(if late { "catchup" } else { "schedule" })
+        }
         _ => None,
     }
 }

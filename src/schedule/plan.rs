@@ -206,7 +206,9 @@ impl Due<'_> {
         let before_oldest = just_before(oldest).max(self.from);
         let taken_up = match policy.catchup {
             // Each would replace the one before it.
-            Catchup::All if policy.overlap != Overlap::Replace => self.newest(last, before_oldest, policy.catchup_limit),
+            Catchup::All if policy.overlap != Overlap::Replace => {
+                self.newest(last, before_oldest, policy.catchup_limit)
+            }
             _ => vec![last],
         };
         let before_taken = taken_up.first().map_or(before_oldest, |first| just_before(*first));

@@ -1,4 +1,4 @@
-//! What becomes of due slots: every one gets a row, once, and at most one of them runs.
+//! What becomes of due slots: every one gets a row, once.
 
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ fn rows(plan: &Plan) -> Vec<String> {
                 Outcome::Run { late: false } => "runs".to_owned(),
                 Outcome::Run { late: true } => "runs late".to_owned(),
                 Outcome::Queue { late } => format!("queued late={late}"),
+                Outcome::Replace { late } => format!("replaces late={late}"),
                 Outcome::Skipped => "skipped".to_owned(),
                 Outcome::Coalesced { into } => format!("coalesced into {}", time(into)),
                 Outcome::Missed => "missed".to_owned(),
@@ -179,6 +180,105 @@ fn t_35_a_slot_waits_where_the_policy_lets_it_and_the_queue_has_room() {
     }
 }
 
+/// The process stood still from second 0 on, with a slot each second, and goes on at `at`; at most 2 may wait.
+fn after_a_standstill(overlap: Overlap, catchup: Catchup, active: bool, at: &str) -> Vec<String> {
+    let policy =
+        Policy { overlap, catchup, queue_limit: 2, catchup_window: Some(Duration::from_secs(5)), ..Policy::default() };
+    let standing = Standing { active, ..standing(ts(MIDNIGHT)) };
+    let plan = planned(&every(1), &policy, &standing, ts(&format!("2026-05-01T00:00:{at}Z")));
+    assert_eq!(plan.rows.iter().map(|row| row.count.number()).sum::<u64>(), 20);
+    // Only the seconds: what is left out is the same in all of them.
+    rows(&plan).iter().map(|row| row.replace("00:00:", "")).collect()
+}
+
+/// The table of `docs/decisions/0019`, written down before the code.
+#[test]
+fn t_35_each_pair_of_overlap_and_catchup_does_what_the_table_says() {
+    use Catchup::{All, Last, None};
+    use Overlap::{Allow, Queue, Replace, Skip};
+    let missed = |last: u32| format!("01..{last} x{last} missed");
+    let (without, outside) = (missed(19), missed(15));
+    let coalesced = "16..19 x4 coalesced into 20";
+    let table: [(Overlap, Catchup, [&[&str]; 2]); 12] = [
+        (Skip, None, [&[&without, "20 x1 runs"], &[&without, "20 x1 skipped"]]),
+        (Skip, Last, [&[&outside, coalesced, "20 x1 runs"], &[&outside, "16..20 x5 skipped"]]),
+        (
+            Skip,
+            All,
+            [
+                &[
+                    &outside,
+                    "16 x1 runs late",
+                    "17 x1 queued late=true",
+                    "18 x1 queued late=true",
+                    "19 x1 queued late=true",
+                    "20 x1 queued late=false",
+                ],
+                &[&outside, "16..20 x5 skipped"],
+            ],
+        ),
+        (Queue, None, [&[&without, "20 x1 runs"], &[&without, "20 x1 queued late=false"]]),
+        (Queue, Last, [&[&outside, coalesced, "20 x1 runs"], &[&outside, coalesced, "20 x1 queued late=false"]]),
+        (
+            Queue,
+            All,
+            [
+                &[&outside, "16 x1 runs late", "17 x1 queued late=true", "18 x1 queued late=true", "19..20 x2 skipped"],
+                &[&outside, "16 x1 queued late=true", "17 x1 queued late=true", "18..20 x3 skipped"],
+            ],
+        ),
+        (Replace, None, [&[&without, "20 x1 runs"], &[&without, "20 x1 replaces late=false"]]),
+        (Replace, Last, [&[&outside, coalesced, "20 x1 runs"], &[&outside, coalesced, "20 x1 replaces late=false"]]),
+        (Replace, All, [&[&outside, coalesced, "20 x1 runs"], &[&outside, coalesced, "20 x1 replaces late=false"]]),
+        (Allow, None, [&[&without, "20 x1 runs"], &[&without, "20 x1 runs"]]),
+        (Allow, Last, [&[&outside, coalesced, "20 x1 runs"], &[&outside, coalesced, "20 x1 runs"]]),
+        (
+            Allow,
+            All,
+            [
+                &[&outside, "16 x1 runs late", "17 x1 runs late", "18 x1 runs late", "19 x1 runs late", "20 x1 runs"],
+                &[&outside, "16 x1 runs late", "17 x1 runs late", "18 x1 runs late", "19 x1 runs late", "20 x1 runs"],
+            ],
+        ),
+    ];
+    for (overlap, catchup, expected) in table {
+        for (active, expected) in [false, true].into_iter().zip(expected) {
+            let came = after_a_standstill(overlap, catchup, active, "20.4");
+            assert_eq!(came, expected, "{overlap:?}, {catchup:?}, active {active}");
+            // A little later the last is late too.
+            let came = after_a_standstill(overlap, catchup, active, "20.6");
+            if catchup == None {
+                assert_eq!(came, ["01..20 x20 missed"], "{overlap:?}, late");
+            } else {
+                let late = |row: &&str| row.replace("20 x1 runs", "20 x1 runs late").replace("late=false", "late=true");
+                assert_eq!(came, expected.iter().map(late).collect::<Vec<_>>(), "{overlap:?}, {catchup:?}, late");
+            }
+        }
+    }
+}
+
+#[test]
+fn t_35_more_slots_than_the_limit_are_missed_with_that_reason() {
+    let policy = Policy {
+        overlap: Overlap::Allow,
+        catchup: Catchup::All,
+        catchup_limit: 2,
+        catchup_window: Some(Duration::from_secs(5)),
+        ..Policy::default()
+    };
+    let plan = planned(&every(1), &policy, &standing(ts(MIDNIGHT)), ts("2026-05-01T00:00:20.4Z"));
+    let rows: Vec<_> = plan.rows.iter().map(|row| (row.count.number(), row.outcome, row.reason)).collect();
+    assert_eq!(
+        rows,
+        [
+            (15, Outcome::Missed, Some("it passed longer ago than the catch-up window")),
+            (3, Outcome::Missed, Some("more slots passed than catchup_limit makes up for")),
+            (1, Outcome::Run { late: true }, Some("caught up")),
+            (1, Outcome::Run { late: false }, None),
+        ]
+    );
+}
+
 #[test]
 fn t_35_slots_of_a_paused_task_are_disabled_and_never_caught_up() {
     let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
@@ -299,14 +399,15 @@ fn schedules() -> impl Strategy<Value = Timing> {
 }
 
 fn policies() -> impl Strategy<Value = Policy> {
-    let overlaps = prop::sample::select(vec![Overlap::Skip, Overlap::Queue]);
-    let catchups = prop::sample::select(vec![Catchup::None, Catchup::Last]);
+    let overlaps = prop::sample::select(vec![Overlap::Skip, Overlap::Queue, Overlap::Replace, Overlap::Allow]);
+    let catchups = prop::sample::select(vec![Catchup::None, Catchup::Last, Catchup::All]);
     let windows = prop::option::of((1u64..100_000).prop_map(Duration::from_secs));
     (overlaps, catchups, windows).prop_map(|(overlap, catchup, catchup_window)| Policy {
         overlap,
         catchup,
         catchup_window,
         queue_limit: 2,
+        catchup_limit: 3,
         ..Policy::default()
     })
 }
@@ -337,7 +438,7 @@ proptest! {
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned));
             prop_assert_eq!(plan.planned_to, now.max(last_planned));
-            let mut starts = 0;
+            let (mut runs, mut waits) = (0, 0);
             for row in &plan.rows {
                 prop_assert!(row.scheduled_for > last_row, "{row:?} is not behind {last_row}");
                 prop_assert!(row.last() >= row.scheduled_for && row.last() <= now);
@@ -347,22 +448,31 @@ proptest! {
                 accounted += row.count.number();
                 match row.outcome {
                     Outcome::Run { .. } => {
-                        starts += 1;
-                        prop_assert!(enabled && !active && queued == 0);
+                        runs += 1;
+                        prop_assert!(enabled);
+                        prop_assert!(policy.overlap == Overlap::Allow || (!active && queued == 0 && waits == 0));
                     }
                     Outcome::Queue { .. } => {
-                        starts += 1;
-                        prop_assert!(enabled && queued < policy.queue_limit);
+                        waits += 1;
+                        prop_assert!(enabled && (policy.overlap == Overlap::Queue || runs == 1));
+                    }
+                    Outcome::Replace { .. } => {
+                        waits += 1;
+                        prop_assert!(enabled && policy.overlap == Overlap::Replace && (active || queued > 0));
                     }
                     Outcome::Coalesced { into } => {
-                        let goes = |row: &&Row| matches!(row.outcome, Outcome::Run { .. } | Outcome::Queue { .. });
+                        let goes = |row: &&Row| {
+                            matches!(row.outcome, Outcome::Run { .. } | Outcome::Queue { .. } | Outcome::Replace { .. })
+                        };
                         prop_assert!(plan.rows.iter().filter(goes).any(|row| row.scheduled_for == into));
                     }
                     Outcome::Disabled => prop_assert!(!enabled),
                     Outcome::Skipped | Outcome::Missed => prop_assert!(enabled),
                 }
             }
-            prop_assert!(starts <= 1);
+            let most = if policy.catchup == Catchup::All { policy.catchup_limit } else { 1 };
+            prop_assert!(runs + waits <= most && (runs <= 1 || policy.overlap == Overlap::Allow));
+            prop_assert!(policy.overlap != Overlap::Queue || queued + waits <= policy.queue_limit.max(queued));
             last_planned = plan.planned_to;
         }
         prop_assert_eq!(Count::Exactly(accounted), timing.count(start, start, last_planned));

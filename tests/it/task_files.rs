@@ -100,6 +100,7 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
         queue_limit: 3,
         catchup: Catchup::None,
         catchup_window: Some(Duration::from_secs(60)),
+        catchup_limit: 4,
         timeout: Duration::from_secs(5),
     };
     let read = |text: &str| from_toml("t.toml", text, &defaults).unwrap().policy;
@@ -158,13 +159,14 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "tasks/t.toml:4:1: schedule.jitter: comes later: this version does not act on it",
         ),
         (
-            "[policy]\noverlap = \"replace\"",
-            "tasks/t.toml:3:11: policy.overlap: \"replace\" comes later: in this version there are \"skip\" and \"queue\"",
+            "[policy]\noverlap = \"sometimes\"",
+            "tasks/t.toml:3:11: policy.overlap: \"sometimes\" is not known: there are \"skip\", \"queue\", \"replace\" and \"allow\"",
         ),
         (
-            "[policy]\ncatchup = \"all\"",
-            "tasks/t.toml:3:11: policy.catchup: \"all\" comes later: in this version there are \"none\" and \"last\"",
+            "[policy]\ncatchup = \"first\"",
+            "tasks/t.toml:3:11: policy.catchup: \"first\" is not known: there are \"none\", \"last\" and \"all\"",
         ),
+        ("[policy]\ncatchup_limit = 0", "tasks/t.toml:3:17: policy.catchup_limit: 0 is not from 1 to 10000"),
         ("[policy]\nqueue_limit = 0", "tasks/t.toml:3:15: policy.queue_limit: 0 is not from 1 to 10000"),
         ("[policy]\ntimeout = \"-5m\"", "tasks/t.toml:3:11: policy.timeout: \"-5m\" is less than nothing"),
         (
@@ -359,9 +361,9 @@ fn a_task_as_json_is_read_with_the_same_checks() {
         (json!({"title": "T", "steps": [{"run": "a", "on_error": 1e300}]}), "steps[0].on_error", "is a number"),
         (json!({"title": "T", "instruction": "x", "steps": [{"run": "a"}]}), "instruction", "no agent"),
         (
-            json!({"title": "T", "policy": {"overlap": "allow"}, "steps": [{"run": "a"}]}),
+            json!({"title": "T", "policy": {"overlap": "never"}, "steps": [{"run": "a"}]}),
             "policy.overlap",
-            "comes later",
+            "is not known",
         ),
     ] {
         let problems = from_json(&value, &Policy::default()).unwrap_err();
@@ -564,12 +566,16 @@ fn definitions() -> impl Strategy<Value = Definition> {
         lines().prop_map(|path| SecretSource::File(PathBuf::from(path))),
     ];
     let secrets = prop::collection::btree_map("S_[A-Z]{1,8}", source, 0..3);
-    let policy = (any::<bool>(), 1u32..10_000, any::<bool>(), prop::option::of(lengths()), lengths()).prop_map(
-        |(queue, queue_limit, none, catchup_window, timeout)| Policy {
-            overlap: if queue { Overlap::Queue } else { Overlap::Skip },
+    let overlap = prop::sample::select(vec![Overlap::Skip, Overlap::Queue, Overlap::Replace, Overlap::Allow]);
+    let catchup = prop::sample::select(vec![Catchup::None, Catchup::Last, Catchup::All]);
+    let limits = (1u32..10_000, 1u32..10_000);
+    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths()).prop_map(
+        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout)| Policy {
+            overlap,
             queue_limit,
-            catchup: if none { Catchup::None } else { Catchup::Last },
+            catchup,
             catchup_window,
+            catchup_limit,
             timeout,
         },
     );

@@ -171,7 +171,10 @@ impl Reader {
         let there_are = || {
             let words: Vec<String> =
                 words.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| format!("{word:?}")).collect();
-            words.join(" and ")
+            match words.split_last() {
+                Some((last, before)) if !before.is_empty() => format!("{} and {last}", before.join(", ")),
+                _ => words.concat(),
+            }
         };
         match words.iter().find(|(word, _)| word == text) {
             Some((_, Some(value))) => Some(*value),
