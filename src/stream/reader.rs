@@ -336,8 +336,9 @@ impl Reader {
 
     fn lost_at(&self, tail: &Tail) -> Option<Lost> {
         if self.topic.is_closed() {
-            // What was said before the end is still told, as far as it is in memory.
-            tail.ring.holding(self.next).is_none().then_some(Lost::Deleted)
+            // What was said before the end is still told, as far as it is in memory and of the log that is read.
+            let is_told = tail.generation == self.generation && tail.ring.holding(self.next).is_some();
+            (!is_told).then_some(Lost::Deleted)
         } else if tail.generation != self.generation {
             Some(Lost::Replaced)
         } else if self.next < tail.oldest && self.next <= tail.head {

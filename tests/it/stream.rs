@@ -1027,6 +1027,27 @@ fn t_29_the_end_of_a_run_is_replayed_and_stays_when_the_ring_and_the_events_are_
 }
 
 #[test]
+fn a_reader_of_an_old_log_gets_nothing_of_the_new_one_also_when_the_task_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), Limits::default());
+        let topic = stream.task("a").await;
+        stream.say(&topic, None, "of the old log").await;
+        let mut slow = stream.watch(&topic, 1, Seq(1)).await;
+        let old = topic.tail().generation;
+        let mut new = {
+            let renewed = stream.publisher.renew(&topic, old).await.unwrap();
+            assert_ne!(renewed, old);
+            stream.watch(&topic, 2, Seq(1)).await
+        };
+        stream.say(&topic, None, "of the new log").await;
+        stream.publisher.forget(&topic);
+        assert!(matches!(slow.reader.pull(usize::MAX), Pull::Lost(Lost::Deleted)));
+        assert!(matches!(new.reader.pull(usize::MAX), Pull::Slice(_)), "what was said before the end is still told");
+    });
+}
+
+#[test]
 fn a_deleted_task_is_said_to_its_watchers_and_refused_to_its_emitters() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
