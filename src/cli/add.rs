@@ -88,6 +88,9 @@ struct PolicyFlags {
     /// How old such a time may be
     #[arg(long, value_name = "DURATION")]
     catchup_window: Option<String>,
+    /// How many such times run with "all"
+    #[arg(long, value_name = "COUNT")]
+    catchup_limit: Option<u32>,
     /// How long a run may take
     #[arg(long, value_name = "DURATION")]
     timeout: Option<String>,
@@ -133,6 +136,7 @@ impl PolicyFlags {
             ("overlap", self.overlap.clone().map(Value::from)),
             ("catchup", self.catchup.clone().map(Value::from)),
             ("catchup_window", self.catchup_window.clone().map(Value::from)),
+            ("catchup_limit", self.catchup_limit.map(Value::from)),
             ("timeout", self.timeout.clone().map(Value::from)),
             ("idle_timeout", self.idle_timeout.clone().map(Value::from)),
             ("retries", self.retries.map(Value::from)),

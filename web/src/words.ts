@@ -173,7 +173,7 @@ export function policyWords(policy: Policy | null | undefined): string[] {
       words.push(`The last missed slot${window} is made up`);
       break;
     case 'all':
-      words.push(`All missed slots${window} are made up`);
+      words.push(`Missed slots${window} are made up, the newest ${policy.catchup_limit ?? 10} at most`);
       break;
   }
   if (policy.timeout) words.push(`Ends after ${spanWords(policy.timeout)} at the latest`);

@@ -57,6 +57,7 @@ export interface Policy {
   catchup?: string | null;
   /** Durations are texts as in a task file; `auto` is one period of the schedule. */
   catchup_window?: string | null;
+  catchup_limit?: number | null;
   timeout?: string | null;
   idle_timeout?: string | null;
   retries?: number | null;
