@@ -512,7 +512,8 @@ impl Runs {
             let mut lists = self.lists();
             // Before the stop: none of them may start in the place that comes free.
             let given_up = scheduled.into_iter().filter(|id| lists.waiting.remove(id).is_some()).collect();
-            for id in lists.at_work_of(task) {
+            // The one before may have ended by itself meanwhile, and this one be at work.
+            for id in lists.at_work_of(task).into_iter().filter(|id| *id < by) {
                 lists.raise(id, StopCause::Replaced);
             }
             given_up
