@@ -513,7 +513,7 @@ impl Runs {
             // Before the stop: none of them may start in the place that comes free.
             let given_up = scheduled.into_iter().filter(|id| lists.waiting.remove(id).is_some()).collect();
             // The one before may have ended by itself meanwhile, and this one be at work.
-            for id in lists.at_work_of(task).into_iter().filter(|id| *id < by) {
+            for id in lists.at_work_of(task).into_iter().filter(|id| *id != by) {
                 lists.raise(id, StopCause::Replaced);
             }
             given_up
