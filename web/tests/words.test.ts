@@ -36,10 +36,9 @@ test('a policy is said in words', () => {
     'The last missed slot of the last 6 h is made up',
     'Ends after 1 h 30 min at the latest',
   ]);
-  expect(policyWords({ overlap: 'replace', catchup: 'all', catchup_window: 'auto', catchup_limit: 3 })).toEqual([
-    'A new run stops the one before',
-    'Missed slots are made up, the newest 3 at most',
-  ]);
+  expect(
+    policyWords({ overlap: 'replace', catchup: 'all', catchup_window: 'auto', catchup_limit: 3 }),
+  ).toEqual(['A new run stops the one before', 'Missed slots are made up, the newest 3 at most']);
 });
 
 test('attention comes first, then what failed, then what runs, then the rest by its next time', () => {
