@@ -9,6 +9,8 @@ use super::failure::{Failure, Result};
 use super::place::Where;
 use crate::config::Config;
 
+/// How long a thread that may block is kept for the next one who needs it: those of a busy moment go with it.
+const SPARE_THREADS: Duration = Duration::from_secs(1);
 /// How long threads that read or write files may take when all else has ended.
 const LAST_THREADS: Duration = Duration::from_secs(2);
 
@@ -24,7 +26,11 @@ pub fn serve(place: &Where, listen: Option<SocketAddr>) -> Result<()> {
     if let Some(folder) = &place.data_dir {
         config.data_dir.clone_from(folder);
     }
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_keep_alive(SPARE_THREADS)
+        .build()
+        .context("cannot start the server's threads")?;
     let served = runtime.block_on(crate::server::serve(config));
     // All that matters has ended in order. A thread that waits for a file system that does not answer would be
     // waited for as long.
