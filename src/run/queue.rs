@@ -451,8 +451,7 @@ impl Runs {
             {
                 let lists = self.lists();
                 ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
-                ids.extend(lists.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id));
-                ids.extend(lists.elsewhere.iter().filter(|(_, seat)| seat.topic.id == *task).map(|(id, _)| *id));
+                ids.extend(lists.at_work_of(task));
             }
             if ids.is_empty() {
                 return Ok(());
