@@ -1677,3 +1677,28 @@ fn t_09_a_log_whose_task_is_deleted_meanwhile_gets_no_new_id() {
         }
     });
 }
+
+#[test]
+fn an_event_of_a_run_whose_task_is_deleted_in_the_same_group_does_not_fail_the_group() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let (gone, other) = (stream.task("gone").await, stream.task("other").await);
+        let hold = stream.hold().await;
+        let no = gone.no.0;
+        let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+        let delete = stream.publisher.delete(&gone, move |connection| row(connection).map_err(StoreError::from));
+        let (queued, word) = (status(State::Queued), thought("1"));
+        let begun = stream.publisher.offer(&gone, Some(RunId::new()), &queued);
+        let said = stream.publisher.publish(&other, None, &word);
+        tokio::pin!(delete, said);
+        assert!(futures_util::poll!(&mut delete).is_pending());
+        begun.await.unwrap();
+        assert!(futures_util::poll!(&mut said).is_pending());
+        drop(hold);
+        let (deleted, said) = tokio::join!(delete, said);
+        deleted.unwrap();
+        assert_eq!(said.unwrap(), Seq(1));
+        assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes);
+    });
+}
