@@ -128,7 +128,7 @@ mod tests {
         Policy { retries, retry_on: retry_on.to_vec(), on_crash, backoff: seconds(30, 600), ..Policy::default() }
     }
 
-    /// What is written down in `docs/decisions/0020`.
+    /// What is written down in `docs/decisions/0024`.
     #[test]
     fn what_follows_an_end_is_as_the_table_says() {
         use OnCrash::{Fail, Retry};

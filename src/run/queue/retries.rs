@@ -250,7 +250,7 @@ impl Runs {
             failures => format!("{failures} of its runs failed in a row"),
         };
         let mut status = Status::new(State::Paused, format!("Task {} paused itself: {reason}", task.id));
-        (status.reason, status.count) = (Some(reason), Some(failures.into()));
+        status.reason = Some(reason);
         let mut offers = vec![Offer::new(None, now, &Body::Status(status))];
         let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
         let waiting: Vec<RunId> = queued_by_themselves(connection, task.no)?;
