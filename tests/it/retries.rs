@@ -426,8 +426,8 @@ async fn a_program_elsewhere_that_says_nothing_for_too_long_is_told_to_stop() {
     let waits = json!({ "n": 1, "kind": "status", "data": { "state": "waiting", "text": "May I?" } });
     let mut producer = Producer::open(&server.client, &run).await;
     producer.say(waits.to_string() + "\n").await;
-    let (status, _) = server.client.get(&format!("/runs/{run}/stop?wait=3")).await;
-    assert_eq!(status, 204, "nobody asks it to stop");
+    let (status, told) = server.client.get(&format!("/runs/{run}/stop?wait=3")).await;
+    assert_eq!((status, &told["stop"]), (200, &json!(false)), "nobody asks it to stop");
     server.client.post(&format!("/runs/{run}/stop"), json!({})).await;
     server.client.ended(&run).await;
     server.stop().await;
