@@ -96,6 +96,8 @@ pub async fn stop(session: &Session, id: &str) -> Result<()> {
     if session.screen.json {
         return session.screen.document(&answer);
     }
+    // Of a run that is over and is tried again, it is the retry.
+    let Run { id, .. } = read(answer)?;
     session.screen.line(&format!("Run {id} is being stopped."))
 }
 

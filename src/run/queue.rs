@@ -401,16 +401,26 @@ impl Runs {
     }
 
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
-    /// returns; one at work says its stages and ends.
+    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped.
     ///
     /// # Errors
     /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
     pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
-        let runs = self.clone();
-        match to_the_end(async move { runs.stop_now(id).await }).await {
-            // Asked again: it is as was asked.
-            Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => Ok(*run),
-            done => done,
+        let (mut id, mut asked) = (id, None);
+        loop {
+            let runs = self.clone();
+            match to_the_end(async move { runs.stop_now(id).await }).await {
+                // Asked again: it is as was asked.
+                Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => return Ok(*run),
+                Err(RunError::Over(run)) => match self.retry_made_of(&run).await? {
+                    Some(retry) => {
+                        asked = asked.or(Some(run));
+                        id = retry;
+                    }
+                    None => return Err(RunError::Over(asked.unwrap_or(run))),
+                },
+                done => return done,
+            }
         }
     }
 

@@ -582,12 +582,12 @@ pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<boo
 /// # Errors
 /// When the store cannot be written.
 pub fn note_failure(connection: &Connection, no: TaskNo, failed: bool) -> rusqlite::Result<u32> {
-    let count = if failed { "failures + 1" } else { "0" };
-    connection
-        .prepare_cached(&format!("UPDATE tasks SET failures = {count} WHERE no = ?1 RETURNING failures"))?
-        .query_row([no.0], |row| row.get(0))
-        .optional()
-        .map(Option::unwrap_or_default)
+    let update = if failed {
+        "UPDATE tasks SET failures = failures + 1 WHERE no = ?1 RETURNING failures"
+    } else {
+        "UPDATE tasks SET failures = 0 WHERE no = ?1 AND failures > 0 RETURNING failures"
+    };
+    connection.prepare_cached(update)?.query_row([no.0], |row| row.get(0)).optional().map(Option::unwrap_or_default)
 }
 
 /// Pauses a task within the transaction of what made it pause. Its failures count anew.

@@ -209,7 +209,14 @@ async fn a_stop_of_a_pending_retry_cancels_it_and_the_slot_stays_as_it_ran() {
         (&slot["outcome"], &slot["reason"]),
         (&json!("ran"), &json!("it ran, its retry did not: stopped before it started"))
     );
+    // Asked of the attempt before it, it is the retry that is meant; of one that was stopped, it is as was asked.
+    let pending = pending_retry_of(client, "again").await;
+    for _ in 0..2 {
+        let (status, answer) = client.post(&format!("/runs/{}/stop", text(&pending["retry_of"])), json!({})).await;
+        assert_eq!((status, &answer["id"], &answer["state"]), (202, &pending["id"], &json!("cancelled")));
+    }
     // The schedule goes on.
+    let retry = text(&pending["id"]);
     let other = client.until("/tasks/again/runs", |page| page["items"][0]["id"].as_str() > Some(&retry)).await;
     assert!(other["items"][0]["scheduled_for"].is_string());
     server.stop().await;
@@ -382,7 +389,7 @@ async fn killed_between_a_failure_and_its_retry_both_are_there_or_neither() {
     let (first, second) = ((1, "failed".to_owned()), (2, "succeeded".to_owned()));
     let lost = (1, "interrupted".to_owned());
     // Within the transaction: the failure was not saved, and the run is as if the server had been killed under it.
-    assert_eq!(killed_at("retry-not-saved@1", "").await, [lost.clone()]);
+    assert_eq!(killed_at("retry-not-saved@1", "").await, std::slice::from_ref(&lost));
     assert_eq!(killed_at("retry-not-saved@1", "on_crash = \"retry\"").await, [lost, second.clone()]);
     // Right behind it: the retry is there, and starts once.
     assert_eq!(killed_at("retry-saved@1", "").await, [first.clone(), second.clone()]);

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Lists, Queued, Runs};
+use super::{Lists, Queued, RunError, Runs};
 use crate::config::units::duration_words;
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -19,11 +19,15 @@ use crate::run::runner::{CALLED_OFF, StopCause, reasoned};
 use crate::store::{StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::topic::Offer;
+use crate::task::definition::Overlap;
 use crate::task::registry::{self, Task, is_on};
 use crate::task::slots;
 
 /// How often the clock is asked while a retry waits: a machine that slept has not counted.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A clock that has not come to the end of a wait after that time and this part of it more was set back, and is not
+/// waited for. One that is only slowed down a little to be right again comes to it earlier.
+const SET_BACK: u32 = 8;
 
 /// The retries that wait: until they are due here, and in line with the others from then on until they start.
 #[derive(Debug, Default)]
@@ -135,14 +139,14 @@ impl Runs {
 
     /// Keeps a retry until it is due; false when it is.
     pub(super) fn keep_until_due(&self, lists: &mut Lists, id: RunId, task: &TaskId) -> bool {
-        let not_before = self.open_run(task, id).and_then(|run| run.not_before);
-        let Some(at) = not_before else { return false };
-        let wall = self.publisher().clock().now();
-        // A clock that was set back must not make a wait longer than the policy has any.
-        let longest = self.registry().get(task).map_or(Duration::MAX, |task| task.definition.policy.backoff.longest);
-        let left = Duration::try_from(at.duration_since(wall)).unwrap_or(Duration::ZERO).min(longest);
+        let Some(run) = self.open_run(task, id) else { return false };
+        let Some(at) = run.not_before else { return false };
+        let until = |from: Timestamp| Duration::try_from(at.duration_since(from)).unwrap_or(Duration::ZERO);
+        // Over a start of the server too a clock that was set back does not make the wait longer than it was drawn.
+        let left = until(self.publisher().clock().now()).min(until(run.queued_at));
         let in_line = left.is_zero();
-        lists.retries.add(id, Pending { task: task.clone(), at, by: Instant::now() + left, in_line });
+        let by = Instant::now() + left + left / SET_BACK + LOOK_AGAIN;
+        lists.retries.add(id, Pending { task: task.clone(), at, by, in_line });
         !in_line
     }
 
@@ -156,6 +160,12 @@ impl Runs {
         }
         let (id, attempt) = (run.id, run.attempt.saturating_add(1));
         self.shared.store.read(move |connection| retried_by(connection, id, attempt)).await
+    }
+
+    /// The retry that the server made of a run that is over.
+    pub(super) async fn retry_made_of(&self, run: &Run) -> Result<Option<RunId>, RunError> {
+        let Some(next) = self.retried_by(run).await? else { return Ok(None) };
+        Ok(self.find(next).await?.not_before.map(|_| next))
     }
 
     /// Puts retries into the line as they become due, until the server goes down.
@@ -198,14 +208,19 @@ impl Runs {
         if self.lists().is_given_up(run.id) {
             return Ok(Following::default());
         }
+        let policy = &task.definition.policy;
         let is_on = is_on(connection, no)? == Some(true);
         let past = past(connection, run)?;
-        match retry::next(&task.definition.policy, run, past, is_on, rand::random()) {
+        match retry::next(policy, run, past, is_on, rand::random()) {
             Next::Nothing => Ok(Following::default()),
+            // It was about to be stopped for that one: the planner's commit came before this one.
+            Next::Again { .. } if policy.overlap == Overlap::Replace && has_slot_waiting(connection, no)? => {
+                Ok(Following::default())
+            }
             Next::Again { wait } => self.make_retry(connection, run, wait),
             Next::Failed => {
                 let failures = registry::note_failure(connection, no, true)?;
-                if is_on && retry::pauses(&task.definition.policy, failures) {
+                if is_on && retry::pauses(policy, failures) {
                     return self.pause_itself(connection, &task, failures);
                 }
                 Ok(Following::default())
@@ -298,6 +313,15 @@ fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
         (retry_of, attempt) = (before.not_before.and(before.retry_of), before.attempt);
     }
     Ok(past)
+}
+
+/// Whether a slot of a task waits for its run.
+fn has_slot_waiting(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM runs WHERE task = ?1 AND state = 'queued' AND slot IS NOT NULL AND attempt = 1 LIMIT 1",
+        )?
+        .exists([task.0])
 }
 
 /// The runs of a task that wait and that no person has started.
