@@ -114,8 +114,8 @@ mod tests {
         let at = "2026-11-20T20:00:00.000000Z";
         let run = serde_json::json!({
             "id": "0192f0c1-7c1e-7a54-9e0b-3f6f3f0d2c11", "task": "t", "state": state, "attempt": 1, "trigger": "hand",
-            "queued_at": at, "started_at": started.then_some(at), "ended_at": at, "exit": exit, "first_seq": 1,
-            "last_seq": 2, "params": BTreeMap::<String, String>::new(),
+            "scheduled_for": null, "queued_at": at, "started_at": started.then_some(at), "ended_at": at, "exit": exit,
+            "first_seq": 1, "last_seq": 2, "params": BTreeMap::<String, String>::new(),
         });
         serde_json::from_value(run).unwrap()
     }
