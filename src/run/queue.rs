@@ -662,7 +662,7 @@ impl Runs {
         let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
             task.timing.as_ref().is_some_and(|timing| {
                 let window = crate::schedule::plan::window(timing, &task.definition.policy, task.anchor, slot);
-                self.publisher().clock().now().duration_since(slot) > window
+                self.publisher().clock().now().duration_since(timing.planned_for(task.anchor, slot)) > window
             })
         });
         if !too_old {

@@ -6,32 +6,40 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, Standing, plan};
-use rejoin::schedule::timing::{Count, Timing};
-use rejoin::task::definition::{Catchup, Overlap, Policy, Schedule};
+use rejoin::schedule::timing::Timing;
+use rejoin::task::definition::{Catchup, Overlap, Policy, When};
 
 fn ts(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
 fn every(seconds: u64) -> Timing {
-    Timing::new(&Schedule::Every { period: Duration::from_secs(seconds) }, &TimeZone::UTC).unwrap()
+    Timing::new(&When::Every { period: Duration::from_secs(seconds) }.into(), &TimeZone::UTC).unwrap()
 }
 
 fn cron(expression: &str) -> Timing {
-    let schedule = Schedule::Cron { expression: expression.into(), zone: Some("UTC".into()) };
+    let schedule = When::Cron { expression: expression.into(), zone: Some("UTC".into()) }.into();
     Timing::new(&schedule, &TimeZone::UTC).unwrap()
 }
 
 fn at(time: &str) -> Timing {
-    Timing::new(&Schedule::At { time: time.into(), zone: None }, &TimeZone::UTC).unwrap()
+    Timing::new(&When::At { time: time.into(), zone: None }.into(), &TimeZone::UTC).unwrap()
 }
 
 /// A task whose schedule was given, and last planned, at `from`.
-fn standing(from: Timestamp) -> Standing {
-    Standing { last_planned: from, anchor: from, last_stored: from, enabled: true, active: false, queued: 0 }
+fn standing(from: Timestamp) -> Standing<'static> {
+    Standing {
+        last_planned: from,
+        anchor: from,
+        last_stored: from,
+        enabled: true,
+        active: false,
+        queued: 0,
+        claimed: &[],
+    }
 }
 
-fn planned(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestamp) -> Plan {
+fn planned(timing: &Timing, policy: &Policy, standing: &Standing<'_>, now: Timestamp) -> Plan {
     match plan(timing, policy, standing, now) {
         Decision::Plan(plan) => plan,
         Decision::Hold { until } => panic!("held until {until}"),
@@ -56,7 +64,7 @@ fn rows(plan: &Plan) -> Vec<String> {
                 Outcome::Missed => "missed".to_owned(),
                 Outcome::Disabled => "disabled".to_owned(),
             };
-            format!("{span} x{} {outcome}", row.count.number())
+            format!("{span} x{} {outcome}", row.count)
         })
         .collect()
 }
@@ -186,7 +194,7 @@ fn after_a_standstill(overlap: Overlap, catchup: Catchup, active: bool, at: &str
         Policy { overlap, catchup, queue_limit: 2, catchup_window: Some(Duration::from_secs(5)), ..Policy::default() };
     let standing = Standing { active, ..standing(ts(MIDNIGHT)) };
     let plan = planned(&every(1), &policy, &standing, ts(&format!("2026-05-01T00:00:{at}Z")));
-    assert_eq!(plan.rows.iter().map(|row| row.count.number()).sum::<u64>(), 20);
+    assert_eq!(plan.rows.iter().map(|row| row.count).sum::<u64>(), 20);
     // Only the seconds: what is left out is the same in all of them.
     rows(&plan).iter().map(|row| row.replace("00:00:", "")).collect()
 }
@@ -267,7 +275,7 @@ fn t_35_more_slots_than_the_limit_are_missed_with_that_reason() {
         ..Policy::default()
     };
     let plan = planned(&every(1), &policy, &standing(ts(MIDNIGHT)), ts("2026-05-01T00:00:20.4Z"));
-    let rows: Vec<_> = plan.rows.iter().map(|row| (row.count.number(), row.outcome, row.reason)).collect();
+    let rows: Vec<_> = plan.rows.iter().map(|row| (row.count, row.outcome, row.reason)).collect();
     assert_eq!(
         rows,
         [
@@ -343,13 +351,14 @@ fn rows_of_one_closed_outcome_join_into_a_streak_and_others_do_not() {
     let row = |at: &str, outcome| Row {
         scheduled_for: ts(at),
         to: None,
-        count: Count::Exactly(1),
+        planned_for: None,
+        count: 1,
         outcome,
         reason: Some("why"),
     };
     let (one, two) = ("2026-05-01T01:00:00Z", "2026-05-01T02:00:00Z");
     let joined = row(one, Outcome::Disabled).joined(&row(two, Outcome::Disabled)).unwrap();
-    assert_eq!((joined.scheduled_for, joined.to, joined.count), (ts(one), Some(ts(two)), Count::Exactly(2)));
+    assert_eq!((joined.scheduled_for, joined.to, joined.count), (ts(one), Some(ts(two)), 2));
     assert_eq!(row(one, Outcome::Disabled).joined(&row(two, Outcome::Missed)), None);
     assert_eq!(row(one, Outcome::Run { late: false }).joined(&row(two, Outcome::Run { late: false })), None);
 }
@@ -392,7 +401,7 @@ fn schedules() -> impl Strategy<Value = Timing> {
             "0 0 13 * 5",
         ])
         .prop_map(|expression| {
-            let schedule = Schedule::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) };
+            let schedule = When::Cron { expression: expression.into(), zone: Some("Europe/Berlin".into()) }.into();
             Timing::new(&schedule, &TimeZone::UTC).unwrap()
         }),
     ]
@@ -434,7 +443,7 @@ proptest! {
         let mut last_row = start;
         for (micros, active, queued, enabled) in steps {
             now += SignedDuration::from_micros(micros);
-            let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued };
+            let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued, claimed: &[] };
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned));
             prop_assert_eq!(plan.planned_to, now.max(last_planned));
@@ -445,7 +454,7 @@ proptest! {
                 let behind = row.scheduled_for - SignedDuration::from_micros(1);
                 prop_assert_eq!(timing.count(start, behind, row.last()), row.count);
                 last_row = row.last();
-                accounted += row.count.number();
+                accounted += row.count;
                 match row.outcome {
                     Outcome::Run { .. } => {
                         runs += 1;
@@ -475,6 +484,6 @@ proptest! {
             prop_assert!(policy.overlap != Overlap::Queue || queued + waits <= policy.queue_limit.max(queued));
             last_planned = plan.planned_to;
         }
-        prop_assert_eq!(Count::Exactly(accounted), timing.count(start, start, last_planned));
+        prop_assert_eq!(accounted, timing.count(start, start, last_planned));
     }
 }

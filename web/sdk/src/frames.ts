@@ -79,7 +79,7 @@ export interface Task {
   source?: 'file' | 'store' | null;
   error?: FileError | null;
   schedule?: Schedule | null;
-  schedule_text?: string | null;
+  schedule_words?: string | null;
   policy?: Policy | null;
   params?: Record<string, Parameter> | null;
   next_at?: string | null;
