@@ -5,7 +5,7 @@
 //! looks by itself in any case.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -55,6 +55,10 @@ pub struct Planner {
 pub struct Trust {
     /// Until when schedules are held, because the clock is wrong; told on change.
     held: watch::Sender<Option<Timestamp>>,
+    /// Whether it jumped forward and is not yet believed.
+    jumped: AtomicBool,
+    /// What the clock showed at the last look that is through, in microseconds.
+    looked_at: AtomicI64,
     /// Somebody said that the clock is right.
     accepted: AtomicBool,
 }
@@ -63,6 +67,16 @@ impl Trust {
     /// Until when schedules are held, as it changes.
     pub fn held(&self) -> watch::Receiver<Option<Timestamp>> {
         self.held.subscribe()
+    }
+
+    /// Whether the clock jumped forward and is not yet believed.
+    pub fn has_jumped(&self) -> bool {
+        self.jumped.load(Ordering::Acquire)
+    }
+
+    /// What the clock showed when the planner last looked for slots, and was through.
+    pub fn looked_at(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.looked_at.load(Ordering::Acquire)).unwrap_or_default()
     }
 
     /// Somebody says that the clock is right: a jump needs no more proof. Who says so wakes the planner.
@@ -94,6 +108,7 @@ impl Planner {
             if jumps.has_just_seen_one() {
                 warn!(%now, "the clock jumped forward by more than an hour: it is believed if it still says so in a minute");
             }
+            self.trust.jumped.store(!believed, Ordering::Release);
             let pause = if believed {
                 match self.plan_due(now).await {
                     Ok(until) => {
@@ -109,6 +124,7 @@ impl Planner {
                 // A clock that jumped is believed once it held for a minute.
                 Duration::from_secs(1)
             };
+            self.trust.looked_at.store(now.as_microsecond(), Ordering::Release);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.bell.notified() => {}

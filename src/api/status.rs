@@ -45,7 +45,12 @@ pub async fn status(State(api): State<Api>) -> Json<Value> {
         "running": running,
         "queued": queued,
         "next": next.map(|(at, task)| json!({ "task": task, "at": rfc3339(at) })),
-        "clock": { "now": rfc3339(api.publisher.clock().now()), "held_until": held_until.map(rfc3339) },
+        "clock": {
+            "now": rfc3339(api.publisher.clock().now()),
+            "looked_at": rfc3339(api.trust.looked_at()),
+            "held_until": held_until.map(rfc3339),
+            "jumped": api.trust.has_jumped(),
+        },
         "notices": api.live.notices.current(),
         "server": { "boot": api.about.boot },
     }))

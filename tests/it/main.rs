@@ -7,6 +7,7 @@ mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod clock_steps;
 mod commands;
 #[cfg(feature = "failpoints")]
 mod commands_faults;

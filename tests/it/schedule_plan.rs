@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, Standing, plan};
 use rejoin::schedule::timing::Timing;
-use rejoin::task::definition::{Catchup, Overlap, Policy, When};
+use rejoin::task::definition::{Catchup, Overlap, Policy, Schedule, When};
 
 fn ts(text: &str) -> Timestamp {
     text.parse().unwrap()
@@ -388,8 +388,80 @@ fn a_clock_that_jumps_by_less_than_an_hour_is_believed() {
     assert!(watch.believes(start + SignedDuration::from_secs(3500), Duration::from_secs(1)));
 }
 
+/// A schedule spread by jitter and stagger.
+fn spread(when: When, jitter: u64, stagger: bool, seed: u64) -> Timing {
+    let schedule = Schedule { jitter: Some(Duration::from_secs(jitter)), stagger, ..when.into() };
+    Timing::new(&schedule, &TimeZone::UTC).unwrap().of_task("due", seed)
+}
+
+#[test]
+fn a_slot_with_jitter_starts_at_its_planned_time_and_late_counts_from_there() {
+    let from = ts(MIDNIGHT);
+    let hourly = spread(When::Every { period: Duration::from_secs(3600) }, 3500, false, 4);
+    let slot = ts("2026-05-01T01:00:00Z");
+    let planned_for = hourly.planned_for(from, slot);
+    let later = |seconds: i64| planned_for + SignedDuration::from_secs(seconds);
+    assert!(planned_for > slot + SignedDuration::from_mins(5), "{planned_for}");
+    let plan_at = |now| planned(&hourly, &Policy::default(), &standing(from), now);
+    let early = plan_at(planned_for - SignedDuration::from_micros(1));
+    assert_eq!((rows(&early), early.next), (vec![], Some(planned_for)));
+    assert!(early.planned_to < slot, "its row is still to come");
+    let plan = plan_at(planned_for);
+    assert_eq!(rows(&plan), ["01:00:00 x1 runs"]);
+    assert_eq!(plan.rows[0].planned_for, Some(planned_for));
+    assert_eq!(plan.next, Some(hourly.planned_for(from, ts("2026-05-01T02:00:00Z"))));
+    assert_eq!(rows(&plan_at(later(60))), ["01:00:00 x1 runs"]);
+    assert_eq!(rows(&plan_at(later(61))), ["01:00:00 x1 runs late"]);
+    // The window counts from there too: one period behind its own time it is still caught up.
+    let pending = hourly.planned_for(from, ts("2026-05-01T02:00:00Z"));
+    let now = ts("2026-05-01T02:00:00Z") + SignedDuration::from_secs(1);
+    assert!(pending > now);
+    assert_eq!(rows(&plan_at(now)), ["01:00:00 x1 runs late"]);
+}
+
+#[test]
+fn slots_that_were_claimed_under_a_wrong_clock_are_not_planned_again() {
+    let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
+    let at = |hour: u32| ts(&format!("2026-05-01T{hour:02}:00:00Z"));
+    let claimed = [(at(2), at(2)), (at(4), at(5))];
+    let standing = Standing { claimed: &claimed, ..standing(from) };
+    let policy = Policy { catchup_window: Some(Duration::from_secs(7200)), ..Policy::default() };
+    let run =
+        |hour: u32, minute: i64| planned(&hourly, &policy, &standing, at(hour) + SignedDuration::from_mins(minute));
+    let plan = run(2, 0);
+    assert_eq!(rows(&plan), ["01:00:00 x1 runs late"], "that of two has its run, and the one before it has not");
+    assert_eq!(plan.next, Some(at(3)));
+    assert_eq!(run(3, 0).next, Some(at(6)));
+    assert_eq!(
+        rows(&run(8, 10)),
+        [
+            "01:00:00 x1 missed",
+            "03:00:00 x1 missed",
+            "06:00:00 x1 missed",
+            "07:00:00 x1 coalesced into 08:00:00",
+            "08:00:00 x1 runs late"
+        ]
+    );
+    let paused = Standing { enabled: false, ..standing };
+    let plan = planned(&hourly, &policy, &paused, at(8));
+    assert_eq!(rows(&plan), ["01:00:00 x1 disabled", "03:00:00 x1 disabled", "06:00:00..08:00:00 x3 disabled"]);
+}
+
 fn schedules() -> impl Strategy<Value = Timing> {
     prop_oneof![
+        (60u64..4000, 1u64..60, any::<bool>(), any::<u64>()).prop_map(|(period, jitter, stagger, seed)| {
+            spread(When::Every { period: Duration::from_secs(period) }, jitter, stagger, seed)
+        }),
+        (
+            prop::sample::select(vec!["*/7 * * * *", "15,45 1,2 * * *", "@daily", "0 0 13 * 5"]),
+            1u64..60,
+            any::<bool>(),
+            any::<u64>()
+        )
+            .prop_map(|(expression, jitter, stagger, seed)| {
+                let zone = Some("Europe/Berlin".into());
+                spread(When::Cron { expression: expression.into(), zone }, jitter, stagger, seed)
+            }),
         (1u64..4000).prop_map(every),
         prop::sample::select(vec![
             "* * * * *",
@@ -445,8 +517,12 @@ proptest! {
             now += SignedDuration::from_micros(micros);
             let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued, claimed: &[] };
             let plan = planned(&timing, &policy, &standing, now);
-            prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned));
-            prop_assert_eq!(plan.planned_to, now.max(last_planned));
+            prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned), "{:?}", plan.next);
+            // Up to now, but for a slot whose time has come and that is planned for a little later.
+            let up_to = now.max(last_planned);
+            prop_assert!(plan.planned_to >= last_planned && plan.planned_to <= up_to);
+            let pending = timing.next_after(start, plan.planned_to).filter(|slot| *slot <= up_to);
+            prop_assert!(pending.map_or(plan.planned_to == up_to, |slot| timing.planned_for(start, slot) > now));
             let (mut runs, mut waits) = (0, 0);
             for row in &plan.rows {
                 prop_assert!(row.scheduled_for > last_row, "{row:?} is not behind {last_row}");
