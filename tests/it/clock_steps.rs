@@ -118,7 +118,8 @@ impl Scene {
             }
             tokio::task::yield_now().await;
         }
-        panic!("{task}: {cell:?} is not {found:?}");
+        let last: Vec<_> = found.iter().rev().take(12).collect();
+        panic!("{task}: {cell:?} is not what became of {} slots: {last:?}", found.len());
     }
 
     async fn end(self) {
@@ -176,22 +177,19 @@ fn read(cell: &str, is_active: bool, minutes: impl Fn(i64) -> Vec<i64>) -> BTree
     expected
 }
 
-/// The rows of the nth table under a heading, without that of the overlap; "the same" is what stands left of it.
+/// The rows of the nth table under a heading; "the same" is what stands above it.
 fn table(heading: &str, nth: usize) -> Vec<(String, Vec<String>)> {
     let begin = format!("| {heading} |");
     let (at, _) = TABLE.match_indices(&begin).nth(nth).unwrap_or_else(|| panic!("no table {heading:?}"));
-    let rows = TABLE[at..].lines().skip(2).take_while(|line| line.starts_with('|'));
-    let row = |line: &str| {
+    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+    for line in TABLE[at..].lines().skip(2).take_while(|line| line.starts_with('|')) {
         let mut cells: Vec<String> = line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
-        for at in 1..cells.len() {
-            if cells[at] == "the same" {
-                cells[at] = cells[at - 1].clone();
-            }
-        }
         let overlap = cells.remove(0).split(' ').next().unwrap().to_owned();
-        (overlap, cells)
-    };
-    let rows: Vec<_> = rows.map(row).collect();
+        for (at, cell) in cells.iter_mut().enumerate().filter(|(_, cell)| *cell == "the same") {
+            cell.clone_from(&rows.last().unwrap().1[at]);
+        }
+        rows.push((overlap, cells));
+    }
     assert_eq!(rows.iter().map(|(overlap, _)| overlap.as_str()).collect::<Vec<_>>(), OVERLAPS, "{heading}");
     rows
 }
