@@ -79,6 +79,10 @@ impl Trust {
         Timestamp::from_microsecond(self.looked_at.load(Ordering::Acquire)).unwrap_or_default()
     }
 
+    fn note_look(&self, now: Timestamp) {
+        self.looked_at.store(now.as_microsecond(), Ordering::Release);
+    }
+
     /// Somebody says that the clock is right: a jump needs no more proof. Who says so wakes the planner.
     pub fn accept(&self) {
         self.accepted.store(true, Ordering::Release);
@@ -113,6 +117,7 @@ impl Planner {
                 match self.plan_due(now).await {
                     Ok(until) => {
                         self.note_hold(until);
+                        self.trust.note_look(now);
                         if until.is_some() { self.look_again } else { self.until_next() }
                     }
                     Err(error) => {
@@ -122,9 +127,9 @@ impl Planner {
                 }
             } else {
                 // A clock that jumped is believed once it held for a minute.
+                self.trust.note_look(now);
                 Duration::from_secs(1)
             };
-            self.trust.looked_at.store(now.as_microsecond(), Ordering::Release);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.bell.notified() => {}

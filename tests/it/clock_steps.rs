@@ -334,6 +334,10 @@ async fn t_35_a_clock_that_was_set_back_and_is_accepted_goes_on_from_there_and_r
         let of_it = |run: &&Value| run["scheduled_for"] == "2026-05-01T12:01:00.000000Z";
         assert_eq!(runs["items"].as_array().unwrap().iter().filter(of_it).count(), 1, "{task}");
     }
+    scene.pass(60).await;
+    for task in scene.tasks() {
+        assert_eq!(scene.slots(&task).await.keys().last(), Some(&2), "{task}: behind it schedules go on");
+    }
     scene.end().await;
 }
 

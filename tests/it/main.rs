@@ -46,6 +46,7 @@ mod rows_events;
 mod rows_stage;
 mod schedule_bell;
 mod schedule_plan;
+mod schedule_preview;
 mod schedule_timing;
 mod schedule_words;
 mod slow;
