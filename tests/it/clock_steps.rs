@@ -422,3 +422,19 @@ async fn what_jitter_and_stagger_plan_is_shown_before_kept_over_a_restart_and_wh
     assert_eq!(slot["late_ms"], 1500, "{slot}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_35_a_machine_that_slept_makes_up_for_it_at_once() {
+    let hourly = "title = \"Due\"\n[schedule]\nevery = \"1h\"\n[[steps]]\nrun = \"true\"\n";
+    let home = Home::new("").task("due", hourly);
+    let clock = Clock::standing_at(noon());
+    let server = home.serve_at(clock.clone()).await;
+    // Both hands go on while it sleeps; that is no clock that was set.
+    clock.pass(Duration::from_secs(8 * 3600 + 600));
+    server.server.api().planner.notify_one();
+    let caught_up = |slots: &Value| slots["items"][0]["outcome"] == "late";
+    let slots = server.client.until("/tasks/due/slots", caught_up).await["items"].clone();
+    assert_eq!(slots[0]["scheduled_for"], "2026-05-01T20:00:00.000000Z", "{slots}");
+    assert_eq!((&slots[1]["outcome"], &slots[1]["count"]), (&json!("missed"), &json!(7)), "{slots}");
+    server.stop().await;
+}

@@ -367,6 +367,19 @@ proptest! {
 }
 
 #[test]
+fn a_slot_starts_before_the_next_also_where_a_change_of_the_clock_brings_the_two_together() {
+    // On Lord Howe 01:45 comes twice within half an hour.
+    let (first, second) = (ts("2026-04-05T01:45+11:00"), ts("2026-04-05T01:45+10:30"));
+    let jitter = Some(Duration::from_secs(59 * 60));
+    let hourly = Schedule { jitter, ..cron("45 * * * *", "Australia/Lord_Howe") };
+    for seed in 0..50 {
+        let timing = Timing::new(&hourly, &TimeZone::UTC).unwrap().of_task("due", seed);
+        assert_eq!(timing.next_after(first, first), Some(second));
+        assert!(timing.planned_for(first, first) < second, "seed {seed}");
+    }
+}
+
+#[test]
 fn jitter_is_another_for_each_slot_and_task_and_stagger_the_same_for_all_slots() {
     let hourly = |jitter: Option<u64>, stagger| Schedule {
         jitter: jitter.map(Duration::from_secs),
