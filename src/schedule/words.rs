@@ -171,7 +171,7 @@ fn whole_day(fields: &Fields) -> Option<String> {
 fn even_steps(values: &[u16], whole: u16) -> Option<u16> {
     let step = *values.get(1)?;
     let even = values.iter().zip((0..whole).step_by(usize::from(step))).all(|(value, at)| *value == at);
-    (even && whole % step == 0 && values.len() == usize::from(whole / step)).then_some(step)
+    (even && whole.is_multiple_of(step) && values.len() == usize::from(whole / step)).then_some(step)
 }
 
 fn every(step: u16, unit: &str) -> String {
