@@ -1,4 +1,4 @@
-//! `rejoin doctor`: sets right what only a person can.
+//! `rejoin doctor --accept-clock`: only a person can say that a clock is right.
 
 use serde_json::json;
 
@@ -7,13 +7,8 @@ use super::failure::Result;
 use super::tasks::read;
 use super::wire::ClockAccepted;
 
-/// Does what it is told to.
-pub async fn doctor(session: &Session, accept_clock: bool) -> Result<()> {
-    if accept_clock { accept(session).await } else { Ok(()) }
-}
-
 /// Says that the server's clock is right.
-async fn accept(session: &Session) -> Result<()> {
+pub async fn accept(session: &Session) -> Result<()> {
     let answer = session.client.post(&["clock", "accept"], &json!({}), None).await?;
     if session.screen.json {
         return session.screen.document(&answer);
