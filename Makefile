@@ -139,7 +139,8 @@ $(TARGET)/tools/bin/cargo-deny:
 	$(CARGO) install cargo-deny --version 0.20.2 --locked --root $(TARGET)/tools
 
 .PHONY: python-tests
-python-tests: page $(PYTHON_TOOLS)/installed ## The Python client: format, lints, types, and tests against a real server
+python-tests: page $(PYTHON_TOOLS)/installed ## The table of time zones by another hand; the Python client: format, lints, types, and tests against a real server
+	$(PYTHON) tests/zones/check.py
 	$(CARGO) build --locked --features failpoints
 	cd clients/python && export PATH="$(abspath $(PYTHON_TOOLS))/bin:$$PATH" \
 		PYTHONPYCACHEPREFIX="$(abspath $(PYTHON_TOOLS))/pycache" MYPY_CACHE_DIR="$(abspath $(PYTHON_TOOLS))/mypy" \

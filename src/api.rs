@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::planner::Trust;
 use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
@@ -76,6 +77,8 @@ pub struct Api {
     pub live: Arc<Live>,
     /// Rung when a schedule changed.
     pub planner: Arc<Notify>,
+    /// Whether the clock is believed.
+    pub trust: Arc<Trust>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
     /// Where the outputs of tool calls are.
@@ -107,6 +110,7 @@ pub fn router(api: Api) -> Router {
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
+        .route("/clock/accept", post(status::accept_clock))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
     let waiting = Router::new()

@@ -16,6 +16,7 @@ use self::screen::Screen;
 pub mod add;
 pub mod backoff;
 pub mod client;
+pub mod clock;
 pub mod escape;
 pub mod failure;
 pub mod live;
@@ -111,6 +112,13 @@ enum Command {
     },
     /// Say how the server is
     Status,
+    /// Set right what only a person can
+    #[command(arg_required_else_help = true)]
+    Doctor {
+        /// Say that the clock is right: schedules that are held go on from now, and nothing runs a second time
+        #[arg(long)]
+        accept_clock: bool,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -315,6 +323,8 @@ async fn speak(session: Session, command: Command) -> Result<()> {
     match command {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
+        Command::Doctor { accept_clock: true } => clock::accept(&session).await,
+        Command::Doctor { accept_clock: false } => Ok(()),
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -364,7 +374,20 @@ mod tests {
             &["serve", "--config", "config.toml", "--listen", "127.0.0.1:7171", "--data-dir", "data"][..],
             &["open"],
             &["tasks", "add", "Long task", "--watch", "--json"],
-            &["tasks", "add", "X", "--run", "true", "--cron", "0 3 * * *", "--tz", "Europe/Berlin", "--jitter", "5m"],
+            &[
+                "tasks",
+                "add",
+                "X",
+                "--run",
+                "true",
+                "--cron",
+                "0 3 * * *",
+                "--tz",
+                "Europe/Berlin",
+                "--jitter",
+                "5m",
+                "--stagger",
+            ],
             &["tasks", "add", "X", "--run", "true", "--every", "30m", "--overlap", "queue", "--catchup", "last"],
             &["tasks", "add", "X", "--at", "20m", "--retries", "3", "--backoff", "30s..10m", "--idle-timeout", "5m"],
             &["tasks", "add", "X", "-p", "a=b", "-p", "c=d", "--once", "k", "--id", "x", "--dry-run", "--wait"],
@@ -381,6 +404,7 @@ mod tests {
             &["watch"],
             &["watch", "x", "--server", "https://example.org"],
             &["status"],
+            &["doctor", "--accept-clock"],
             &["completions", "bash"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());

@@ -5,12 +5,12 @@
 //! looks by itself in any case.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -21,13 +21,15 @@ use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Stand
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::{Registry, Task, has_open_runs, is_on, planned};
+use crate::task::registry::{Registry, Task, has_open_runs, is_on, note_clock, planned};
 use crate::task::slots::{self, Noted};
 
 /// How many tasks are planned in one transaction.
 const BATCH: usize = 512;
 /// What is overdue although it was just planned is not planned again at once.
 const BREATH: Duration = Duration::from_millis(5);
+/// While nothing is due the time is noted so often: a start behind it by more than an hour has a wrong clock.
+const NOTE_CLOCK: SignedDuration = SignedDuration::from_mins(10);
 /// How long to wait after the store refused: it says nothing by itself to those who only plan.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -44,8 +46,47 @@ pub struct Planner {
     pub bell: Arc<Notify>,
     /// How long it sleeps at most.
     pub look_again: Duration,
+    /// Whether the clock is believed.
+    pub trust: Arc<Trust>,
+}
+
+/// Whether the clock is believed: between the planner, those who ask and those who say so.
+#[derive(Debug, Default)]
+pub struct Trust {
     /// Until when schedules are held, because the clock is wrong; told on change.
-    pub held: watch::Sender<Option<Timestamp>>,
+    held: watch::Sender<Option<Timestamp>>,
+    /// Whether it jumped forward and is not yet believed.
+    jumped: AtomicBool,
+    /// What the clock showed at the last look that is through, in microseconds.
+    looked_at: AtomicI64,
+    /// Somebody said that the clock is right.
+    accepted: AtomicBool,
+}
+
+impl Trust {
+    /// Until when schedules are held, as it changes.
+    pub fn held(&self) -> watch::Receiver<Option<Timestamp>> {
+        self.held.subscribe()
+    }
+
+    /// Whether the clock jumped forward and is not yet believed.
+    pub fn has_jumped(&self) -> bool {
+        self.jumped.load(Ordering::Acquire)
+    }
+
+    /// What the clock showed when the planner last looked for slots, and was through.
+    pub fn looked_at(&self) -> Timestamp {
+        Timestamp::from_microsecond(self.looked_at.load(Ordering::Acquire)).unwrap_or_default()
+    }
+
+    fn note_look(&self, now: Timestamp) {
+        self.looked_at.store(now.as_microsecond(), Ordering::Release);
+    }
+
+    /// Somebody says that the clock is right: a jump needs no more proof. Who says so wakes the planner.
+    pub fn accept(&self) {
+        self.accepted.store(true, Ordering::Release);
+    }
 }
 
 /// What planning one task gave.
@@ -61,14 +102,22 @@ struct Planned {
 impl Planner {
     /// Plans until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let begin = Instant::now();
         let mut jumps = JumpWatch::default();
         loop {
-            let now = self.publisher.clock().now();
-            let pause = if jumps.believes(now, begin.elapsed()) {
+            let (now, passed) = self.publisher.clock().look();
+            if self.trust.accepted.swap(false, Ordering::AcqRel) {
+                jumps = JumpWatch::default();
+            }
+            let believed = jumps.believes(now, passed);
+            if jumps.has_just_seen_one() {
+                warn!(%now, "the clock jumped forward by more than an hour: it is believed if it still says so in a minute");
+            }
+            self.trust.jumped.store(!believed, Ordering::Release);
+            let pause = if believed {
                 match self.plan_due(now).await {
                     Ok(until) => {
                         self.note_hold(until);
+                        self.trust.note_look(now);
                         if until.is_some() { self.look_again } else { self.until_next() }
                     }
                     Err(error) => {
@@ -78,6 +127,7 @@ impl Planner {
                 }
             } else {
                 // A clock that jumped is believed once it held for a minute.
+                self.trust.note_look(now);
                 Duration::from_secs(1)
             };
             tokio::select! {
@@ -90,15 +140,19 @@ impl Planner {
 
     fn note_hold(&self, until: Option<Timestamp>) {
         let mut before = None;
-        self.held.send_if_modified(|held| {
+        self.trust.held.send_if_modified(|held| {
             before = std::mem::replace(held, until);
             before != until
         });
         match until {
             Some(until) if before.is_none() => {
-                error!(%until, "the clock is more than an hour behind what is stored: schedules are held until it has caught up");
+                error!(
+                    %until,
+                    "the clock is more than an hour behind what is stored: schedules are held until it has caught up, \
+                     or until `rejoin doctor --accept-clock` says that it is right"
+                );
             }
-            None if before.is_some() => warn!("the clock has caught up: schedules go on"),
+            None if before.is_some() => warn!("the clock is taken for right again: schedules go on"),
             _ => {}
         }
     }
@@ -116,7 +170,7 @@ impl Planner {
     /// O(tasks) to look, O(due) to write.
     async fn plan_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
         let tasks = self.registry.all();
-        let last_stored = tasks.iter().map(|task| task.planned).max().unwrap_or(now);
+        let last_stored = self.registry.last_stored();
         // Asked also while nothing is due: behind a clock that was set back nothing is, and people wonder why.
         if let Some(until) = plan::held_until(last_stored, now) {
             return Ok(Some(until));
@@ -126,6 +180,14 @@ impl Planner {
             .filter(|task| task.next.is_some_and(|next| next <= now))
             .filter_map(|task| self.publisher.topic(&task.id).map(|topic| (task, topic)))
             .collect();
+        if due.is_empty() && now.duration_since(last_stored) >= NOTE_CLOCK {
+            let act = move |connection: &Connection| -> Result<_, StoreError> {
+                note_clock(connection, now)?;
+                Ok(((), Vec::new()))
+            };
+            self.publisher.transact(act).await?;
+            self.registry.note_seen(now);
+        }
         for batch in due.chunks(BATCH) {
             let batch = batch.to_vec();
             let act = move |connection: &Connection| -> Result<_, StoreError> {
@@ -171,9 +233,10 @@ fn plan_one(
 ) -> Result<Option<Result<Planned, Timestamp>>, StoreError> {
     let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
     // An edit that came in between counts from its own moment: what was read before it plans nothing.
-    if planned(connection, task.no)? != Some((task.anchor, task.planned)) {
+    let stored = planned(connection, task.no)?;
+    let Some(stored) = stored.filter(|stored| (stored.anchor, stored.to) == (task.anchor, task.planned)) else {
         return Ok(None);
-    }
+    };
     let standing = Standing {
         last_planned: task.planned,
         anchor: task.anchor,
@@ -181,6 +244,7 @@ fn plan_one(
         enabled,
         active: has_open_runs(connection, task.no)?,
         queued: count_queued(connection, task.no)?,
+        claimed: &stored.claimed,
     };
     let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &standing, now) {
         Decision::Hold { until } => return Ok(Some(Err(until))),
@@ -247,7 +311,7 @@ fn said(noted: &Noted, row: &Row, task: &TaskId) -> Vec<Body> {
     let mut status = Status::new(state, format!("Task {task}: slot {word}: {reason}"));
     status.reason = Some(reason.to_owned());
     status.scheduled_for = Some(row.scheduled_for);
-    status.count = Some(row.count.number());
+    status.count = Some(row.count);
     bodies.push(Body::Status(status));
     bodies
 }

@@ -5,3 +5,4 @@
 pub mod bell;
 pub mod plan;
 pub mod timing;
+pub mod words;

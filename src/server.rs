@@ -232,14 +232,20 @@ impl Server {
     }
 
     fn spawn_parts(&mut self) -> Result<()> {
-        let Api { viewer, runs, publisher, store, live, planner, .. } = self.api.clone();
+        let Api { viewer, runs, publisher, store, live, planner, trust, .. } = self.api.clone();
         self.tasks.spawn(runs.clone().dispatch());
         self.tasks.spawn(runs.clone().line_up_retries());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
-        let (held, clock_held) = watch::channel(None);
-        let planner =
-            Planner { registry: registry.clone(), runs, publisher: publisher.clone(), bell: planner, look_again, held };
+        let clock_held = trust.held();
+        let planner = Planner {
+            registry: registry.clone(),
+            runs,
+            publisher: publisher.clone(),
+            bell: planner,
+            look_again,
+            trust,
+        };
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
@@ -443,6 +449,7 @@ fn api(
         door: Arc::new(door),
         live,
         planner: Arc::new(Notify::new()),
+        trust: Arc::default(),
         about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
         output_dir,
     }
@@ -550,7 +557,8 @@ async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live
                 let until = crate::clock::rfc3339(until);
                 let text = format!(
                     "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
-                    Schedules are held until it has caught up; set the clock and they go on. Runs by hand are not held."
+                    Schedules are held until it has caught up; set the clock and they go on. If it is right as it is, say \
+                    so: rejoin doctor --accept-clock. Runs by hand are not held."
                 );
                 live.notices.say(CODE, text, live.clock.now());
             }

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp, Zoned};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,10 +15,8 @@ use super::once::{Key, Once};
 use super::socket::Came;
 use super::wire::TaskView;
 use super::{Api, One, json_body, limit};
-use crate::config::units;
 use crate::event::TaskId;
-use crate::schedule::timing;
-use crate::task::definition::Schedule;
+use crate::schedule::{timing, words};
 use crate::task::parse;
 use crate::task::registry::{Source, Task, TaskError};
 
@@ -253,50 +251,55 @@ pub async fn next(
     let n = limit(query.n.as_deref(), 5, MAX_NEXT)
         .map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
     let now = api.publisher.clock().now();
-    let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, now, n));
-    Ok(Json(json!({ "items": items, "enabled": task.is_scheduled() })))
+    // A slot whose time has come and that is planned for a little later is still to come.
+    let after = task.upcoming().map_or(now, |(slot, _)| now.min(just_before(slot)));
+    let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, after, n));
+    let words = task.definition.schedule.as_ref().zip(task.timing.as_ref());
+    let words = words.map(|(schedule, timing)| words::words(schedule, timing));
+    let zone = task.timing.as_ref().map(|timing| timing::zone_name(timing.zone()));
+    Ok(Json(json!({ "items": items, "enabled": task.is_scheduled(), "words": words, "zone": zone })))
+}
+
+fn just_before(at: Timestamp) -> Timestamp {
+    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 fn moments(timing: &timing::Timing, anchor: Timestamp, after: Timestamp, n: usize) -> Vec<Value> {
     let upcoming = timing.next_n(anchor, after, n).into_iter();
-    upcoming
-        .map(|next| json!({ "at": next.at.strftime("%Y-%m-%dT%H:%M:%S%:z").to_string(), "note": next.note }))
-        .collect()
+    let shown = |at: &Zoned, part: &str| at.strftime(&format!("%Y-%m-%dT%H:%M:%S{part}%:z")).to_string();
+    let moment = |next: timing::Upcoming| {
+        json!({
+            "at": shown(&next.at, ""),
+            "planned_for": next.planned_for.as_ref().map(|planned| shown(planned, "%.f")),
+            "note": next.note,
+        })
+    };
+    upcoming.map(moment).collect()
 }
 
-/// The next due times of a schedule that is not saved yet, or why it is wrong.
+/// The next due times of a schedule that is not saved yet, in words too, or why it is wrong: what a task would be refused
+/// for is refused here.
 ///
 /// # Errors
 /// 400 with the field.
 pub async fn preview(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Asked {
-        cron: Option<String>,
-        every: Option<String>,
-        at: Option<String>,
-        tz: Option<String>,
-        n: Option<usize>,
-    }
-    let asked: Asked = serde_json::from_value(json_body(&headers, &body)?)
-        .map_err(|error| ApiError::invalid("", error.to_string()))?;
-    let n = asked.n.unwrap_or(5);
-    if n == 0 || n > MAX_NEXT {
-        return Err(ApiError::invalid("n", "n must be a number from 1 to 500"));
-    }
-    let schedule = match (asked.cron, asked.every, asked.at) {
-        (Some(expression), None, None) => Schedule::Cron { expression, zone: asked.tz },
-        (None, Some(every), None) => {
-            Schedule::Every { period: units::duration(&every).map_err(|why| ApiError::invalid("every", why))? }
-        }
-        (None, None, Some(time)) => Schedule::At { time, zone: asked.tz },
-        _ => return Err(ApiError::invalid("cron", "give exactly one of cron, every and at")),
-    };
+    let mut body = json_body(&headers, &body)?;
+    let n = body.as_object_mut().and_then(|members| members.remove("n")).filter(|n| !n.is_null());
+    let n = n.map_or(Some(5), |n| n.as_u64().and_then(|n| usize::try_from(n).ok()));
+    let n = n
+        .filter(|n| (1..=MAX_NEXT).contains(n))
+        .ok_or_else(|| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
+    let schedule = parse::schedule_from_json(&body)?;
     let now = api.publisher.clock().now();
     let timing = timing::check(&schedule, api.viewer.registry.zone(), now)
         .map_err(|wrong| ApiError::invalid(wrong.key, wrong.message))?;
-    let words = timing::in_words(&schedule);
-    Ok(Json(json!({ "items": moments(&timing, now, now, n), "text": words })))
+    // By how much `jitter` and `stagger` move it is drawn when the task is made.
+    let timing = timing.without_spread();
+    Ok(Json(json!({
+        "items": moments(&timing, now, now, n),
+        "words": words::words(&schedule, &timing),
+        "zone": timing::zone_name(timing.zone()),
+    })))
 }
 
 /// What became of a task's due times, the newest first.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::event::{RunId, Seq, TaskId};
 use crate::record::{Run, RunState, wire_time};
 use crate::run::queue;
-use crate::schedule::timing::in_words;
+use crate::schedule::words::words;
 use crate::store::{Store, StoreError};
 use crate::stream::offer::cut_middle;
 use crate::stream::publish::Publisher;
@@ -40,7 +40,7 @@ pub struct TaskView {
     /// When it runs by itself.
     pub schedule: Value,
     /// The same in words.
-    pub schedule_text: Option<String>,
+    pub schedule_words: Option<String>,
     /// How it runs.
     pub policy: Value,
     /// What a run may be given.
@@ -48,6 +48,9 @@ pub struct TaskView {
     /// The next slot.
     #[serde(with = "wire_time::option")]
     pub next_at: Option<Timestamp>,
+    /// When it starts, where that is later: `jitter` and `stagger`.
+    #[serde(with = "wire_time::option")]
+    pub next_planned_for: Option<Timestamp>,
     /// The newest run.
     pub last_run: Option<Run>,
     /// The newest run that has ended.
@@ -186,6 +189,9 @@ impl Viewer {
             Some(Finding { run: run.id, summary })
         });
         let definition = &task.definition;
+        let upcoming = task.upcoming().filter(|_| task.is_scheduled());
+        let schedule_words =
+            definition.schedule.as_ref().zip(task.timing.as_ref()).map(|(schedule, timing)| words(schedule, timing));
         Ok(Some(TaskView {
             id: task.id.clone(),
             title: definition.title.clone(),
@@ -196,10 +202,11 @@ impl Viewer {
             source: json!(task.source),
             error: task.problem.clone(),
             schedule: json!(definition.schedule),
-            schedule_text: definition.schedule.as_ref().map(in_words),
+            schedule_words,
             policy: json!(definition.policy),
             params: json!(definition.params),
-            next_at: if task.is_scheduled() { task.next } else { None },
+            next_at: upcoming.map(|(slot, _)| slot),
+            next_planned_for: upcoming.and_then(|(slot, planned)| (planned != slot).then_some(planned)),
             last_run,
             last_ended,
             active_runs: open.len(),
@@ -248,10 +255,11 @@ fn broken(id: TaskId, problem: Problem) -> TaskView {
         source: json!("file"),
         error: Some(problem),
         schedule: Value::Null,
-        schedule_text: None,
+        schedule_words: None,
         policy: Value::Null,
         params: json!({}),
         next_at: None,
+        next_planned_for: None,
         last_run: None,
         last_ended: None,
         active_runs: 0,

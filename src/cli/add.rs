@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Session;
 use super::failure::{Failure, Result};
-use super::tasks::{all, get, read, resolve, slot_lines};
+use super::tasks::{all, get, read, resolve, said_of, slot_lines};
 use super::watch::{self, Show};
 use super::wire::{Made, Task};
 use super::{matching, table, times};
@@ -68,9 +68,12 @@ struct ScheduleFlags {
     /// Once: a time, or a distance from now such as 20m
     #[arg(long, value_name = "TIME|20m")]
     at: Option<String>,
-    /// Spread the start over so long
+    /// Start each time so much later at most, by a length drawn for it
     #[arg(long, value_name = "DURATION")]
     jitter: Option<String>,
+    /// Start all times later by a length of the task's own, so that tasks due together do not start together
+    #[arg(long)]
+    stagger: bool,
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -124,6 +127,7 @@ impl ScheduleFlags {
             ("at", at.map(Value::from)),
             ("tz", self.tz.clone().map(Value::from)),
             ("jitter", self.jitter.clone().map(Value::from)),
+            ("stagger", self.stagger.then_some(Value::from(true))),
         ]);
         (!schedule.is_empty()).then_some(Value::Object(schedule))
     }
@@ -371,18 +375,15 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
     };
     let times = match schedule {
         Some(mut ask) => {
-            // The preview knows the times; how they are spread it does not.
-            if let Value::Object(ask) = &mut ask {
-                ask.remove("jitter");
-            }
             ask["n"] = 5.into();
             Some(session.client.post(&["schedule", "preview"], &ask, None).await?)
         }
         None => None,
     };
     if screen.json {
-        let items = times.as_ref().and_then(|times| times.get("items"));
-        return screen.document(&json!({ "would": would, "times": items }));
+        let of = |name: &str| times.as_ref().and_then(|times| times.get(name));
+        let (items, words, zone) = (of("items"), of("words"), of("zone"));
+        return screen.document(&json!({ "would": would, "times": items, "words": words, "zone": zone }));
     }
     match plan {
         Plan::Run { task, params } if params.is_empty() => screen.line(&format!("Would run task {task} now."))?,
@@ -396,7 +397,9 @@ async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
     }
     match times {
         Some(times) => {
-            screen.line("It would run at:")?;
+            let said = said_of(&times)
+                .map_or_else(|| "at:".to_owned(), |said| said.replacen(". Times", ". The next times", 1));
+            screen.line(&format!("It would run {said}"))?;
             slot_lines(&times)?.iter().try_for_each(|line| screen.line(&format!("  {line}")))?;
         }
         None => match plan {
@@ -417,10 +420,12 @@ pub(super) async fn report(session: Session, mut answer: Value, until: Until) ->
     let screen = session.screen;
     let stays = until.watch || until.wait;
     let next = made.task.as_ref().and_then(|task| task.next_at);
+    let runs = made.task.as_ref().and_then(|task| task.schedule_words.clone());
     let task = made.run.as_ref().map(|run| run.task.clone()).or_else(|| made.task.map(|task| task.id));
     let facts = table::facts(&[
         ("task", task),
         ("run", made.run.as_ref().map(|run| run.id.clone())),
+        ("runs", runs),
         ("next", next.map(|at| times::with_distance(at, Timestamp::now(), &TimeZone::system()))),
         ("page", made.url),
     ]);

@@ -72,7 +72,7 @@ pub async fn list(session: &Session) -> Result<()> {
             task.id,
             task.title,
             task.state,
-            task.schedule_text.unwrap_or_else(|| "by hand".into()),
+            task.schedule_words.unwrap_or_else(|| "by hand".into()),
             task.next_at.map(|at| times::with_distance(at, now, &zone)).unwrap_or_default(),
             wrong.or(found).or(last).unwrap_or_default(),
         ]);
@@ -117,8 +117,9 @@ pub async fn show(session: &Session, words: &str) -> Result<()> {
         ("state", Some(task.state)),
         ("agent", Some(task.agent)),
         ("kept in", Some(task.source)),
-        ("schedule", task.schedule_text),
+        ("schedule", task.schedule_words),
         ("next", task.next_at.map(|at| times::with_distance(at, now, &zone))),
+        ("planned for", task.next_planned_for.map(|at| times::with_distance(at, now, &zone))),
         ("params", Some(params.join(", "))),
         ("last run", task.last_run.map(|run| format!("{} {}", run.id, in_short(&run, now)))),
         ("attention", task.attention.map(|attention| attention.summary)),
@@ -163,10 +164,26 @@ pub async fn next(session: &Session, words: &str, n: u32) -> Result<()> {
         return session.screen.document(&answer);
     }
     let lines = slot_lines(&answer)?;
-    if lines.is_empty() {
-        session.screen.say(&format!("Task {id} does not run by itself."));
+    match said_of(&answer) {
+        Some(words) if !lines.is_empty() => {
+            session.screen.say(&super::escape::line(&format!("Task {id} runs {words}")))
+        }
+        Some(words) => session.screen.say(&super::escape::line(&format!("Task {id} ran {words} It is over."))),
+        None => session.screen.say(&format!("Task {id} does not run by itself.")),
+    }
+    if answer.get("enabled") == Some(&Value::Bool(false)) && !lines.is_empty() {
+        session.screen.say("It is paused: these are the times at which it would.");
     }
     lines.iter().try_for_each(|line| session.screen.line(line))
+}
+
+/// A schedule as the server says it, as the end of a sentence, with the zone in which its times are shown.
+pub fn said_of(answer: &Value) -> Option<String> {
+    let words = answer.get("words")?.as_str()?;
+    Some(match answer.get("zone").and_then(Value::as_str) {
+        Some(zone) => format!("{words}. Times are in {zone}."),
+        None => format!("{words}."),
+    })
 }
 
 /// The coming times of `{"items": [...]}` as lines.
@@ -176,7 +193,8 @@ pub fn slot_lines(answer: &Value) -> Result<Vec<String>> {
     let line = |slot: Slot| {
         let distance = slot.at.parse::<Timestamp>().map(|at| format!("  ({})", times::distance(at, now)));
         let note = slot.note.map(|note| format!("  {note}")).unwrap_or_default();
-        super::escape::line(&format!("{}{}{note}", slot.at, distance.unwrap_or_default()))
+        let planned = slot.planned_for.map(|planned| format!("  planned for {planned}")).unwrap_or_default();
+        super::escape::line(&format!("{}{}{planned}{note}", slot.at, distance.unwrap_or_default()))
     };
     Ok(slots.into_iter().map(line).collect())
 }
@@ -197,9 +215,11 @@ pub async fn slots(session: &Session, words: &str, n: usize) -> Result<()> {
     for item in items {
         let slot: PastSlot = read(item)?;
         let late = slot.late_ms.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| *ms >= 1_000);
+        let due = slot.scheduled_for.map(|at| times::with_distance(at, now, &zone)).unwrap_or_default();
+        let planned = slot.planned_for.map(|at| format!(", for {}", at.to_zoned(zone.clone()).strftime("%H:%M:%S")));
         let times_over = slot.count.filter(|count| *count > 1).map(|count| format!(" ({count} times)"));
         rows.push(vec![
-            slot.scheduled_for.map(|at| times::with_distance(at, now, &zone)).unwrap_or_default(),
+            format!("{due}{}", planned.unwrap_or_default()),
             format!("{}{}", slot.outcome, times_over.unwrap_or_default()),
             late.map(|ms| format!("{} late", times::duration(ms))).unwrap_or_default(),
             slot.run.unwrap_or_default(),

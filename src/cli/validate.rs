@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::escape;
@@ -9,7 +10,9 @@ use super::failure::{Failure, Result};
 use super::place::Where;
 use super::screen::Screen;
 use crate::config::Config;
-use crate::task::definition::Policy;
+use crate::schedule::timing::Timing;
+use crate::schedule::words::words;
+use crate::task::definition::{Policy, Schedule};
 use crate::task::folder;
 use crate::task::parse::Problem;
 
@@ -23,13 +26,16 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
     let mut bad = 0;
     let mut results = Vec::new();
     for file in &files {
-        let problems = check(file, &defaults);
+        let (schedule, problems) = check(file, &defaults);
         bad += usize::from(!problems.is_empty());
         let name = file.display().to_string();
         if screen.json {
-            results.push(json!({ "file": name, "ok": problems.is_empty(), "errors": problems }));
+            let words = schedule.as_deref();
+            results
+                .push(json!({ "file": name, "ok": problems.is_empty(), "errors": problems, "schedule_words": words }));
         } else if problems.is_empty() {
-            screen.line(&format!("{}: good", escape::line(&name)))?;
+            let runs = schedule.map(|words| format!(", runs {words}")).unwrap_or_default();
+            screen.line(&escape::line(&format!("{name}: good{runs}")))?;
         } else {
             problems.iter().try_for_each(|problem| screen.line(&escape::line(&problem.to_string())))?;
         }
@@ -44,12 +50,16 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
     }
 }
 
-/// Reads a file as the server would, and returns what is wrong with it.
-fn check(file: &Path, defaults: &Policy) -> Vec<Problem> {
+/// Reads a file as the server would; gives its schedule in words, and what is wrong with it.
+fn check(file: &Path, defaults: &Policy) -> (Option<String>, Vec<Problem>) {
     match folder::read(file, defaults) {
-        (_, Ok(_)) => Vec::new(),
-        (_, Err(problems)) => problems.all().to_vec(),
+        (_, Ok(task)) => (task.schedule.as_ref().and_then(in_words), Vec::new()),
+        (_, Err(problems)) => (None, problems.all().to_vec()),
     }
+}
+
+fn in_words(schedule: &Schedule) -> Option<String> {
+    Timing::new(schedule, &TimeZone::system()).ok().map(|timing| words(schedule, &timing))
 }
 
 fn task_files(folder: &Path) -> Result<Vec<PathBuf>> {

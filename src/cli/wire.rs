@@ -34,12 +34,14 @@ pub struct Task {
     /// What is wrong with its file.
     pub error: Option<FileError>,
     /// When it runs by itself, in words.
-    pub schedule_text: Option<String>,
+    pub schedule_words: Option<String>,
     /// The parameters it takes.
     #[serde(default, deserialize_with = "or_default")]
     pub params: Map<String, Value>,
     /// Its next slot.
     pub next_at: Option<Timestamp>,
+    /// When that one starts, where it is later.
+    pub next_planned_for: Option<Timestamp>,
     /// Its last run.
     pub last_run: Option<Run>,
     /// What its last run found.
@@ -150,6 +152,8 @@ pub struct Slot {
     /// The time with its offset.
     #[serde(default, deserialize_with = "or_default")]
     pub at: String,
+    /// When it starts, where that is later.
+    pub planned_for: Option<String>,
     /// What is special about it.
     pub note: Option<String>,
 }
@@ -159,6 +163,8 @@ pub struct Slot {
 pub struct PastSlot {
     /// The time.
     pub scheduled_for: Option<Timestamp>,
+    /// When it was to start, where that was later.
+    pub planned_for: Option<Timestamp>,
     /// What became of it.
     #[serde(default, deserialize_with = "or_default")]
     pub outcome: String,
@@ -236,6 +242,18 @@ pub struct NextSlot {
     pub task: String,
     /// When.
     pub at: Option<Timestamp>,
+}
+
+/// What it did that a clock was said to be right.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClockAccepted {
+    /// What it shows.
+    pub now: Timestamp,
+    /// The newest time that was stored before.
+    pub newest: Timestamp,
+    /// How many tasks were planned beyond it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub tasks: u64,
 }
 
 /// Something that whoever watches should know.

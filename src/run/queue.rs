@@ -701,10 +701,12 @@ impl Runs {
         }
         let slot = open.slot.and_then(|slot| Timestamp::from_microsecond(slot).ok());
         // A retry has waited since it was due: the slot had its run in time.
-        let since = run.and_then(|run| run.not_before).max(slot);
-        let too_old = task.as_deref().zip(slot).zip(since).is_some_and(|((task, slot), since)| {
+        let not_before = run.and_then(|run| run.not_before);
+        let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
             task.timing.as_ref().is_some_and(|timing| {
                 let window = crate::schedule::plan::window(timing, &task.definition.policy, task.anchor, slot);
+                let planned = timing.planned_for(task.anchor, slot);
+                let since = not_before.map_or(planned, |not_before| not_before.max(planned));
                 self.publisher().clock().now().duration_since(since) > window
             })
         });

@@ -213,7 +213,8 @@ impl Workshop {
         let (on, numbers) = self
             .save(|| {
                 let now = self.publisher.clock().now();
-                let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
+                let start =
+                    run.scheduled_for.map(|slot| slots::Start::of(task.timing.as_deref(), task.anchor, run, slot, now));
                 let (start_offer, off) = (Offer::new(Some(run.id), now, &body), Offer::new(Some(run.id), now, &off));
                 let (id, no, topic, by_itself) = (run.id, task.no, topic.clone(), run.is_by_itself());
                 move |connection: &Connection| -> Result<_, StoreError> {

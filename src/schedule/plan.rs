@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::schedule::timing::{Count, Timing};
+use crate::schedule::timing::Timing;
 use crate::task::definition::{Catchup, Overlap, Policy};
 
 /// A slot that is taken up within this of its time is on time; within half a period, if that is shorter.
@@ -22,7 +22,7 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_hours(1);
 
 /// Where a task's schedule stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct Standing<'c> {
     /// Every slot up to and including this moment has its row. When the schedule is given: that moment.
     pub last_planned: Timestamp,
     /// From where `every` counts: when the schedule was given or last changed.
@@ -35,6 +35,9 @@ pub struct Standing {
     pub active: bool,
     /// How many runs of the task wait for their turn.
     pub queued: u32,
+    /// Slots behind the last planned one that have their row all the same, first and last of each in order: runs claimed
+    /// them under a clock that was wrong. They are not planned again.
+    pub claimed: &'c [(Timestamp, Timestamp)],
 }
 
 /// What is to be done now.
@@ -56,7 +59,7 @@ pub struct Plan {
     pub rows: Vec<Row>,
     /// The new [`Standing::last_planned`].
     pub planned_to: Timestamp,
-    /// The first slot that is to come; none where the schedule has no more.
+    /// When the first slot that is to come is planned for; none where the schedule has no more.
     pub next: Option<Timestamp>,
 }
 
@@ -67,8 +70,10 @@ pub struct Row {
     pub scheduled_for: Timestamp,
     /// The last of the streak; none for a single slot.
     pub to: Option<Timestamp>,
+    /// When it was to start, where that is not its time; of a slot that is taken up by itself.
+    pub planned_for: Option<Timestamp>,
     /// How many slots it stands for.
-    pub count: Count,
+    pub count: u64,
     /// What becomes of it.
     pub outcome: Outcome,
     /// Why, where it does not simply run.
@@ -119,12 +124,11 @@ impl Row {
         if !closed || self.outcome != next.outcome || self.reason != next.reason {
             return None;
         }
-        let number = self.count.number().saturating_add(next.count.number());
-        let exact = matches!((self.count, next.count), (Count::Exactly(_), Count::Exactly(_)));
         Some(Row {
             scheduled_for: self.scheduled_for,
             to: Some(next.last()),
-            count: if exact { Count::Exactly(number) } else { Count::AtLeast(number) },
+            planned_for: None,
+            count: self.count.saturating_add(next.count),
             ..*self
         })
     }
@@ -136,20 +140,55 @@ pub fn held_until(last_stored: Timestamp, now: Timestamp) -> Option<Timestamp> {
 }
 
 /// Decides over all slots that are due at `now`.
-pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing, now: Timestamp) -> Decision {
+pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing<'_>, now: Timestamp) -> Decision {
     if let Some(until) = held_until(standing.last_stored, now) {
         return Decision::Hold { until };
     }
-    let due = Due { timing, anchor: standing.anchor, from: standing.last_planned, now };
-    let planned_to = now.max(standing.last_planned);
-    let rows = due.last().map_or_else(Vec::new, |last| {
+    let anchor = standing.anchor;
+    let mut planned_to = now.max(standing.last_planned);
+    let mut due = Due { timing, anchor, now, free: free(standing, planned_to) };
+    let mut last = due.last();
+    // The slot whose time has come may be planned for a little later. Those before it are due: no slot is planned for
+    // later than the next one's time.
+    if let Some(pending) = last.filter(|last| timing.planned_for(anchor, *last) > now) {
+        planned_to = just_before(pending).max(standing.last_planned);
+        due.free = free(standing, planned_to);
+        last = due.last();
+    }
+    let rows = last.map_or_else(Vec::new, |last| {
         if standing.enabled {
             due.rows(last, policy, standing)
         } else {
-            due.streak(due.from, now, Outcome::Disabled, Some("the task is paused")).into_iter().collect()
+            due.streak(Timestamp::MIN, now, Outcome::Disabled, Some("the task is paused"))
         }
     });
-    Decision::Plan(Plan { rows, planned_to, next: timing.next_after(standing.anchor, planned_to) })
+    let next = next_free(timing, standing, planned_to).map(|next| timing.planned_for(anchor, next));
+    Decision::Plan(Plan { rows, planned_to, next })
+}
+
+/// The stretches behind the last planned slot up to `until` in which no slot is claimed: behind the one moment, up to the
+/// other.
+fn free(standing: &Standing<'_>, until: Timestamp) -> Vec<(Timestamp, Timestamp)> {
+    let mut stretches = Vec::new();
+    let mut after = standing.last_planned;
+    for (first, through) in standing.claimed.iter().filter(|(first, _)| *first <= until) {
+        stretches.push((after, just_before(*first)));
+        after = after.max(*through);
+    }
+    stretches.push((after, until));
+    stretches.retain(|(after, until)| after < until);
+    stretches
+}
+
+/// The first slot after `after` that nobody has claimed.
+fn next_free(timing: &Timing, standing: &Standing<'_>, mut after: Timestamp) -> Option<Timestamp> {
+    loop {
+        let next = timing.next_after(standing.anchor, after)?;
+        match standing.claimed.iter().find(|(first, through)| (*first..=*through).contains(&next)) {
+            Some((_, through)) => after = *through,
+            None => return Some(next),
+        }
+    }
 }
 
 /// How long after its time a slot is on time; a run that starts later ends its slot as `late`.
@@ -170,23 +209,24 @@ fn period(timing: &Timing, anchor: Timestamp, slot: Timestamp) -> Option<SignedD
     timing.next_after(anchor, slot).map(|next| next.duration_since(slot))
 }
 
-/// The slots after `from` up to `now`.
+/// The slots that are due.
 struct Due<'t> {
     timing: &'t Timing,
     anchor: Timestamp,
-    from: Timestamp,
     now: Timestamp,
+    /// Where they lie, in order: behind the one moment, up to the other.
+    free: Vec<(Timestamp, Timestamp)>,
 }
 
 impl Due<'_> {
     fn last(&self) -> Option<Timestamp> {
-        self.timing.last_in(self.anchor, self.from, self.now)
+        self.free.iter().rev().find_map(|(after, until)| self.timing.last_in(self.anchor, *after, *until))
     }
 
     /// The rows of an enabled task whose last due slot is `last`: too old, made part of others, and what is taken up.
     /// What becomes of each is in `docs/decisions/0019`.
-    fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing) -> Vec<Row> {
-        let age = self.now.duration_since(last);
+    fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing<'_>) -> Vec<Row> {
+        let age = self.now.duration_since(self.timing.planned_for(self.anchor, last));
         let on_time = age <= slack(self.timing, self.anchor, last);
         // Only the last slot can be on time: half a period behind another one the next is not yet due.
         let window = window(self.timing, policy, self.anchor, last);
@@ -196,26 +236,25 @@ impl Due<'_> {
         };
         let caught_up = policy.catchup != Catchup::None && age <= window;
         if !on_time && !caught_up {
-            return self.streak(self.from, self.now, Outcome::Missed, Some(too_old)).into_iter().collect();
+            return self.streak(Timestamp::MIN, self.now, Outcome::Missed, Some(too_old));
         }
         // Slots from here on are inside the window; without catch-up none but the last is.
         let oldest = match policy.catchup {
             Catchup::None => last,
-            Catchup::Last | Catchup::All => self.now.checked_sub(window).unwrap_or(Timestamp::MIN).min(last),
+            Catchup::Last | Catchup::All => self.oldest_within(window).min(last),
         };
-        let before_oldest = just_before(oldest).max(self.from);
+        let before_oldest = just_before(oldest);
         let taken_up = match policy.catchup {
             // Each would replace the one before it.
-            Catchup::All if policy.overlap != Overlap::Replace => {
-                self.newest(last, before_oldest, policy.catchup_limit)
-            }
+            Catchup::All if policy.overlap != Overlap::Replace => self.newest(before_oldest, policy.catchup_limit),
             _ => vec![last],
         };
         let before_taken = taken_up.first().map_or(before_oldest, |first| just_before(*first));
         let mut overlaps = Overlaps { policy, active: standing.active, queued: standing.queued, began: 0 };
         let itself = |slot: Timestamp| {
             let (outcome, reason) = overlaps.take_up(slot < last || !on_time);
-            Row { scheduled_for: slot, to: None, count: Count::Exactly(1), outcome, reason }
+            let planned_for = Some(self.timing.planned_for(self.anchor, slot)).filter(|planned| *planned != slot);
+            Row { scheduled_for: slot, to: None, planned_for, count: 1, outcome, reason }
         };
         let taken_up: Vec<Row> = taken_up.into_iter().map(itself).collect();
         let (with, why) = match (policy.catchup, taken_up.first()) {
@@ -225,11 +264,12 @@ impl Due<'_> {
             (_, Some(Row { outcome: Outcome::Skipped, reason, .. })) => (Outcome::Skipped, *reason),
             _ => (Outcome::Coalesced { into: last }, Some("one run makes up for all that were due")),
         };
-        let missed = self.streak(self.from, before_oldest, Outcome::Missed, Some(too_old));
+        let missed = self.streak(Timestamp::MIN, before_oldest, Outcome::Missed, Some(too_old));
         let with = self.streak(before_oldest, before_taken, with, why);
         let mut rows: Vec<Row> = Vec::new();
-        for row in [missed, with].into_iter().flatten().chain(taken_up) {
-            match rows.last_mut().and_then(|before| before.joined(&row).map(|joined| (before, joined))) {
+        for row in [missed, with, taken_up].into_iter().flatten() {
+            let before = rows.last_mut().filter(|before| self.is_one_stretch(before.last(), row.scheduled_for));
+            match before.and_then(|before| before.joined(&row).map(|joined| (before, joined))) {
                 Some((before, joined)) => *before = joined,
                 None => rows.push(row),
             }
@@ -237,26 +277,41 @@ impl Due<'_> {
         rows
     }
 
-    /// The newest slots up to `last` and after `after`, at most so many, oldest first.
-    fn newest(&self, last: Timestamp, after: Timestamp, most: u32) -> Vec<Timestamp> {
-        let before = |slot: &Timestamp| self.timing.last_in(self.anchor, after, just_before(*slot));
-        let mut slots: Vec<_> = std::iter::successors(Some(last), before).take(most.max(1) as usize).collect();
-        slots.reverse();
+    /// From where on slots are inside the window: they count from when they were planned for.
+    fn oldest_within(&self, window: SignedDuration) -> Timestamp {
+        let edge = self.now.checked_sub(window).unwrap_or(Timestamp::MIN);
+        let across = self.timing.last_in(self.anchor, self.free[0].0, just_before(edge));
+        across.filter(|slot| self.timing.planned_for(self.anchor, *slot) >= edge).unwrap_or(edge)
+    }
+
+    /// Whether no claimed slot lies between the two.
+    fn is_one_stretch(&self, one: Timestamp, other: Timestamp) -> bool {
+        self.free.iter().any(|(after, until)| *after < one && other <= *until)
+    }
+
+    /// The newest slots after `after`, at most so many, oldest first.
+    fn newest(&self, after: Timestamp, most: u32) -> Vec<Timestamp> {
+        let mut slots: Vec<Timestamp> = Vec::new();
+        for (from, until) in self.free.iter().rev() {
+            let left = (most.max(1) as usize).saturating_sub(slots.len());
+            let mut newest = self.timing.newest_in(self.anchor, (*from).max(after), *until, left);
+            newest.append(&mut slots);
+            slots = newest;
+        }
         slots
     }
 
-    /// One row for all slots after `after` up to `until`; none where there are none.
-    fn streak(
-        &self,
-        after: Timestamp,
-        until: Timestamp,
-        outcome: Outcome,
-        reason: Option<&'static str>,
-    ) -> Option<Row> {
-        let first = self.timing.next_after(self.anchor, after).filter(|first| *first <= until)?;
-        let last = self.timing.last_in(self.anchor, after, until)?;
-        let count = self.timing.count(self.anchor, after, until);
-        Some(Row { scheduled_for: first, to: (first < last).then_some(last), count, outcome, reason })
+    /// All slots after `after` up to `until`: one row for each stretch between claimed ones.
+    fn streak(&self, after: Timestamp, until: Timestamp, outcome: Outcome, reason: Option<&'static str>) -> Vec<Row> {
+        let row = |(from, to): &(Timestamp, Timestamp)| {
+            let (after, until) = ((*from).max(after), (*to).min(until));
+            let first = self.timing.next_after(self.anchor, after).filter(|first| *first <= until)?;
+            let last = self.timing.last_in(self.anchor, after, until)?;
+            let count = self.timing.count(self.anchor, after, until);
+            let to = (first < last).then_some(last);
+            Some(Row { scheduled_for: first, to, planned_for: None, count, outcome, reason })
+        };
+        self.free.iter().filter_map(row).collect()
     }
 }
 
@@ -299,12 +354,13 @@ fn just_before(at: Timestamp) -> Timestamp {
 
 /// Tells a clock that jumped forward from time that passed, by the monotonic clock beside it.
 ///
-/// A machine that was suspended looks the same where the monotonic clock stands still in sleep, so a jump is not
-/// refused, only believed when it still holds a minute later.
+/// That clock goes on while a machine sleeps. One that was frozen from outside, as virtual machines are, looks the same
+/// as one whose clock was set, so a jump is not refused, only believed when it still holds a minute later.
 #[derive(Clone, Debug, Default)]
 pub struct JumpWatch {
     last: Option<(Timestamp, Duration)>,
     jumped: Option<Jump>,
+    is_news: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -326,7 +382,8 @@ impl JumpWatch {
         self.last = Some((wall, monotonic));
         let passed = SignedDuration::try_from(monotonic.saturating_sub(last_monotonic)).unwrap_or(SignedDuration::ZERO);
         let ahead = wall.duration_since(last_wall).saturating_sub(passed);
-        if ahead > CLOCK_SLACK {
+        self.is_news = ahead > CLOCK_SLACK;
+        if self.is_news {
             self.jumped = Some(Jump { seen: monotonic, wall });
         }
         let Some(jump) = self.jumped else {
@@ -339,5 +396,10 @@ impl JumpWatch {
             return true;
         }
         false
+    }
+
+    /// Whether the last look was the one that saw a jump.
+    pub fn has_just_seen_one(&self) -> bool {
+        self.is_news
     }
 }

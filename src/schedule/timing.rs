@@ -13,12 +13,15 @@ use std::time::Duration;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
-use jiff::civil::{DateTime, date};
+use jiff::civil::{Date, DateTime, date};
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{SignedDuration, Timestamp, Zoned};
+use sha2::{Digest, Sha256};
 
-use crate::config::units::{duration_text, duration_words};
-use crate::task::definition::Schedule;
+use crate::config::units::duration_text;
+use crate::task::definition::{Schedule, When};
+
+mod count;
 
 /// The shortest period of `every`.
 pub const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
@@ -27,14 +30,20 @@ pub const SHORTEST_PERIOD: Duration = Duration::from_secs(1);
 /// weekday, comes back within 40.
 const SEARCH_YEARS: i16 = 41;
 
-/// How many moments of a cron expression are counted one by one; see [`Timing::count`].
-pub const COUNT_LIMIT: u64 = 100_000;
+/// `stagger` moves a task by less than this: it is to part tasks that are due together, not to give them another hour.
+pub const LONGEST_STAGGER: Duration = Duration::from_secs(3600);
+
+/// The longest `jitter` of a single time, which has no next one that it could run into.
+const LONGEST_SINGLE_JITTER: Duration = Duration::from_secs(24 * 3600);
+
+/// How many moments of a cron expression are looked at for the shortest time between two.
+const LOOKED_AT: usize = 500;
 
 /// Why a schedule is not taken: one line, and the key of the schedule it is about.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Wrong {
-    /// `cron`, `every`, `at` or `tz`.
+    /// `cron`, `every`, `at`, `tz` or `jitter`.
     pub key: &'static str,
     /// What is wrong and what to do.
     pub message: String,
@@ -51,26 +60,10 @@ impl Wrong {
 pub struct Upcoming {
     /// When, in the zone of the schedule.
     pub at: Zoned,
+    /// When it starts, where that is later.
+    pub planned_for: Option<Zoned>,
     /// What a change of the clock did to it.
     pub note: Option<String>,
-}
-
-/// How many moments there are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Count {
-    /// So many.
-    Exactly(u64),
-    /// So many or more: counting them all would take too long.
-    AtLeast(u64),
-}
-
-impl Count {
-    /// The number that is certain.
-    pub const fn number(self) -> u64 {
-        match self {
-            Self::Exactly(number) | Self::AtLeast(number) => number,
-        }
-    }
 }
 
 /// A schedule that was understood. Cheap enough to make when a task is loaded, and to keep.
@@ -78,6 +71,55 @@ impl Count {
 pub struct Timing {
     kind: Kind,
     zone: TimeZone,
+    spread: Spread,
+}
+
+/// How much later than its moment each slot starts.
+#[derive(Clone, Debug, Default)]
+struct Spread {
+    /// At most so much, in milliseconds; another length for each slot.
+    jitter: u64,
+    /// How far `stagger` may go, in milliseconds.
+    room: u64,
+    /// What the task is moved by, in milliseconds; none until it is known which task it is.
+    stagger: u64,
+    /// The task's own number, from which jitter is drawn.
+    seed: u64,
+}
+
+impl Spread {
+    /// Both parts for one slot. A hash, so that neither the slots of a task nor tasks beside each other go together.
+    fn of(&self, slot: Timestamp) -> SignedDuration {
+        let mut later = self.stagger;
+        if self.jitter > 0 {
+            later += drawn(&[&self.seed.to_be_bytes(), &slot.as_microsecond().to_be_bytes()], self.jitter);
+        }
+        SignedDuration::from_millis(i64::try_from(later).unwrap_or(i64::MAX))
+    }
+}
+
+/// A number below `most` that hangs on the parts alone.
+fn drawn(parts: &[&[u8]], most: u64) -> u64 {
+    let hash = parts.iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize();
+    let first = hash.first_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+    first.checked_rem(most).unwrap_or(0)
+}
+
+/// What an expression says, for those who put it into words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fields {
+    /// The seconds of a minute.
+    pub seconds: Vec<u16>,
+    /// The minutes of an hour.
+    pub minutes: Vec<u16>,
+    /// The hours of a day.
+    pub hours: Vec<u16>,
+    /// The months of a year, from 1.
+    pub months: Vec<u16>,
+    /// The field of the day of the month, in small letters.
+    pub day: String,
+    /// The field of the day of the week, in small letters.
+    pub weekday: String,
 }
 
 #[derive(Clone, Debug)]
@@ -95,27 +137,131 @@ impl Timing {
     /// under one second, a single time that does not exist or exists twice. A single time in the past is no error
     /// here: it was once in the future; see [`check`].
     pub fn new(schedule: &Schedule, default_zone: &TimeZone) -> Result<Self, Wrong> {
-        match schedule {
-            Schedule::Cron { expression, zone } => {
+        let (kind, zone) = match &schedule.when {
+            When::Cron { expression, zone } => {
                 let zone = zone_or(zone.as_deref(), default_zone)?;
                 let (cron, every_hour) = parse_cron(expression)?;
-                Ok(Self { kind: Kind::Cron { cron: Box::new(cron), every_hour }, zone })
+                (Kind::Cron { cron: Box::new(cron), every_hour }, zone)
             }
-            Schedule::Every { period } => {
+            When::Every { period } => {
                 if *period < SHORTEST_PERIOD {
                     let message = format!("every {} is too often: one second is the shortest", duration_text(*period));
                     return Err(Wrong::new("every", message));
                 }
                 let micros =
                     i64::try_from(period.as_micros()).map_err(|_| Wrong::new("every", "the period is too long"))?;
-                Ok(Self { kind: Kind::Every { micros }, zone: default_zone.clone() })
+                (Kind::Every { micros }, default_zone.clone())
             }
-            Schedule::At { time, zone } => {
+            When::At { time, zone } => {
                 let zone = zone_or(zone.as_deref(), default_zone)?;
                 let at = single_time(time, &zone)?;
-                Ok(Self { kind: Kind::At { at }, zone })
+                (Kind::At { at }, zone)
+            }
+        };
+        let mut timing = Self { kind, zone, spread: Spread::default() };
+        timing.spread = timing.spread_over(schedule)?;
+        Ok(timing)
+    }
+
+    /// The room that `jitter` and `stagger` have together: less than the shortest time between two moments.
+    fn spread_over(&self, schedule: &Schedule) -> Result<Spread, Wrong> {
+        if schedule.jitter.is_none() && !schedule.stagger {
+            return Ok(Spread::default());
+        }
+        let shortest = self.shortest();
+        let jitter = schedule.jitter.unwrap_or_default();
+        if jitter >= shortest {
+            let message = match self.kind {
+                Kind::At { .. } => format!("must be less than {}", duration_text(shortest)),
+                _ => format!(
+                    "must be less than the shortest time between two slots, which is {}",
+                    duration_text(shortest)
+                ),
+            };
+            return Err(Wrong::new("jitter", message));
+        }
+        let room = if schedule.stagger { shortest.saturating_sub(jitter).min(LONGEST_STAGGER) } else { Duration::ZERO };
+        let millis = |length: Duration| u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        Ok(Spread { jitter: millis(jitter), room: millis(room), ..Spread::default() })
+    }
+
+    /// The shortest time between two moments. Of an expression: among those from a fixed day on, so that what is
+    /// taken today is taken tomorrow.
+    fn shortest(&self) -> Duration {
+        match &self.kind {
+            Kind::Every { micros } => Duration::from_micros(micros.unsigned_abs()),
+            Kind::At { .. } => LONGEST_SINGLE_JITTER,
+            Kind::Cron { .. } => {
+                let begin = Timestamp::from_second(1_767_225_600).unwrap_or_default();
+                let moments: Vec<Timestamp> =
+                    std::iter::successors(self.next_after(begin, begin), |at| self.next_after(begin, *at))
+                        .take(LOOKED_AT)
+                        .collect();
+                let apart = moments.windows(2).map(|two| two[1].duration_since(two[0]).unsigned_abs());
+                apart.min().unwrap_or(LONGEST_SINGLE_JITTER)
             }
         }
+    }
+
+    /// The same for one task: `stagger` is drawn from its id, `jitter` from a number of its own.
+    #[must_use]
+    pub fn of_task(mut self, id: &str, seed: u64) -> Self {
+        self.spread.stagger = drawn(&[id.as_bytes()], self.spread.room);
+        self.spread.seed = seed;
+        self
+    }
+
+    /// The same with every slot at its own time.
+    #[must_use]
+    pub fn without_spread(mut self) -> Self {
+        self.spread = Spread::default();
+        self
+    }
+
+    /// How far all slots of the task are moved by `stagger`; none where they are not.
+    pub fn stagger(&self) -> Option<Duration> {
+        (self.spread.room > 0).then(|| Duration::from_millis(self.spread.stagger))
+    }
+
+    /// When a slot starts: its own time and what `jitter` and `stagger` add to it, and before the next one in any case.
+    pub fn planned_for(&self, anchor: Timestamp, slot: Timestamp) -> Timestamp {
+        let later = self.spread.of(slot);
+        if later.is_zero() {
+            return slot;
+        }
+        let room = self.next_after(anchor, slot).map_or(later, |next| {
+            next.duration_since(slot).saturating_sub(SignedDuration::from_millis(1)).max(SignedDuration::ZERO)
+        });
+        slot.checked_add(later.min(room)).unwrap_or(slot)
+    }
+
+    /// The anchor of a schedule whose own is behind `now`: as many periods earlier as it takes, so that its slots stay
+    /// where they are.
+    pub fn anchor_before(&self, anchor: Timestamp, now: Timestamp) -> Timestamp {
+        if anchor <= now {
+            return anchor;
+        }
+        let Kind::Every { micros } = self.kind else { return now };
+        let ahead = anchor.as_microsecond().saturating_sub(now.as_microsecond());
+        let periods = ahead.saturating_add(micros - 1).div_euclid(micros);
+        let earlier = periods.checked_mul(micros).and_then(|by| anchor.as_microsecond().checked_sub(by));
+        earlier.and_then(|at| Timestamp::from_microsecond(at).ok()).unwrap_or(now)
+    }
+
+    /// What an expression says; none for other schedules.
+    pub fn fields(&self) -> Option<Fields> {
+        let Kind::Cron { cron, .. } = &self.kind else { return None };
+        let pattern = &cron.pattern;
+        let written = written_fields(pattern.as_str());
+        let day_at = written.len().checked_sub(3)?;
+        Some(Fields {
+            seconds: pattern.seconds.values(),
+            minutes: pattern.minutes.values(),
+            hours: pattern.hours.values(),
+            months: pattern.months.values(),
+            day: written.get(day_at)?.to_lowercase(),
+            weekday: written.last()?.to_lowercase(),
+        })
     }
 
     /// The zone in which the schedule is meant and shown.
@@ -146,14 +292,11 @@ impl Timing {
                 let mut stretch = SignedDuration::from_mins(2);
                 loop {
                     let from = until.checked_sub(stretch).unwrap_or(Timestamp::MIN).max(after);
-                    let mut last = None;
-                    let mut at = from;
-                    while let Some(next) = self.next_after(anchor, at).filter(|next| *next <= until) {
-                        last = Some(next);
-                        at = next;
+                    if let Some(first) = self.next_after(anchor, from).filter(|first| *first <= until) {
+                        return Some(self.last_from(anchor, first, until));
                     }
-                    if last.is_some() || from == after {
-                        return last;
+                    if from == after {
+                        return None;
                     }
                     stretch = stretch.checked_mul(4).unwrap_or(SignedDuration::MAX);
                 }
@@ -161,11 +304,24 @@ impl Timing {
         }
     }
 
-    /// How many moments are after `after` and at or before `until`. Exact and immediate for `every` and `at`; a cron
-    /// expression is counted one by one up to [`COUNT_LIMIT`].
-    pub fn count(&self, anchor: Timestamp, after: Timestamp, until: Timestamp) -> Count {
+    /// The last moment up to `until`, from a moment on: halves the stretch instead of going through all of it.
+    fn last_from(&self, anchor: Timestamp, mut last: Timestamp, until: Timestamp) -> Timestamp {
+        let mut beyond = until;
+        while let Some(next) = self.next_after(anchor, last).filter(|next| *next <= until) {
+            let middle = last + beyond.duration_since(last) / 2;
+            match self.next_after(anchor, middle).filter(|found| *found <= until) {
+                Some(found) => last = found,
+                None => (last, beyond) = (next, middle),
+            }
+        }
+        last
+    }
+
+    /// How many moments are after `after` and at or before `until`: computed, never counted one by one. O(days) for an
+    /// expression, a millisecond or two for half a century; O(1) for the others.
+    pub fn count(&self, anchor: Timestamp, after: Timestamp, until: Timestamp) -> u64 {
         if until <= after {
-            return Count::Exactly(0);
+            return 0;
         }
         match &self.kind {
             Kind::Every { micros } => {
@@ -173,22 +329,36 @@ impl Timing {
                     let elapsed = t.as_microsecond().saturating_sub(anchor.as_microsecond());
                     u64::try_from(elapsed.div_euclid(*micros)).unwrap_or(0)
                 };
-                Count::Exactly(upto(until) - upto(after))
+                upto(until) - upto(after)
             }
-            Kind::At { at } => Count::Exactly(u64::from(after < *at && *at <= until)),
-            Kind::Cron { .. } => {
-                let mut number = 0;
-                let mut at = after;
-                while let Some(next) = self.next_after(anchor, at).filter(|next| *next <= until) {
-                    if number == COUNT_LIMIT {
-                        return Count::AtLeast(number);
-                    }
-                    number += 1;
-                    at = next;
-                }
-                Count::Exactly(number)
-            }
+            Kind::At { at } => u64::from(after < *at && *at <= until),
+            Kind::Cron { cron, every_hour } => count::moments(cron, *every_hour, &self.zone, after, until),
         }
+    }
+
+    /// The newest moments after `after` and at or before `until`, at most so many, oldest first.
+    pub fn newest_in(&self, anchor: Timestamp, after: Timestamp, until: Timestamp, most: usize) -> Vec<Timestamp> {
+        let Some(last) = self.last_in(anchor, after, until).filter(|_| most > 0) else { return Vec::new() };
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        let within = |from: Timestamp| self.count(anchor, from, last) <= most;
+        let mut stretch = SignedDuration::from_mins(2);
+        let mut from = after;
+        while let Some(nearer) = last.checked_sub(stretch).ok().filter(|nearer| *nearer > after) {
+            if !within(nearer) {
+                from = nearer;
+                break;
+            }
+            stretch = stretch.checked_mul(4).unwrap_or(SignedDuration::MAX);
+        }
+        // `to` has few enough behind it, `from` perhaps too many.
+        let mut to = last;
+        while !within(from) && to.duration_since(from) > SignedDuration::from_secs(1) {
+            let middle = from + to.duration_since(from) / 2;
+            if within(middle) { to = middle } else { from = middle }
+        }
+        let begin = if within(from) { from } else { to };
+        let moments = std::iter::successors(self.next_after(anchor, begin), |at| self.next_after(anchor, *at));
+        moments.take_while(|at| *at <= last).collect()
     }
 
     /// The next `n` moments after `after`, with what a change of the clock did to them.
@@ -200,7 +370,9 @@ impl Timing {
                 break;
             };
             from = at;
-            upcoming.push(Upcoming { at: at.to_zoned(self.zone.clone()), note });
+            let planned_for = Some(self.planned_for(anchor, at)).filter(|planned| *planned != at);
+            let planned_for = planned_for.map(|planned| planned.to_zoned(self.zone.clone()));
+            upcoming.push(Upcoming { at: at.to_zoned(self.zone.clone()), planned_for, note });
         }
         upcoming
     }
@@ -226,7 +398,7 @@ impl Timing {
 /// [`Wrong`], with the key it is about.
 pub fn check(schedule: &Schedule, default_zone: &TimeZone, now: Timestamp) -> Result<Timing, Wrong> {
     let timing = Timing::new(schedule, default_zone)?;
-    if let (Kind::At { at }, Schedule::At { time, .. }) = (&timing.kind, schedule)
+    if let (Kind::At { at }, When::At { time, .. }) = (&timing.kind, &schedule.when)
         && *at <= now
     {
         let now = now.to_zoned(timing.zone.clone()).strftime("%Y-%m-%d %H:%M");
@@ -379,7 +551,7 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
     } else {
         text
     };
-    let fields: Vec<&str> = expanded.split_whitespace().collect();
+    let fields = written_fields(expanded);
     let fields: &[&str] = match fields.len() {
         5 => &fields,
         6 => &fields[1..],
@@ -406,6 +578,11 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
     Ok((cron, every_hour))
 }
 
+/// The fields of an expression as they are written.
+fn written_fields(expanded: &str) -> Vec<&str> {
+    expanded.split_whitespace().collect()
+}
+
 /// The library's words without what means nothing to people.
 fn readable(error: &str) -> String {
     let error = error.trim_end_matches('.');
@@ -426,11 +603,7 @@ fn comes_ever(cron: &Cron) -> bool {
     let mut day = date(2024, 1, 1);
     let end = date(2024 + SEARCH_YEARS, 1, 1);
     while day < end {
-        let weekday = croner::Weekday::from_days_from_sunday(day.weekday().to_sunday_zero_offset() as u32);
-        let (year, month, number) = (i32::from(day.year()), day.month() as u32, day.day() as u32);
-        let fits = pattern.month_match(month).unwrap_or(false)
-            && pattern.day_match(year, month, number, weekday).unwrap_or(false);
-        if fits {
+        if fits(cron, day) {
             return true;
         }
         let Ok(next) = day.tomorrow() else {
@@ -439,6 +612,14 @@ fn comes_ever(cron: &Cron) -> bool {
         day = next;
     }
     false
+}
+
+/// Whether an expression has moments on this day.
+fn fits(cron: &Cron, day: Date) -> bool {
+    let pattern = &cron.pattern;
+    let weekday = croner::Weekday::from_days_from_sunday(day.weekday().to_sunday_zero_offset() as u32);
+    let (year, month, number) = (i32::from(day.year()), day.month() as u32, day.day() as u32);
+    pattern.month_match(month).unwrap_or(false) && pattern.day_match(year, month, number, weekday).unwrap_or(false)
 }
 
 /// Reads a single time: with an offset, or local in the zone.
@@ -472,7 +653,7 @@ fn single_time(text: &str, zone: &TimeZone) -> Result<Timestamp, Wrong> {
 }
 
 /// An offset as it stands in a time: `+02:00`.
-fn iso(offset: jiff::tz::Offset) -> String {
+pub(super) fn iso(offset: jiff::tz::Offset) -> String {
     let minutes = offset.seconds() / 60;
     let sign = if minutes < 0 { '-' } else { '+' };
     format!("{sign}{:02}:{:02}", minutes.abs() / 60, minutes.abs() % 60)
@@ -481,145 +662,4 @@ fn iso(offset: jiff::tz::Offset) -> String {
 /// The name of a zone for people.
 pub fn zone_name(zone: &TimeZone) -> String {
     zone.iana_name().map_or_else(|| "the machine's own time zone".to_owned(), str::to_owned)
-}
-
-/// A schedule for people: `every 30 min`, `every weekday at 03:00 (Europe/Berlin)`. An expression with no short way
-/// to say it stands as it is.
-pub fn in_words(schedule: &Schedule) -> String {
-    let in_zone = |zone: &Option<String>| zone.as_ref().map_or_else(String::new, |zone| format!(" ({zone})"));
-    match schedule {
-        Schedule::Every { period } => {
-            let words = duration_words(*period);
-            match words.strip_prefix("1 ") {
-                Some("s") => "every second".into(),
-                Some("min") => "every minute".into(),
-                Some("h") => "every hour".into(),
-                Some("day") => "every 24 h".into(),
-                _ => format!("every {words}"),
-            }
-        }
-        Schedule::At { time, zone } => {
-            format!("once at {}{}", time.trim().replacen('T', " ", 1), in_zone(zone))
-        }
-        Schedule::Cron { expression, zone } => {
-            let words = cron_in_words(expression).unwrap_or_else(|| format!("cron {}", expression.trim()));
-            // Where only minutes are said the zone means nothing to people.
-            if words.contains(':') && !words.starts_with("every hour") || words.starts_with("cron") {
-                words + &in_zone(zone)
-            } else {
-                words
-            }
-        }
-    }
-}
-
-/// The common shapes of an expression; none for the others.
-fn cron_in_words(expression: &str) -> Option<String> {
-    let expanded = match expression.trim().to_lowercase().as_str() {
-        "@hourly" => "0 * * * *".to_owned(),
-        "@daily" | "@midnight" => "0 0 * * *".to_owned(),
-        "@weekly" => "0 0 * * 0".to_owned(),
-        "@monthly" => "0 0 1 * *".to_owned(),
-        "@yearly" | "@annually" => "0 0 1 1 *".to_owned(),
-        other => other.to_owned(),
-    };
-    let mut fields: Vec<&str> = expanded.split_whitespace().collect();
-    let second = if fields.len() == 6 { fields.remove(0) } else { "0" };
-    let [minute, hour, day, month, weekday] = fields[..] else {
-        return None;
-    };
-    let every_day = day == "*" && month == "*" && weekday == "*";
-    // `*/7` in minutes is not every 7 minutes: the hour starts it anew.
-    let step = |field: &str, whole: u32| -> Option<u32> {
-        let n = field.strip_prefix("*/")?.parse().ok()?;
-        (n > 0 && whole.is_multiple_of(n)).then_some(n)
-    };
-    let each = |n: u32, one: &str, many: &str| {
-        if n == 1 { format!("every {one}") } else { format!("every {n} {many}") }
-    };
-    match (second, minute, hour) {
-        ("*", "*", "*") if every_day => return Some("every second".into()),
-        (s, "*", "*") if every_day && step(s, 60).is_some() => {
-            return step(s, 60).map(|n| each(n, "second", "s"));
-        }
-        ("0", "*", "*") if every_day => return Some("every minute".into()),
-        ("0", m, "*") if every_day && step(m, 60).is_some() => {
-            return step(m, 60).map(|n| each(n, "minute", "min"));
-        }
-        ("0", "0", h) if every_day && step(h, 24).is_some() => {
-            return step(h, 24).map(|n| each(n, "hour", "h"));
-        }
-        _ => {}
-    }
-    let number = |field: &str, most: u32| field.parse::<u32>().ok().filter(|n| *n <= most);
-    let (second, minute) = (number(second, 59)?, number(minute, 59)?);
-    let seconds = if second == 0 { String::new() } else { format!(":{second:02}") };
-    if hour == "*" {
-        let at = if minute == 0 && second == 0 {
-            "every hour".to_owned()
-        } else {
-            format!("every hour at :{minute:02}{seconds}")
-        };
-        return every_day.then_some(at);
-    }
-    let time = format!("{:02}:{minute:02}{seconds}", number(hour, 23)?);
-    let days = match (day, month, weekday) {
-        ("*", "*", "*") => "every day".to_owned(),
-        ("*", "*", "1-5" | "mon-fri") => "every weekday".to_owned(),
-        ("*", "*", "0,6" | "6,0" | "6,7" | "6-7" | "sat,sun" | "sat-sun" | "sun,sat") => {
-            "every Saturday and Sunday".to_owned()
-        }
-        ("*", "*", days) => {
-            let names: Option<Vec<&str>> = days.split(',').map(day_name).collect();
-            format!("every {}", listed(&names?))
-        }
-        ("l", "*", "*") => "on the last day of every month".to_owned(),
-        (day, "*", "*") => format!("on day {} of every month", number(day, 31)?),
-        (day, month, "*") => format!("on {} {} every year", number(day, 31)?, month_name(month)?),
-        _ => return None,
-    };
-    Some(format!("{days} at {time}"))
-}
-
-/// The weekday of a field, if it is one.
-fn day_name(field: &str) -> Option<&'static str> {
-    Some(match field {
-        "0" | "7" | "sun" => "Sunday",
-        "1" | "mon" => "Monday",
-        "2" | "tue" => "Tuesday",
-        "3" | "wed" => "Wednesday",
-        "4" | "thu" => "Thursday",
-        "5" | "fri" => "Friday",
-        "6" | "sat" => "Saturday",
-        _ => return None,
-    })
-}
-
-/// The month of a field, if it is one.
-fn month_name(field: &str) -> Option<&'static str> {
-    const MONTHS: [(&str, &str); 12] = [
-        ("jan", "January"),
-        ("feb", "February"),
-        ("mar", "March"),
-        ("apr", "April"),
-        ("may", "May"),
-        ("jun", "June"),
-        ("jul", "July"),
-        ("aug", "August"),
-        ("sep", "September"),
-        ("oct", "October"),
-        ("nov", "November"),
-        ("dec", "December"),
-    ];
-    let by_number = field.parse::<usize>().ok().and_then(|n| MONTHS.get(n.checked_sub(1)?));
-    by_number.or_else(|| MONTHS.iter().find(|(short, _)| *short == field)).map(|(_, name)| *name)
-}
-
-/// `a`, `a and b`, `a, b and c`.
-fn listed(names: &[&str]) -> String {
-    match names {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [most @ .., last] => format!("{} and {last}", most.join(", ")),
-    }
 }

@@ -63,7 +63,25 @@ impl AgentKind {
 
 /// When a task runs by itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Schedule {
+pub struct Schedule {
+    /// At which moments.
+    pub when: When,
+    /// How much later than its moment a slot starts at most: another length for each.
+    pub jitter: Option<Duration>,
+    /// Whether all slots start later by a length that is the task's own.
+    pub stagger: bool,
+}
+
+impl From<When> for Schedule {
+    /// At the moments themselves.
+    fn from(when: When) -> Self {
+        Self { when, jitter: None, stagger: false }
+    }
+}
+
+/// The moments of a schedule.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum When {
     /// A cron expression in a zone.
     Cron {
         /// 5 or 6 fields, or `@hourly` and friends.
@@ -416,22 +434,28 @@ fn canonical(value: &serde_json::Value, text: &mut String) {
 impl Serialize for Schedule {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        let zone = match self {
-            Self::Cron { expression, zone } => {
+        let zone = match &self.when {
+            When::Cron { expression, zone } => {
                 map.serialize_entry("cron", expression)?;
                 zone
             }
-            Self::Every { period } => {
+            When::Every { period } => {
                 map.serialize_entry("every", &duration_text(*period))?;
                 &None
             }
-            Self::At { time, zone } => {
+            When::At { time, zone } => {
                 map.serialize_entry("at", time)?;
                 zone
             }
         };
         if let Some(zone) = zone {
             map.serialize_entry("tz", zone)?;
+        }
+        if let Some(jitter) = self.jitter {
+            map.serialize_entry("jitter", &duration_text(jitter))?;
+        }
+        if self.stagger {
+            map.serialize_entry("stagger", &true)?;
         }
         map.end()
     }

@@ -17,7 +17,7 @@ use crate::event::TaskId;
 use crate::schedule::timing::Timing;
 use crate::task::definition::{
     Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
-    Step,
+    Step, When,
 };
 
 use reader::{Open, Reader, not_known};
@@ -208,19 +208,13 @@ pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<De
     from_json(&task, defaults).map(|posted| posted.definition)
 }
 
-/// Reads a schedule alone, as `POST /schedule/preview` gives it: `cron`, `every` or `at`, and `tz`. Other members
-/// are the caller's, and so is `tz` beside `every`: there it says only how moments are shown.
+/// Reads a schedule alone, as it stands in a task: what is refused there is refused here.
 ///
 /// # Errors
 /// [`Problems`], with keys like `cron`.
 pub fn schedule_from_json(value: &Json) -> Result<Schedule, Problems> {
-    let mut value = value.clone();
-    if let Json::Object(members) = &mut value {
-        let elapsed = members.get("every").is_some_and(|every| !every.is_null());
-        members.retain(|name, _| SCHEDULE_KEYS.contains(&name.as_str()) && !(elapsed && name == "tz"));
-    }
     let mut reader = Reader::default();
-    let schedule = reader.schedule("", &Node { data: json_node(&value), span: None });
+    let schedule = reader.schedule("", &Node { data: json_node(value), span: None });
     reader.end(schedule, without_place)
 }
 
@@ -410,12 +404,14 @@ impl Reader {
             _ => self.filled(&mut open, "at"),
         };
         let zone = self.filled(&mut open, "tz");
+        let jitter = self.length(&mut open, "jitter");
+        let stagger = self.flag(&mut open, "stagger").unwrap_or(false);
         let given: Vec<&str> = ["cron", "every", "at"].into_iter().filter(|name| open.take(name).is_some()).collect();
         let spans: BTreeMap<&str, Option<Range<usize>>> =
             SCHEDULE_KEYS.into_iter().filter_map(|name| Some((name, open.take(name)?.span.clone()))).collect();
         let header = open.span.clone();
         let [zone_key, keys] = [open.key("tz"), open.key("")];
-        self.close(open, &SCHEDULE_KEYS, &["jitter", "stagger"]);
+        self.close(open, &SCHEDULE_KEYS, &[]);
         if given.len() != 1 {
             let message = if given.is_empty() {
                 "needs one of cron, every and at".to_owned()
@@ -425,17 +421,18 @@ impl Reader {
             self.wrong(path, header, message);
             return None;
         }
-        let schedule = match (cron, every, at) {
-            (Some(expression), _, _) => Schedule::Cron { expression: expression.trim().to_owned(), zone },
+        let when = match (cron, every, at) {
+            (Some(expression), _, _) => When::Cron { expression: expression.trim().to_owned(), zone },
             (_, Some(_), _) if zone.is_some() => {
                 let message = "has no effect with every, which counts elapsed time: take it out".to_owned();
                 self.wrong(zone_key, spans.get("tz").cloned().flatten(), message);
                 return None;
             }
-            (_, Some(period), _) => Schedule::Every { period },
-            (_, _, Some(time)) => Schedule::At { time: time.trim().to_owned(), zone },
+            (_, Some(period), _) => When::Every { period },
+            (_, _, Some(time)) => When::At { time: time.trim().to_owned(), zone },
             _ => return None,
         };
+        let schedule = Schedule { when, jitter, stagger };
         // The machine's zone stands in where none is given: whether a local time exists is asked again with it when
         // the schedule is put in force.
         if let Err(wrong) = Timing::new(&schedule, &TimeZone::system()) {
@@ -853,4 +850,4 @@ impl Reader {
 }
 
 /// The members of a schedule.
-const SCHEDULE_KEYS: [&str; 4] = ["cron", "every", "at", "tz"];
+const SCHEDULE_KEYS: [&str; 6] = ["cron", "every", "at", "tz", "jitter", "stagger"];

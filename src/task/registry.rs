@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
@@ -12,13 +13,21 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::definition::{Definition, Policy};
 use super::parse::{self, Problem};
+use super::slots;
 use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
 use crate::record::Fold;
-use crate::schedule::timing::Timing;
+use crate::schedule::plan;
+use crate::schedule::timing::{Timing, Wrong};
 use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
 use crate::stream::log;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Start};
+
+/// No clock is right that shows an earlier time than this: 1 January 2026. A machine without a clock starts in 1970.
+const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
+
+/// How many tasks are set right in one transaction when a clock is accepted.
+const ACCEPTED_AT_ONCE: usize = 512;
 
 /// Where a task comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -64,14 +73,23 @@ pub struct Task {
     pub anchor: Timestamp,
     /// Every slot up to here has its row.
     pub planned: Timestamp,
-    /// The next slot.
+    /// When the next slot is planned for.
     pub next: Option<Timestamp>,
+    /// Its own number, from which jitter is drawn.
+    pub seed: u64,
 }
 
 impl Task {
     /// Whether it runs by itself at all.
     pub fn is_scheduled(&self) -> bool {
         self.enabled && !self.paused && self.timing.is_some()
+    }
+
+    /// The next slot: its own time, and when it is planned for.
+    pub fn upcoming(&self) -> Option<(Timestamp, Timestamp)> {
+        let (timing, next) = (self.timing.as_ref()?, self.next?);
+        let slot = timing.next_after(self.anchor, self.planned).filter(|slot| *slot <= next)?;
+        Some((slot, next))
     }
 }
 
@@ -86,7 +104,7 @@ pub enum TaskError {
     NotFound(TaskId),
     /// The schedule cannot be.
     #[error("{0}")]
-    Schedule(#[from] crate::schedule::timing::Wrong),
+    Schedule(#[from] Wrong),
     /// It has runs that are not over.
     #[error("the task has runs that are not over: stop them, or call with ?stop=true")]
     Running,
@@ -116,6 +134,8 @@ struct Shared {
     /// The policy of a task that says nothing.
     defaults: Policy,
     zone: TimeZone,
+    /// The newest time at which schedules were looked at, in microseconds.
+    seen: AtomicI64,
     /// Held over one change of a definition, in the store and here.
     edits: tokio::sync::Mutex<()>,
 }
@@ -132,6 +152,7 @@ impl Registry {
         zone: TimeZone,
     ) -> Result<Self, TaskError> {
         let rows = store.read(read_rows).await?;
+        let seen = store.read(read_seen).await?.unwrap_or(EARLIEST);
         let registry = Self {
             shared: Arc::new(Shared {
                 publisher,
@@ -139,6 +160,7 @@ impl Registry {
                 broken: RwLock::default(),
                 defaults,
                 zone,
+                seen: AtomicI64::new(seen.as_microsecond()),
                 edits: tokio::sync::Mutex::default(),
             }),
         };
@@ -162,11 +184,11 @@ impl Registry {
                 return;
             }
         };
-        let timing = self.timing(&definition).ok().flatten();
+        let timing = self.timing(&definition, &row.id, row.seed).ok().flatten();
         let start =
             Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
-        let next = timing.as_ref().and_then(|timing| timing.next_after(row.anchor, row.planned));
+        let next = timing.as_ref().and_then(|timing| next_planned(timing, row.anchor, row.planned));
         self.set(Task {
             id: row.id,
             no: row.no,
@@ -180,12 +202,71 @@ impl Registry {
             anchor: row.anchor,
             planned: row.planned,
             next,
+            seed: row.seed,
         });
     }
 
-    fn timing(&self, definition: &Definition) -> Result<Option<Arc<Timing>>, crate::schedule::timing::Wrong> {
+    fn timing(&self, definition: &Definition, id: &TaskId, seed: u64) -> Result<Option<Arc<Timing>>, Wrong> {
+        let of_task = |timing: Timing| Arc::new(timing.of_task(id.as_str(), seed));
         let schedule = definition.schedule.as_ref();
-        schedule.map(|schedule| Timing::new(schedule, &self.shared.zone).map(Arc::new)).transpose()
+        schedule.map(|schedule| Timing::new(schedule, &self.shared.zone).map(of_task)).transpose()
+    }
+
+    /// The newest time that is stored of schedules: a clock far behind it is wrong.
+    pub fn last_stored(&self) -> Timestamp {
+        let planned = self.all().iter().map(|task| task.planned).max();
+        let seen = Timestamp::from_microsecond(self.shared.seen.load(Ordering::Relaxed)).unwrap_or_default();
+        planned.map_or(seen, |planned| planned.max(seen))
+    }
+
+    /// Notes in memory that schedules were looked at, once the store has it.
+    pub fn note_seen(&self, now: Timestamp) {
+        self.shared.seen.store(now.as_microsecond(), Ordering::Relaxed);
+    }
+
+    /// From when a schedule counts that is given now. Behind a clock that is held it is at least as late as what is
+    /// stored.
+    fn given_at(&self) -> Timestamp {
+        let now = self.shared.publisher.clock().now();
+        plan::held_until(self.last_stored(), now).unwrap_or(now)
+    }
+
+    /// Takes the clock for right, whatever is stored: what was planned behind now is forgotten, what runs were made of
+    /// stays and is not made again. Gives how many tasks and rows of slots that concerned.
+    ///
+    /// # Errors
+    /// [`TaskError`]: the store cannot be written.
+    pub async fn accept_clock(&self, now: Timestamp) -> Result<(usize, usize), TaskError> {
+        let _edit = self.shared.edits.lock().await;
+        let ahead: Vec<_> = self.all().into_iter().filter(|task| task.planned.max(task.anchor) > now).collect();
+        let mut forgotten = 0;
+        for batch in ahead.chunks(ACCEPTED_AT_ONCE) {
+            let tasks = batch.to_vec();
+            let act = move |connection: &Connection| -> Result<_, TaskError> {
+                let mut gone = 0;
+                for task in &tasks {
+                    gone += forget_plan(connection, task, now)?;
+                }
+                note_clock(connection, now)?;
+                Ok((gone, Vec::new()))
+            };
+            forgotten += self.shared.publisher.transact(act).await?.0;
+            for task in batch {
+                // One that was removed meanwhile has nothing left to change.
+                let _ = self.change(&task.id, |task| {
+                    task.anchor = task.timing.as_ref().map_or(now, |timing| timing.anchor_before(task.anchor, now));
+                    task.planned = now;
+                    task.next = task.timing.as_ref().and_then(|timing| next_planned(timing, task.anchor, now));
+                });
+            }
+        }
+        let act = move |connection: &Connection| -> Result<_, TaskError> {
+            note_clock(connection, now)?;
+            Ok(((), Vec::new()))
+        };
+        self.shared.publisher.transact(act).await?;
+        self.note_seen(now);
+        Ok((ahead.len(), forgotten))
     }
 
     /// One task.
@@ -226,34 +307,35 @@ impl Registry {
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection, &TaskId) -> Result<(), TaskError> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
-        let now = self.shared.publisher.clock().now();
+        let now = self.given_at();
         if let Some(schedule) = &definition.schedule {
             crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
         }
-        let timing = self.timing(&definition)?;
         let definition = Arc::new(definition);
-        let generation = Gen::random();
-        let taken = definition.clone();
-        let next = timing.as_ref().and_then(|timing| timing.next_after(now, now));
+        let (generation, seed) = (Gen::random(), rand::random::<u64>());
+        let (taken, registry) = (definition.clone(), self.clone());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             let id = free_id(connection, id, &taken.title)?;
+            let timing = registry.timing(&taken, &id, seed)?;
+            let next = timing.as_ref().and_then(|timing| next_planned(timing, now, now));
             connection.execute(
-                "INSERT INTO tasks (id, gen, source, definition, anchor, planned, next, created)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?5)",
+                "INSERT INTO tasks (id, gen, source, definition, anchor, planned, next, created, seed)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?5, ?7)",
                 params![
                     id.as_str(),
                     sql(generation.0),
                     source.as_str(),
                     taken.to_json().to_string(),
                     now.as_microsecond(),
-                    next.map(Timestamp::as_microsecond)
+                    next.map(Timestamp::as_microsecond),
+                    seed.cast_signed()
                 ],
             )?;
             let no = TaskNo(connection.last_insert_rowid());
             also(connection, &id)?;
-            Ok(((id, no), Vec::new()))
+            Ok(((id, no, timing, next), Vec::new()))
         };
-        let ((id, no), _) = self.shared.publisher.transact(act).await?;
+        let ((id, no, timing, next), _) = self.shared.publisher.transact(act).await?;
         let start = Start { generation, oldest: Seq(1), head: Seq(0), bytes: 0, fold: Fold::default() };
         self.shared.publisher.open(id.clone(), no, start);
         self.broken_mut().remove(&id);
@@ -270,6 +352,7 @@ impl Registry {
             anchor: now,
             planned: now,
             next,
+            seed,
         }))
     }
 
@@ -301,14 +384,14 @@ impl Registry {
         // One after the other: the last one saved is the one in force.
         let _edit = self.shared.edits.lock().await;
         let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
-        let now = self.shared.publisher.clock().now();
+        let now = self.given_at();
         let rescheduled = task.definition.schedule != definition.schedule;
         if rescheduled && let Some(schedule) = &definition.schedule {
             crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
         }
-        let timing = self.timing(&definition)?;
+        let timing = self.timing(&definition, id, task.seed)?;
         let (anchor, planned) = if rescheduled || !task.enabled { (now, now) } else { (task.anchor, task.planned) };
-        let next = timing.as_ref().and_then(|timing| timing.next_after(anchor, planned));
+        let next = timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
         let (no, json) = (task.no, definition.to_json().to_string());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             // A slot that was planned meanwhile has its row and is not planned again.
@@ -343,7 +426,7 @@ impl Registry {
             task.enabled = true;
             // The planner may have gone on since, by the same schedule.
             let planned = if task.anchor == anchor { planned.max(task.planned) } else { planned };
-            let next = task.timing.as_ref().and_then(|timing| timing.next_after(anchor, planned));
+            let next = task.timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
             (task.anchor, task.planned, task.next) = (anchor, planned, next);
         })
     }
@@ -531,13 +614,14 @@ struct Row {
     paused: bool,
     anchor: Timestamp,
     planned: Timestamp,
+    seed: u64,
     fold: Fold,
 }
 
 fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
     let mut statement = connection.prepare(
-        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned
+        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed
          FROM tasks ORDER BY id",
     )?;
     let rows = statement.query_map([], |row| {
@@ -556,6 +640,7 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
             paused: row.get_unwrap(9),
             anchor: time(row.get_unwrap(10)),
             planned: time(row.get_unwrap(11)),
+            seed: row.get_unwrap::<_, i64>(12).cast_unsigned(),
             fold: Fold::default(),
         }))
     })?;
@@ -598,16 +683,81 @@ pub fn pause(connection: &Connection, no: TaskNo) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE tasks SET paused = 1, failures = 0 WHERE no = ?1")?.execute([no.0]).map(drop)
 }
 
-/// From when a task's schedule counts and how far it is planned, as the store has it.
+/// When the first slot behind a moment is planned for.
+fn next_planned(timing: &Timing, anchor: Timestamp, after: Timestamp) -> Option<Timestamp> {
+    timing.next_after(anchor, after).map(|slot| timing.planned_for(anchor, slot))
+}
+
+/// How far a task is planned, as the store has it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Planned {
+    /// From when its schedule counts.
+    pub anchor: Timestamp,
+    /// Every slot up to here has its row.
+    pub to: Timestamp,
+    /// Slots behind that which have theirs too, first and last of each, in order: a clock was ahead.
+    pub claimed: Vec<(Timestamp, Timestamp)>,
+}
+
+/// How far a task is planned, as the store has it.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(Timestamp, Timestamp)>> {
+pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Planned>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
+    let row: Option<(i64, i64, Option<i64>)> = connection
+        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1")?
+        .query_row([no.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()?;
+    let Some((anchor, to, claimed)) = row else { return Ok(None) };
+    let (anchor, to) = (time(anchor), time(to));
+    let claimed = match claimed {
+        Some(through) if time(through) > to => slots::claimed_after(connection, no, to)?,
+        _ => Vec::new(),
+    };
+    Ok(Some(Planned { anchor, to, claimed }))
+}
+
+/// Forgets what is planned of a task behind now; gives how many rows of slots went.
+fn forget_plan(connection: &Connection, task: &Task, now: Timestamp) -> rusqlite::Result<usize> {
+    let Some(timing) = &task.timing else {
+        connection
+            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2 WHERE no = ?1")?
+            .execute(params![task.no.0, now.as_microsecond()])?;
+        return Ok(0);
+    };
+    let (claimed, gone) = slots::forget_after(connection, task.no, timing, task.anchor, now)?;
+    let anchor = timing.anchor_before(task.anchor, now);
     connection
-        .prepare_cached("SELECT anchor, planned FROM tasks WHERE no = ?1")?
-        .query_row([no.0], |row| Ok((time(row.get(0)?), time(row.get(1)?))))
-        .optional()
+        .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5 WHERE no = ?1")?
+        .execute(params![
+            task.no.0,
+            now.as_microsecond(),
+            anchor.as_microsecond(),
+            next_planned(timing, anchor, now).map(Timestamp::as_microsecond),
+            claimed.map(Timestamp::as_microsecond)
+        ])?;
+    Ok(gone)
+}
+
+fn read_seen(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    let micros: Option<i64> = connection
+        .query_row("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'clock'", [], |row| row.get(0))
+        .optional()?;
+    Ok(micros.and_then(|micros| Timestamp::from_microsecond(micros).ok()))
+}
+
+/// Notes the time at which schedules were looked at: the next start knows then whether its clock can be right.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn note_clock(connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO meta (key, value) VALUES ('clock', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1",
+        )?
+        .execute([now.as_microsecond().to_string()])
+        .map(drop)
 }
 
 /// Notes how far a task is planned, in the transaction of its slots.

@@ -1,13 +1,13 @@
 //! Slots: the due times of a task, each with what became of it. All SQL of slots is here.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
-use super::registry::Task;
 use crate::event::{Gen, RunId};
 use crate::record::{Run, wire_time};
 use crate::schedule::plan::{self, Outcome};
+use crate::schedule::timing::Timing;
 use crate::store::{TaskNo, from_sql, sql};
 
 /// A slot, or a streak of consecutive ones with one outcome, as clients see it.
@@ -16,11 +16,14 @@ pub struct Slot {
     /// When it was due; of a streak, the first.
     #[serde(with = "wire_time")]
     pub scheduled_for: Timestamp,
+    /// When it was to start, where that was later: `jitter` and `stagger`.
+    #[serde(with = "wire_time::option")]
+    pub planned_for: Option<Timestamp>,
     /// What became of it: `pending`, `queued`, `ran`, `late`, `skipped`, `coalesced`, `missed`, `disabled`.
     pub outcome: String,
     /// Its run, or the run it became part of.
     pub run: Option<RunId>,
-    /// How long after its time the run started, in milliseconds.
+    /// How long after the time it was planned for the run started, in milliseconds.
     pub late_ms: Option<u64>,
     /// Why it is as it is.
     pub reason: Option<String>,
@@ -68,13 +71,16 @@ pub fn note(
 ) -> rusqlite::Result<Noted> {
     let before: Option<(i64, String, Option<String>, i64)> = connection
         .prepare_cached(
-            "SELECT scheduled_for, outcome, reason, count FROM slots WHERE task = ?1 AND gen = ?2
-             ORDER BY scheduled_for DESC LIMIT 1",
+            // Behind it there may be slots that were claimed while the clock was ahead.
+            "SELECT scheduled_for, outcome, reason, count FROM slots
+             WHERE task = ?1 AND gen = ?2 AND scheduled_for < ?3 ORDER BY scheduled_for DESC LIMIT 1",
         )?
-        .query_row(params![task.0, sql(generation.0)], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .query_row(params![task.0, sql(generation.0), row.scheduled_for.as_microsecond()], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
         .optional()?;
     let outcome = name(row.outcome);
-    let count = sql(row.count.number());
+    let count = sql(row.count);
     let is_closed = matches!(row.outcome, Outcome::Skipped | Outcome::Missed | Outcome::Disabled);
     if let Some((first, last_outcome, last_reason, _)) = &before
         && is_closed
@@ -91,8 +97,8 @@ pub fn note(
     }
     connection
         .prepare_cached(
-            "INSERT INTO slots (task, gen, scheduled_for, through, count, outcome, run, reason)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO slots (task, gen, scheduled_for, through, count, outcome, run, reason, planned_for)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute(params![
             task.0,
@@ -102,7 +108,8 @@ pub fn note(
             count,
             outcome,
             run.map(|run| run.to_string()),
-            row.reason
+            row.reason,
+            row.planned_for.map(Timestamp::as_microsecond)
         ])?;
     let ended = before.filter(|(_, outcome, _, count)| *count > 1 && (outcome == "skipped" || outcome == "missed"));
     Ok(Noted::Row { ended: ended.map(|(_, outcome, _, count)| (outcome, from_sql(count))) })
@@ -111,33 +118,32 @@ pub fn note(
 /// What the start of a run says of its slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start {
-    late: bool,
-    late_ms: u64,
+    is_caught_up: bool,
+    now: Timestamp,
+    tolerance: SignedDuration,
 }
 
 impl Start {
-    /// The start at `now` of the run of a slot.
-    pub fn of(task: &Task, run: &Run, slot: Timestamp, now: Timestamp) -> Self {
-        let behind = now.duration_since(slot);
-        let tolerance = task.timing.as_ref().map_or(plan::ON_TIME, |timing| plan::slack(timing, task.anchor, slot));
-        Self {
-            late: run.trigger == "catchup" || behind > tolerance,
-            late_ms: u64::try_from(behind.as_millis()).unwrap_or(0),
-        }
+    /// The start at `now` of the run of a slot, by the schedule of its task.
+    pub fn of(timing: Option<&Timing>, anchor: Timestamp, run: &Run, slot: Timestamp, now: Timestamp) -> Self {
+        let tolerance = timing.map_or(plan::ON_TIME, |timing| plan::slack(timing, anchor, slot));
+        Self { is_caught_up: run.trigger == "catchup", now, tolerance }
     }
 }
 
-/// Notes that the run of a slot started.
+/// Notes that the run of a slot started. Late is what starts long after the time that the slot was planned for.
 ///
 /// # Errors
 /// When the store cannot be written.
 pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlite::Result<()> {
-    let outcome = if start.late { "late" } else { "ran" };
+    let tolerance = i64::try_from(start.tolerance.as_micros()).unwrap_or(i64::MAX);
     connection
         .prepare_cached(
-            "UPDATE slots SET outcome = ?2, late_ms = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
+            "UPDATE slots SET late_ms = max(0, ?2 - coalesce(planned_for, scheduled_for)) / 1000,
+               outcome = CASE WHEN ?3 OR ?2 - coalesce(planned_for, scheduled_for) > ?4 THEN 'late' ELSE 'ran' END
+             WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
-        .execute(params![run.to_string(), outcome, sql(start.late_ms)])
+        .execute(params![run.to_string(), start.now.as_microsecond(), start.is_caught_up, tolerance])
         .map(drop)
 }
 
@@ -189,6 +195,63 @@ pub fn note_coalesced(connection: &Connection, run: RunId, into: RunId, reason: 
         .map(drop)
 }
 
+/// The slots behind a moment that have their row already, first and last of each, in order: asked where a clock was wrong.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn claimed_after(
+    connection: &Connection,
+    task: TaskNo,
+    after: Timestamp,
+) -> rusqlite::Result<Vec<(Timestamp, Timestamp)>> {
+    let mut statement = connection.prepare_cached(
+        "SELECT scheduled_for, through FROM slots WHERE task = ?1 AND through > ?2 ORDER BY scheduled_for",
+    )?;
+    let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
+    let rows = statement
+        .query_map(params![task.0, after.as_microsecond()], |row| Ok((time(row.get(0)?), time(row.get(1)?))))?;
+    rows.collect()
+}
+
+/// Forgets what was planned behind `now` by a clock that was ahead. What a run was made of stays, so that it is not made
+/// a second time. Gives the last slot that stays, and how many rows went.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn forget_after(
+    connection: &Connection,
+    task: TaskNo,
+    timing: &Timing,
+    anchor: Timestamp,
+    now: Timestamp,
+) -> rusqlite::Result<(Option<Timestamp>, usize)> {
+    let at = now.as_microsecond();
+    let gone = connection
+        .prepare_cached("DELETE FROM slots WHERE task = ?1 AND run IS NULL AND scheduled_for > ?2")?
+        .execute(params![task.0, at])?;
+    let across: Vec<(i64, i64)> = connection
+        .prepare_cached(
+            "SELECT gen, scheduled_for FROM slots
+             WHERE task = ?1 AND run IS NULL AND scheduled_for <= ?2 AND through > ?2",
+        )?
+        .query_map(params![task.0, at], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    for (generation, first) in across {
+        let before = Timestamp::from_microsecond(first - 1).unwrap_or_default();
+        let last = timing.last_in(anchor, before, now).map_or(first, Timestamp::as_microsecond);
+        let count = timing.count(anchor, before, now).max(1);
+        connection
+            .prepare_cached(
+                "UPDATE slots SET through = ?4, count = ?5 WHERE task = ?1 AND gen = ?2 AND scheduled_for = ?3",
+            )?
+            .execute(params![task.0, generation, first, last, sql(count)])?;
+    }
+    let last: Option<i64> = connection
+        .prepare_cached("SELECT max(through) FROM slots WHERE task = ?1 AND through > ?2")?
+        .query_row(params![task.0, at], |row| row.get(0))?;
+    Ok((last.and_then(|micros| Timestamp::from_microsecond(micros).ok()), gone))
+}
+
 /// The slots of a task, newest first, before one.
 ///
 /// # Errors
@@ -200,7 +263,7 @@ pub fn list(
     limit: usize,
 ) -> rusqlite::Result<Vec<Slot>> {
     let mut statement = connection.prepare_cached(
-        "SELECT scheduled_for, through, count, outcome, run, late_ms, reason FROM slots
+        "SELECT scheduled_for, through, count, outcome, run, late_ms, reason, planned_for FROM slots
          WHERE task = ?1 AND scheduled_for < ?2 ORDER BY scheduled_for DESC LIMIT ?3",
     )?;
     let before = before.map_or(i64::MAX, Timestamp::as_microsecond);
@@ -209,6 +272,7 @@ pub fn list(
         let (first, through): (i64, i64) = (row.get(0)?, row.get(1)?);
         Ok(Slot {
             scheduled_for: time(first),
+            planned_for: row.get::<_, Option<i64>>(7)?.map(time),
             outcome: row.get(3)?,
             run: row.get::<_, Option<String>>(4)?.and_then(|id| id.parse().ok()),
             late_ms: row.get::<_, Option<i64>>(5)?.map(from_sql),

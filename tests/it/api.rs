@@ -64,7 +64,7 @@ async fn a_task_is_made_shown_changed_listed_and_deleted() {
     let (status, changed) =
         patch(client, "/tasks/look-after-things", json!({ "title": "Else", "schedule": { "every": "30m" } })).await;
     assert_eq!((status, &changed["title"], &changed["schedule"]), (200, &json!("Else"), &json!({ "every": "30m" })));
-    assert!(changed["next_at"].is_string() && changed["schedule_text"].is_string());
+    assert!(changed["next_at"].is_string() && changed["schedule_words"].is_string());
     assert_eq!(changed["definition"]["steps"], shown["definition"]["steps"], "what is not given stays");
     let (_, changed) = patch(client, "/tasks/look-after-things", json!({ "schedule": null })).await;
     assert_eq!((&changed["schedule"], &changed["next_at"]), (&Value::Null, &Value::Null));
@@ -190,15 +190,21 @@ async fn the_next_times_and_a_preview_are_given_with_their_offset() {
     let many = client.post("/schedule/preview", json!({ "every": "1m", "n": 500 })).await.1;
     assert_eq!(many["items"].as_array().unwrap().len(), 500);
     for (asked, field) in [
-        (json!({}), "cron"),
-        (json!({ "cron": "* * * * *", "every": "1m" }), "cron"),
+        (json!({}), ""),
+        (json!({ "cron": "* * * * *", "every": "1m" }), ""),
         (json!({ "cron": "61 * * * *" }), "cron"),
         (json!({ "cron": "0 3 * * *", "tz": "Europe/Nowhere" }), "tz"),
         (json!({ "every": "soon" }), "every"),
         (json!({ "at": "2001-01-01T00:00:00Z" }), "at"),
         (json!({ "every": "1m", "n": 0 }), "n"),
         (json!({ "every": "1m", "n": 501 }), "n"),
-        (json!({ "every": "1m", "zone": "UTC" }), ""),
+        (json!({ "every": "1m", "n": "5" }), "n"),
+        (json!({ "every": "1m", "zone": "UTC" }), "zone"),
+        (json!({ "every": "1m", "tz": "UTC" }), "tz"),
+        (json!({ "every": "1m", "jitter": "1m" }), "jitter"),
+        (json!({ "every": "1m", "jitter": 5 }), "jitter"),
+        (json!({ "every": "1m", "stagger": "often" }), "stagger"),
+        (json!({ "at": "2026-03-29T02:30", "tz": "Europe/Berlin" }), "at"),
     ] {
         let (status, problem) = client.post("/schedule/preview", asked.clone()).await;
         assert_eq!((status, &problem["code"]), (400, &json!("invalid")), "{asked}: {problem}");

@@ -130,7 +130,7 @@ fn problem(status: u16, code: &str, detail: &str) -> Response {
 
 fn task(head: usize) -> Value {
     json!({"id": "long", "title": "Long task", "state": "idle", "source": "file", "gen": GEN, "head": head,
-           "oldest": 1, "params": {"n": {"default": 3}}, "schedule_text": "every 30 min"})
+           "oldest": 1, "params": {"n": {"default": 3}}, "schedule_words": "every 30 min"})
 }
 
 async fn tasks(State(scene): State<Shared>) -> Response {

@@ -31,6 +31,7 @@ const CALLS: &[(&str, &str)] = &[
     ("POST", "/tasks/job/runs"),
     ("GET", "/tasks/job/events"),
     ("POST", "/schedule/preview"),
+    ("POST", "/clock/accept"),
     ("GET", "/runs"),
     ("GET", "/runs/0192f0c1-0000-7000-8000-000000000001"),
     ("POST", "/tasks/job/claim"),

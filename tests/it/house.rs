@@ -35,7 +35,7 @@ const KNOWS: &[(&str, &[&str])] = &[
         &["clock", "config", "event", "failpoint", "planner", "record", "run", "schedule", "store", "stream", "task"],
     ),
     ("cli::serve", &["cli", "config", "server"]),
-    ("cli::validate", &["cli", "config", "task"]),
+    ("cli::validate", &["cli", "config", "schedule", "task"]),
     ("cli::live", &["cli::backoff", "cli::escape", "cli::failure", "cli::wire"]),
     ("cli", &["config", "event"]),
     ("main", &["cli", "run::supervisor"]),

@@ -7,6 +7,7 @@ mod bounds;
 mod cli;
 mod cli_commands;
 mod cli_live;
+mod clock_steps;
 mod commands;
 #[cfg(feature = "failpoints")]
 mod commands_faults;
@@ -46,7 +47,9 @@ mod rows_events;
 mod rows_stage;
 mod schedule_bell;
 mod schedule_plan;
+mod schedule_preview;
 mod schedule_timing;
+mod schedule_words;
 mod slow;
 mod steps;
 mod stop;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use rejoin::task::definition::{
     Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
-    Step,
+    Step, When,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
@@ -78,7 +78,7 @@ fn a_task_file_is_read_as_it_says() {
     assert_eq!(task.title, "Run smart maintenance");
     assert_eq!(
         task.schedule,
-        Some(Schedule::Cron { expression: "0 3 * * *".into(), zone: Some("Europe/Berlin".into()) })
+        Some(When::Cron { expression: "0 3 * * *".into(), zone: Some("Europe/Berlin".into()) }.into())
     );
     assert_eq!(task.policy.timeout, Duration::from_secs(1200));
     assert_eq!(task.params["disk_limit_percent"].default, Some(json!(85)));
@@ -122,8 +122,8 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
 #[test]
 fn the_forms_of_a_schedule_are_read() {
     let schedule = |text: &str| read(&task(&format!("[schedule]\n{text}"))).unwrap().schedule.unwrap();
-    assert_eq!(schedule("every = \"1h30m\""), Schedule::Every { period: Duration::from_secs(5400) });
-    let at = Schedule::At { time: "2026-12-01T03:00:00".into(), zone: Some("UTC".into()) };
+    assert_eq!(schedule("every = \"1h30m\""), Schedule::from(When::Every { period: Duration::from_secs(5400) }));
+    let at: Schedule = When::At { time: "2026-12-01T03:00:00".into(), zone: Some("UTC".into()) }.into();
     assert_eq!(schedule("at = \"2026-12-01T03:00:00\"\ntz = \"UTC\""), at);
     assert_eq!(schedule("at = 2026-12-01T03:00:00\ntz = \"UTC\""), at);
     // A file stays when its time has come.
@@ -165,8 +165,32 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "tasks/t.toml:3:9: schedule.every: every 100ms is too often: one second is the shortest",
         ),
         (
-            "[schedule]\ncron = \"* * * * *\"\njitter = \"5m\"",
-            "tasks/t.toml:4:1: schedule.jitter: comes later: this version does not act on it",
+            "[schedule]\ncron = \"*/5 * * * *\"\njitter = \"5m\"",
+            "tasks/t.toml:4:10: schedule.jitter: must be less than the shortest time between two slots, which is 5m",
+        ),
+        (
+            "[schedule]\nevery = \"1h\"\njitter = \"1h\"",
+            "tasks/t.toml:4:10: schedule.jitter: must be less than the shortest time between two slots, which is 1h",
+        ),
+        (
+            "[schedule]\nat = \"2099-01-01T00:00\"\njitter = \"25h\"",
+            "tasks/t.toml:4:10: schedule.jitter: must be less than 24h",
+        ),
+        (
+            "[schedule]\nevery = \"1h\"\njitter = \"0s\"",
+            "tasks/t.toml:4:10: schedule.jitter: must be more than nothing",
+        ),
+        (
+            "[schedule]\nevery = \"1h\"\njitter = 5",
+            "tasks/t.toml:4:10: schedule.jitter: must have a unit, like \"30s\" or \"5m\"",
+        ),
+        (
+            "[schedule]\nevery = \"1h\"\njitter = \"-5m\"",
+            "tasks/t.toml:4:10: schedule.jitter: \"-5m\" is less than nothing",
+        ),
+        (
+            "[schedule]\nevery = \"1h\"\nstagger = \"5m\"",
+            "tasks/t.toml:4:11: schedule.stagger: must be true or false, is text",
         ),
         (
             "[policy]\noverlap = \"sometimes\"",
@@ -355,7 +379,7 @@ fn a_task_as_json_is_read_with_the_same_checks() {
     .unwrap();
     assert_eq!(posted.id.unwrap().as_str(), "my-task");
     assert!(!posted.run);
-    assert_eq!(posted.definition.schedule, Some(Schedule::Every { period: Duration::from_secs(1800) }));
+    assert_eq!(posted.definition.schedule, Some(When::Every { period: Duration::from_secs(1800) }.into()));
     assert!(from_json(&json!({"title": "T", "steps": [{"run": "a"}]}), &Policy::default()).unwrap().run);
     for (value, key, part) in [
         (json!([]), "", "must be a table"),
@@ -399,13 +423,15 @@ fn numbers_are_taken_as_they_are_written() {
 
 #[test]
 fn a_schedule_alone_is_read_with_the_same_checks() {
-    let read = schedule_from_json(&json!({"every": "30m", "tz": "Asia/Tokyo", "n": 5})).unwrap();
-    assert_eq!(read, Schedule::Every { period: Duration::from_secs(1800) });
+    let read = schedule_from_json(&json!({"every": "30m"})).unwrap();
+    assert_eq!(read, When::Every { period: Duration::from_secs(1800) }.into());
     for (value, key, part) in [
         (json!({"cron": "0 0 31 2 *"}), "cron", "never comes"),
         (json!({"cron": "@daily", "tz": "Berln"}), "tz", "did you mean"),
         (json!({"every": "0s"}), "every", "more than nothing"),
-        (json!({"n": 5}), "", "needs one of"),
+        (json!({}), "", "needs one of"),
+        (json!({"every": "30m", "tz": "Asia/Tokyo"}), "tz", "has no effect with every"),
+        (json!({"every": "30m", "zone": "UTC"}), "zone", "is not known"),
         (json!("x"), "", "must be a table"),
     ] {
         let problems = schedule_from_json(&value).unwrap_err();
@@ -549,12 +575,18 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn schedules() -> impl Strategy<Value = Option<Schedule>> {
-    prop::option::of(prop_oneof![
-        (1u64..100_000).prop_map(|s| Schedule::Every { period: Duration::from_secs(s) }),
-        Just(Schedule::Cron { expression: "*/5 1-3 * * mon".into(), zone: None }),
-        Just(Schedule::Cron { expression: "@daily".into(), zone: Some("Europe/Berlin".into()) }),
-        Just(Schedule::At { time: "2026-12-01T03:00".into(), zone: Some("UTC".into()) }),
-    ])
+    let whens = prop_oneof![
+        (60u64..100_000).prop_map(|s| When::Every { period: Duration::from_secs(s) }),
+        Just(When::Cron { expression: "*/5 1-3 * * mon".into(), zone: None }),
+        Just(When::Cron { expression: "@daily".into(), zone: Some("Europe/Berlin".into()) }),
+        Just(When::At { time: "2026-12-01T03:00".into(), zone: Some("UTC".into()) }),
+    ];
+    let jitters = prop::option::of((1u64..60_000).prop_map(Duration::from_millis));
+    prop::option::of((whens, jitters, any::<bool>()).prop_map(|(when, jitter, stagger)| Schedule {
+        when,
+        jitter,
+        stagger,
+    }))
 }
 
 fn definitions() -> impl Strategy<Value = Definition> {

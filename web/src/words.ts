@@ -125,10 +125,7 @@ export function triggerWords(run: Run): string {
 export function scheduleWords(schedule: Schedule | null | undefined, text?: string | null): string {
   if (!schedule) return 'Runs only when asked';
   const zone = schedule.tz ? ` (${schedule.tz})` : '';
-  if (text) {
-    const sentence = text.charAt(0).toUpperCase() + text.slice(1);
-    return schedule.tz && !sentence.includes(schedule.tz) ? `${sentence}${zone}` : sentence;
-  }
+  if (text) return text.charAt(0).toUpperCase() + text.slice(1);
   if (schedule.every) return `Every ${schedule.every}`;
   if (schedule.cron) return `Cron ${schedule.cron}${zone}`;
   if (schedule.at) return `Once, at ${schedule.at}${zone}`;

@@ -26,7 +26,9 @@ test('times near and far are said from now', () => {
 
 test('a schedule is said in words', () => {
   expect(scheduleWords(null)).toBe('Runs only when asked');
-  expect(scheduleWords({ every: '30m' }, 'every 30 min')).toBe('Every 30 min');
+  expect(scheduleWords({ cron: '0 3 * * 1-5', tz: 'Europe/Berlin' }, 'every weekday at 03:00 in Berlin')).toBe(
+    'Every weekday at 03:00 in Berlin',
+  );
   expect(scheduleWords({ cron: '0 3 * * *', tz: 'Europe/Berlin' })).toBe('Cron 0 3 * * * (Europe/Berlin)');
 });
 

@@ -310,7 +310,8 @@ impl Runs {
         let (known, topic) = known.ok_or_else(|| RunError::NoTask(task.clone()))?;
         let Some(run) = topic.tail().fold.run(id).cloned() else { return Ok(None) };
         let now = self.publisher().clock().now();
-        let start = run.scheduled_for.map(|slot| slots::Start::of(&known, &run, slot, now));
+        let start =
+            run.scheduled_for.map(|slot| slots::Start::of(known.timing.as_deref(), known.anchor, &run, slot, now));
         let started = Offer::new(Some(id), now, &Body::Status(started(&known)));
         let off = Offer::new(Some(id), now, &Body::Status(reasoned(State::Cancelled, task, CALLED_OFF)));
         let (no, to, by_itself) = (known.no, topic.clone(), run.is_by_itself());

@@ -56,6 +56,8 @@ export interface Schedule {
   every?: string | null;
   at?: string | null;
   tz?: string | null;
+  jitter?: string | null;
+  stagger?: boolean | null;
 }
 
 export interface Policy {
@@ -93,10 +95,12 @@ export interface Task {
   source?: 'file' | 'store' | null;
   error?: FileError | null;
   schedule?: Schedule | null;
-  schedule_text?: string | null;
+  schedule_words?: string | null;
   policy?: Policy | null;
   params?: Record<string, Parameter> | null;
   next_at?: string | null;
+  /** When that one starts, where it is later: `jitter` and `stagger`. */
+  next_planned_for?: string | null;
   /** The newest run, which may be under way, and the newest that is over. */
   last_run?: Run | null;
   last_ended?: Run | null;

@@ -1,0 +1,138 @@
+//! What a schedule means is shown before it is saved, and what means nothing is refused with one reason, whichever way it
+//! is given.
+
+use std::process::Output;
+
+use jiff::Timestamp;
+use rejoin::clock::Clock;
+use serde_json::{Value, json};
+
+use crate::harness::{Home, InProcess, REJOIN};
+
+async fn rejoin(server: &InProcess, line: &[&str]) -> Output {
+    let mut command = tokio::process::Command::new(REJOIN);
+    command.args(line).args(["--server", &format!("http://{}", server.client.address)]);
+    command.env("REJOIN_TOKEN", &server.client.token).output().await.unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn file(schedule: &str) -> String {
+    format!("title = \"T\"\n[schedule]\n{schedule}\n[[steps]]\nrun = \"true\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_is_shown_in_words_with_its_zone_and_what_the_clock_does_to_it_before_it_is_saved() {
+    // The night in which Berlin's clock goes back.
+    let before: Timestamp = "2026-10-24T10:00:00Z".parse().unwrap();
+    let home = Home::new("");
+    let server = home.serve_at(Clock::standing_at(before)).await;
+    let flags = ["--run", "true", "--cron", "30 2 * * 6,0", "--tz", "Europe/Berlin"];
+    let words = "every Saturday and Sunday at 02:30 in Berlin";
+    let marked = "2026-10-25T02:30:00+02:00";
+
+    let dry =
+        rejoin(&server, &[&["tasks", "add", "Weekend", "--dry-run", "--jitter", "5m"][..], &flags].concat()).await;
+    assert!(dry.status.success(), "{}", err(&dry));
+    let spread = format!("It would run {words}, spread over 5 minutes. The next times are in Europe/Berlin.");
+    assert!(out(&dry).contains(&spread), "{}", out(&dry));
+    let line = out(&dry).lines().find(|line| line.contains(marked)).unwrap().to_owned();
+    assert!(line.ends_with("clock goes back: first passing"), "{line}");
+    assert_eq!(server.client.get("/tasks").await.1["items"], json!([]), "nothing was made");
+    let dry = rejoin(&server, &[&["tasks", "add", "Weekend", "--dry-run", "--json"][..], &flags].concat()).await;
+    let shown: Value = serde_json::from_str(&out(&dry)).unwrap();
+    assert_eq!((&shown["words"], &shown["zone"]), (&json!(words), &json!("Europe/Berlin")), "{shown}");
+
+    let asked = json!({ "cron": "30 2 * * 6,0", "tz": "Europe/Berlin", "n": 1 });
+    let preview = server.client.post("/schedule/preview", asked).await.1;
+    let item = json!({ "at": marked, "planned_for": null, "note": "clock goes back: first passing" });
+    assert_eq!(preview, json!({ "items": [item], "words": words, "zone": "Europe/Berlin" }));
+
+    let made = rejoin(&server, &[&["tasks", "add", "Weekend", "--stagger"][..], &flags].concat()).await;
+    assert!(out(&made).contains(&format!("runs  {words}, and ")), "{}", out(&made));
+    let task = server.client.get("/tasks/weekend").await.1;
+    let moved = task["schedule_words"].as_str().unwrap();
+    assert!(moved.starts_with(words) && moved.ends_with(" later"), "{task}");
+    for line in [&["tasks", "show", "weekend"][..], &["tasks", "list"]] {
+        let shown = rejoin(&server, line).await;
+        assert!(out(&shown).contains(moved), "{}", out(&shown));
+    }
+    let next = rejoin(&server, &["tasks", "next", "weekend", "-n", "1"]).await;
+    assert!(err(&next).contains(&format!("Task weekend runs {moved}. Times are in Europe/Berlin.")), "{}", err(&next));
+    assert!(out(&next).contains(marked) && out(&next).contains("planned for 2026-10-25T0"), "{}", out(&next));
+
+    let nightly = home.path().join("nightly.toml");
+    std::fs::write(&nightly, file("cron = \"0 3 * * 1-5\"\ntz = \"Europe/Berlin\"")).unwrap();
+    let config = home.path().join("config.toml");
+    let config = config.to_str().unwrap();
+    let checked = rejoin(&server, &["tasks", "validate", nightly.to_str().unwrap(), "--config", config]).await;
+    assert!(
+        out(&checked).ends_with("nightly.toml: good, runs every weekday at 03:00 in Berlin\n"),
+        "{}",
+        out(&checked)
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_cannot_be_is_refused_for_one_reason_in_file_call_preview_and_command() {
+    let home = Home::new("");
+    let server = home.serve_at(Clock::standing_at("2026-05-01T12:00:00Z".parse().unwrap())).await;
+    let config = home.path().join("config.toml");
+    let config = config.to_str().unwrap();
+    for (schedule, field, reason) in [
+        (json!({ "cron": "0 0 31 2 *" }), "cron", "is a date that never comes"),
+        (json!({ "cron": "0 3 * * *", "tz": "Europe/Berln" }), "tz", "did you mean \"Europe/Berlin\"?"),
+        (json!({ "every": "100ms" }), "every", "is too often: one second is the shortest"),
+        (
+            json!({ "every": "1h", "jitter": "1h" }),
+            "jitter",
+            "less than the shortest time between two slots, which is 1h",
+        ),
+        (json!({ "cron": "0 2,3 * * *", "jitter": "90m" }), "jitter", "between two slots, which is 1h"),
+        (json!({ "every": "1h", "jitter": "5" }), "jitter", "is not a length of time"),
+        (json!({ "every": "1h", "jitter": "-5m" }), "jitter", "is less than nothing"),
+        (json!({ "every": "1h", "jitter": "0s" }), "jitter", "must be more than nothing"),
+        (json!({ "at": "2099-12-01T03:00", "jitter": "24h" }), "jitter", "must be less than 24h"),
+        (json!({ "at": "2026-10-25T02:30", "tz": "Europe/Berlin" }), "at", "comes twice in Europe/Berlin"),
+        (json!({ "at": "2027-03-28T02:30", "tz": "Europe/Berlin" }), "at", "does not exist in Europe/Berlin"),
+    ] {
+        let toml = schedule.as_object().unwrap().iter().map(|(key, value)| format!("{key} = {value}\n"));
+        let path = home.path().join("bad.toml");
+        std::fs::write(&path, file(&toml.collect::<String>())).unwrap();
+        let of_file = rejoin(&server, &["tasks", "validate", path.to_str().unwrap(), "--config", config]).await;
+        assert_eq!(of_file.status.code(), Some(2), "{schedule}");
+        assert!(
+            out(&of_file).contains(&format!("schedule.{field}: ")) && out(&of_file).contains(reason),
+            "{of_file:?}"
+        );
+
+        let task = json!({ "title": "T", "schedule": schedule, "steps": [{ "run": "true" }] });
+        let (status, problem) = server.client.post("/tasks", task).await;
+        assert_eq!((status, &problem["field"]), (400, &json!(format!("schedule.{field}"))), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
+
+        let (status, problem) = server.client.post("/schedule/preview", schedule.clone()).await;
+        assert_eq!((status, &problem["field"]), (400, &json!(field)), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
+
+        let mut line = vec!["tasks".to_owned(), "add".into(), "T".into(), "--run".into(), "true".into()];
+        for (key, value) in schedule.as_object().unwrap() {
+            line.push(format!("--{key}={}", value.as_str().unwrap()));
+        }
+        for more in [&[][..], &["--dry-run".to_owned()]] {
+            let line: Vec<&str> = line.iter().chain(more).map(String::as_str).collect();
+            let of_command = rejoin(&server, &line).await;
+            assert_eq!(of_command.status.code(), Some(2), "{line:?}: {}", err(&of_command));
+            assert!(err(&of_command).contains(reason), "{line:?}: {}", err(&of_command));
+        }
+    }
+    assert_eq!(server.client.get("/tasks").await.1["items"], json!([]));
+    server.stop().await;
+}
