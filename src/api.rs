@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::housekeeping::Housekeeping;
 use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
@@ -37,6 +38,7 @@ pub mod error;
 pub mod events;
 pub mod feed;
 pub mod frame;
+pub mod housekeeping;
 pub mod hub;
 pub mod ingest;
 pub mod live;
@@ -53,6 +55,9 @@ pub mod tasks;
 pub mod web;
 pub mod websocket;
 pub mod wire;
+
+/// What a copy of the store is, on the wire.
+const BACKUP_TYPE: &str = "application/vnd.sqlite3";
 
 /// The largest body of a call: a task with hundreds of steps is a tenth of it.
 const MAX_BODY: usize = 1024 * 1024;
@@ -78,6 +83,8 @@ pub struct Api {
     pub planner: Arc<Notify>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
+    /// What the server does for itself.
+    pub housekeeping: Housekeeping,
     /// Where the outputs of tool calls are.
     pub output_dir: Arc<std::path::Path>,
 }
@@ -107,6 +114,9 @@ pub fn router(api: Api) -> Router {
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
+        .route("/housekeeping", get(housekeeping::list))
+        .route("/housekeeping/{chore}/run", post(housekeeping::run))
+        .route("/backup", get(housekeeping::download))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
     let waiting = Router::new()
@@ -123,6 +133,7 @@ pub fn router(api: Api) -> Router {
     let small = SizeAbove::new(1024)
         .and(NotForContentType::new("application/json"))
         .and(NotForContentType::new("text/plain"))
+        .and(NotForContentType::new(BACKUP_TYPE))
         .and(NotForContentType::SSE);
     let door = Arc::clone(&api.door);
     Router::new()

@@ -24,7 +24,7 @@ use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
 use crate::task::parse;
-use crate::task::registry::{Registry, Task, TaskError};
+use crate::task::registry::{self, Registry, Task, TaskError};
 use crate::task::slots;
 
 pub mod elsewhere;
@@ -349,9 +349,12 @@ impl Runs {
         let read = move |connection: &Connection| {
             connection
                 .prepare_cached(
-                    "SELECT runs.run, tasks.id FROM runs JOIN tasks ON tasks.no = runs.task WHERE runs.id = ?1",
+                    "SELECT runs.run, tasks.id FROM runs JOIN tasks ON tasks.no = runs.task
+                     WHERE runs.id = ?1 AND tasks.id < ?2",
                 )?
-                .query_row([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+                .query_row([&id.to_string(), registry::REMOVED], |row| {
+                    Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+                })
                 .optional()
         };
         let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
@@ -815,8 +818,8 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
 /// Whether the task may run at all; none when it is not there.
 fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<bool>> {
     connection
-        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1")?
-        .query_row([task.0], |row| row.get(0))
+        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![task.0, registry::REMOVED], |row| row.get(0))
         .optional()
 }
 
@@ -865,10 +868,11 @@ pub fn list(
 ) -> rusqlite::Result<Vec<Run>> {
     let mut statement = connection.prepare_cached(
         "SELECT run FROM runs WHERE (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR state = ?2)
-           AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
+           AND (?3 IS NULL OR id < ?3) AND task NOT IN (SELECT no FROM tasks WHERE id >= ?5)
+         ORDER BY id DESC LIMIT ?4",
     )?;
     let before = before.map(|id| id.to_string());
     let rows = statement
-        .query_map(params![task.map(|no| no.0), state, before, limit as i64], |row| row.get::<_, String>(0))?;
+        .query_map(params![task.map(|no| no.0), state, before, limit as i64, registry::REMOVED], |row| row.get::<_, String>(0))?;
     rows.filter_map(|row| row.map(|text| serde_json::from_str(&text).ok()).transpose()).collect()
 }

@@ -81,8 +81,9 @@ impl Publisher {
         self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Deletes the log of a task, with what `act` deletes beside it, and closes its stream. What is offered from the
-    /// commit on is refused, and what was numbered in the very group is neither shown nor acknowledged.
+    /// Closes the stream of a task that `act` removes. What is offered from the commit on is refused, and what was
+    /// numbered in the very group is neither shown nor acknowledged. The rows of its log go in steps of their own
+    /// ([`log::delete_step`]): nothing finds them any more.
     ///
     /// # Errors
     /// What `act` gave, or a [`StoreError`] when the store cannot be written now.
@@ -92,12 +93,8 @@ impl Publisher {
         E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
     {
-        let (no, deleted) = (topic.no, Arc::clone(topic));
-        let act = move |connection: &Connection| -> Result<_, E> {
-            let value = act(connection)?;
-            log::delete(connection, no)?;
-            Ok((value, Vec::new()))
-        };
+        let deleted = Arc::clone(topic);
+        let act = move |connection: &Connection| -> Result<_, E> { Ok((act(connection)?, Vec::new())) };
         let follow = move |_: &T| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || deleted.close())) };
         let (value, _) = self.change(act, follow).await?;
         self.forget(topic);
@@ -331,28 +328,37 @@ impl Publisher {
         }
     }
 
-    /// Lets go of what retention takes: raises `oldest` in the store and in memory, and tells the readers that
-    /// stand below it.
+    /// Lets go of what retention takes: raises `oldest` in the store and in memory, in steps that no event waits for
+    /// long, and tells the readers that stand below it.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn raise_oldest(&self, topic: &Arc<Topic>, oldest: Seq) -> Result<(), StoreError> {
+        while !self.raise_oldest_step(topic, oldest).await? {}
+        Ok(())
+    }
+
+    /// One step of [`raise_oldest`](Self::raise_oldest); true for the last.
+    async fn raise_oldest_step(&self, topic: &Arc<Topic>, oldest: Seq) -> Result<bool, StoreError> {
         let no = topic.no;
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             Ok((log::raise_oldest(connection, no, oldest)?, Vec::new()))
         };
-        let (raised, publisher) = (Arc::clone(topic), self.clone());
-        let follow = move |oldest: &Option<Seq>| -> Option<Box<dyn FnOnce() + Send>> {
-            let oldest = (*oldest)?;
+        let (cut, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |raised: &Option<log::Raised>| -> Option<Box<dyn FnOnce() + Send>> {
+            let raised = (*raised)?;
             Some(Box::new(move || {
-                let mut tail = raised.tail();
-                tail.oldest = tail.oldest.max(oldest);
-                tail.ring.forget_below(oldest);
+                let mut tail = cut.tail();
+                tail.oldest = tail.oldest.max(raised.oldest);
+                tail.ring.forget_below(raised.oldest);
                 drop(tail);
-                publisher.wake_all(&raised);
+                if raised.done {
+                    publisher.wake_all(&cut);
+                }
             }))
         };
-        self.change(act, follow).await.map(drop)
+        let (raised, _) = self.change(act, follow).await?;
+        Ok(raised.is_none_or(|raised| raised.done))
     }
 
     /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come

@@ -126,6 +126,32 @@ pub struct Policy {
     pub catchup_limit: u32,
     /// How long a whole run may take.
     pub timeout: Duration,
+    /// What is kept of its runs.
+    pub keep: Keep,
+}
+
+/// What is kept of a task; where it says nothing, what the server's `[retention]` says then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Keep {
+    /// Ended runs, with their events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs: Option<u64>,
+    /// Days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
+    /// Events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+    /// Bytes of events and of stored outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+impl Keep {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for Policy {
@@ -137,6 +163,7 @@ impl Default for Policy {
             catchup_window: None,
             catchup_limit: 10,
             timeout: Duration::from_secs(3600),
+            keep: Keep::default(),
         }
     }
 }
@@ -354,6 +381,10 @@ impl Serialize for Policy {
         map.serialize_entry("catchup_window", &window)?;
         map.serialize_entry("catchup_limit", &self.catchup_limit)?;
         map.serialize_entry("timeout", &duration_text(self.timeout))?;
+        // What it leaves to the server stays the server's to say, also when that changes.
+        if !self.keep.is_empty() {
+            map.serialize_entry("keep", &self.keep)?;
+        }
         map.end()
     }
 }

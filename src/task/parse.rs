@@ -16,7 +16,7 @@ use crate::config::place::{self, Place};
 use crate::event::TaskId;
 use crate::schedule::timing::Timing;
 use crate::task::definition::{
-    Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
+    Action, AgentKind, Catchup, Definition, Keep, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
 };
 
 use reader::{Open, Reader, not_known};
@@ -39,6 +39,10 @@ pub const MAX_RETRIES: i64 = 100;
 
 /// How many runs of a task may wait.
 pub const MAX_QUEUE: i64 = 10_000;
+/// The most runs or events that a task may be told to keep: more than any disk has room for.
+const MAX_KEPT: i64 = 1_000_000_000_000;
+/// The longest that they may be kept, in days: a century.
+const MAX_DAYS: i64 = 36_525;
 
 /// One thing that is wrong with a task.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -445,14 +449,14 @@ impl Reader {
     }
 
     fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
-        const KNOWN: [&str; 6] = ["overlap", "queue_limit", "catchup", "catchup_window", "catchup_limit", "timeout"];
-        const LATER: [&str; 10] = [
+        const KNOWN: [&str; 7] =
+            ["overlap", "queue_limit", "catchup", "catchup_window", "catchup_limit", "timeout", "keep"];
+        const LATER: [&str; 9] = [
             "retries",
             "idle_timeout",
             "pause_after",
             "jitter",
             "stagger",
-            "keep",
             "concurrency",
             "on_crash",
             "retry_on",
@@ -476,6 +480,7 @@ impl Reader {
             None => defaults.catchup_window,
         };
         let timeout = self.length(&mut open, "timeout").unwrap_or(defaults.timeout);
+        let keep = open.take("keep").map(|node| self.keep(node));
         self.close(open, &KNOWN, &LATER);
         Some(Policy {
             overlap,
@@ -484,7 +489,22 @@ impl Reader {
             catchup_window,
             catchup_limit: catchup_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.catchup_limit),
             timeout,
+            keep: keep.unwrap_or(defaults.keep),
         })
+    }
+
+    /// What is kept of a task. Each key by itself: what is left out is the server's to say.
+    fn keep(&mut self, node: &Node) -> Keep {
+        let Some(mut open) = self.open("policy.keep", node) else { return Keep::default() };
+        let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+        let keep = Keep {
+            runs: number(self.number(&mut open, "runs", 1, MAX_KEPT)),
+            days: self.number(&mut open, "days", 1, MAX_DAYS).and_then(|days| u32::try_from(days).ok()),
+            events: number(self.number(&mut open, "events", 1, MAX_KEPT)),
+            bytes: self.size(&mut open, "bytes"),
+        };
+        self.close(open, &["runs", "days", "events", "bytes"], &[]);
+        keep
     }
 
     fn params(&mut self, node: &Node) -> BTreeMap<String, Param> {
