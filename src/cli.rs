@@ -15,9 +15,11 @@ use self::screen::Screen;
 
 pub mod add;
 pub mod backoff;
+pub mod backup;
 pub mod client;
 pub mod escape;
 pub mod failure;
+pub mod housekeeping;
 pub mod live;
 pub mod matching;
 pub mod open;
@@ -111,6 +113,19 @@ enum Command {
     },
     /// Say how the server is
     Status,
+    /// Say what the server does for itself, when, and what came of it
+    Housekeeping {
+        #[command(subcommand)]
+        ask: Option<housekeeping::Ask>,
+    },
+    /// Make a copy of the store in one file, while the server runs
+    Backup(backup::Backup),
+    /// Put a backup in the place of what the data folder holds; no server may have it
+    Restore {
+        /// The backup
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -295,6 +310,7 @@ fn act(cli: Cli, screen: Screen) -> Result<()> {
         Command::Tasks { command: TasksCommand::Validate { files } } => {
             return validate::validate(&screen, &server, files);
         }
+        Command::Restore { file } => return backup::restore(&screen, &server, &file),
         _ => {}
     }
     // One worker beside this thread: Ctrl-C is heard while output waits for a slow reader.
@@ -315,6 +331,8 @@ async fn speak(session: Session, command: Command) -> Result<()> {
     match command {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
+        Command::Housekeeping { ask } => housekeeping::housekeeping(&session, ask).await,
+        Command::Backup(asked) => backup::backup(&session, &asked).await,
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -341,7 +359,7 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             RunsCommand::Retry { run, until, once } => runs::retry(session, &run, until, once.as_deref()).await,
             RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
         },
-        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise => Ok(()),
+        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise | Command::Restore { .. } => Ok(()),
     }
 }
 
@@ -381,6 +399,11 @@ mod tests {
             &["watch"],
             &["watch", "x", "--server", "https://example.org"],
             &["status"],
+            &["housekeeping"],
+            &["housekeeping", "run", "backup", "--json"],
+            &["backup", "copy.db", "--without-outputs", "--force"],
+            &["restore", "copy.db", "--data-dir", "data"],
+            &["tasks", "add", "X", "--run", "true", "--keep", "runs=10,bytes=100MiB"],
             &["completions", "bash"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());

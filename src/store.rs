@@ -85,6 +85,14 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+/// Another server has the data folder.
+#[derive(Debug, thiserror::Error)]
+#[error("another server (pid {pid}) has the data folder {}: stop it first, or give this one another data_dir", dir.display())]
+pub struct InUse {
+    pid: String,
+    dir: PathBuf,
+}
+
 /// A data folder that is open: the lock, the file and the connections that read it.
 #[derive(Debug)]
 pub struct Store {
@@ -413,11 +421,7 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
         file.read_to_string(&mut pid)?;
         // A server that was killed while it started a command: for a moment the command-to-be still has the lock.
         if is_there(pid.trim()) || Instant::now() >= give_up {
-            bail!(
-                "another server (pid {}) has the data folder {}: stop it first, or give this one another data_dir",
-                pid.trim(),
-                dir.display()
-            );
+            return Err(InUse { pid: pid.trim().to_owned(), dir: dir.to_owned() }.into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn only_its_own_copies_are_removed_and_the_newest_are_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let at = |second| Timestamp::from_second(1_800_000_000 + second).unwrap();
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
         let mut expected = vec!["mine.db".to_owned(), "rejoin-2026.db".to_owned()];
         for second in 0..5 {
             std::fs::write(dir.path().join(name(at(second))), "").unwrap();

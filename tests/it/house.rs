@@ -36,6 +36,7 @@ const KNOWS: &[(&str, &[&str])] = &[
     ),
     ("cli::serve", &["cli", "config", "server"]),
     ("cli::validate", &["cli", "config", "task"]),
+    ("cli::backup", &["cli", "failpoint", "housekeeping", "store"]),
     ("cli::live", &["cli::backoff", "cli::escape", "cli::failure", "cli::wire"]),
     ("cli", &["config", "event"]),
     ("main", &["cli", "run::supervisor"]),

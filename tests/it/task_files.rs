@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rejoin::task::definition::{
-    Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
+    Action, AgentKind, Catchup, Definition, Keep, OnError, Overlap, Param, Policy, Schedule, SecretSource,
+    Step,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
@@ -102,6 +103,7 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
         catchup_window: Some(Duration::from_secs(60)),
         catchup_limit: 4,
         timeout: Duration::from_secs(5),
+        keep: Keep { runs: Some(7), ..Keep::default() },
     };
     let read = |text: &str| from_toml("t.toml", text, &defaults).unwrap().policy;
     assert_eq!(read(&task("")), defaults);
@@ -167,6 +169,14 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "tasks/t.toml:3:11: policy.catchup: \"first\" is not known: there are \"none\", \"last\" and \"all\"",
         ),
         ("[policy]\ncatchup_limit = 0", "tasks/t.toml:3:17: policy.catchup_limit: 0 is not from 1 to 10000"),
+        ("[policy]\nkeep = 5", "tasks/t.toml:3:8: policy.keep: must be a table, is a number"),
+        ("[policy]\nkeep = { runs = 0 }", "tasks/t.toml:3:17: policy.keep.runs: 0 is not from 1 to 1000000000000"),
+        ("[policy]\nkeep = { days = \"7d\" }", "tasks/t.toml:3:17: policy.keep.days: must be a whole number, is text"),
+        ("[policy]\nkeep = { days = 40000 }", "tasks/t.toml:3:17: policy.keep.days: 40000 is not from 1 to 36525"),
+        ("[policy]\nkeep = { events = -1 }", "tasks/t.toml:3:19: policy.keep.events: -1 is not from 1 to 1000000000000"),
+        ("[policy]\nkeep = { bytes = \"1 MiBs\" }", "tasks/t.toml:3:18: policy.keep.bytes: \"1 MiBs\" is not a size: write it like \"16 MiB\" or as a number of bytes"),
+        ("[policy]\nkeep = { bytes = 0 }", "tasks/t.toml:3:18: policy.keep.bytes: must be more than nothing"),
+        ("[policy]\nkeep = { runz = 5 }", "tasks/t.toml:3:10: policy.keep.runz: is not known: did you mean \"runs\"?"),
         ("[policy]\nqueue_limit = 0", "tasks/t.toml:3:15: policy.queue_limit: 0 is not from 1 to 10000"),
         ("[policy]\ntimeout = \"-5m\"", "tasks/t.toml:3:11: policy.timeout: \"-5m\" is less than nothing"),
         (
@@ -268,7 +278,6 @@ fn every_policy_of_other_versions_is_refused_by_name() {
         "pause_after",
         "jitter",
         "stagger",
-        "keep",
         "concurrency",
         "on_crash",
         "retry_on",
@@ -569,14 +578,22 @@ fn definitions() -> impl Strategy<Value = Definition> {
     let overlap = prop::sample::select(vec![Overlap::Skip, Overlap::Queue, Overlap::Replace, Overlap::Allow]);
     let catchup = prop::sample::select(vec![Catchup::None, Catchup::Last, Catchup::All]);
     let limits = (1u32..10_000, 1u32..10_000);
-    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths()).prop_map(
-        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout)| Policy {
+    let kept = || prop::option::of(1_u64..1_000_000);
+    let keep = (kept(), prop::option::of(1_u32..30_000), kept(), kept()).prop_map(|(runs, days, events, bytes)| Keep {
+        runs,
+        days,
+        events,
+        bytes,
+    });
+    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), keep).prop_map(
+        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, keep)| Policy {
             overlap,
             queue_limit,
             catchup,
             catchup_window,
             catchup_limit,
             timeout,
+            keep,
         },
     );
     let whole = (lines(), words(), schedules(), policy, params, secrets, steps(), conditions());
