@@ -309,7 +309,14 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { runs: 100, days: 90, events: 1_000_000, bytes: 1 << 30, history: 10_000, every: Duration::from_secs(600) }
+        Self {
+            runs: 100,
+            days: 90,
+            events: 1_000_000,
+            bytes: 1 << 30,
+            history: 10_000,
+            every: Duration::from_secs(600),
+        }
     }
 }
 

@@ -253,6 +253,7 @@ impl Server {
         self.tasks.spawn(tell_trouble(housekeeping.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(housekeeping.run(self.no_more.clone()));
         let checkpointer = Checkpointer::new(&store)?;
+        self.tasks.spawn(tidy_when_crowded(publisher.clone(), self.stop.clone()));
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let (mut tidied, mut gave_back) = (Instant::now(), Instant::now());
@@ -521,6 +522,18 @@ async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
         for device in live.authority.expired() {
             live.hub.close_credential(&device, &Closing::EXPIRED);
         }
+    }
+}
+
+/// Gives memory back as soon as all rings together take too much, beside the round that is made from time to time.
+async fn tidy_when_crowded(publisher: Publisher, stop: CancellationToken) {
+    let mut crowded = publisher.crowded();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            rung = crowded.changed() => if rung.is_err() { return },
+        }
+        publisher.tidy();
     }
 }
 

@@ -88,8 +88,7 @@ async fn download(session: &Session, part: &Path, outputs: bool) -> Result<()> {
     let mut answer = session.client.download(&["backup"], &query).await?;
     let length = answer.content_length();
     let failed = || format!("cannot write {}", part.display());
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(part).with_context(failed)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(part).with_context(failed)?;
     let mut written = 0;
     loop {
         let piece = answer.chunk().await.map_err(|error| Failure::Broken(format!("the backup broke off: {error}")))?;
@@ -121,7 +120,8 @@ fn idle(session: &Session, part: &Path, outputs: bool, words: String) -> Result<
 /// Puts a backup in the place of what the data folder holds.
 pub fn restore(screen: &Screen, place: &Where, file: &Path) -> Result<()> {
     let Place::Data(folder) = place.find()? else {
-        let words = "restore works on a data folder of this machine: name it by --data-dir or --config, without --server";
+        let words =
+            "restore works on a data folder of this machine: name it by --data-dir or --config, without --server";
         return Err(Failure::Usage(words.to_owned()));
     };
     refuse_foreign(&folder)?;

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use crate::config;
-use crate::store::backup::{self, BackupError, Copied, Label};
 use crate::store::Store;
+use crate::store::backup::{self, BackupError, Copied, Label};
 
 /// What the name of a copy begins and ends with; between them stands when it was made, in UTC.
 const NAME: (&str, &str) = ("rejoin-", ".db");
@@ -118,7 +118,8 @@ mod tests {
             std::fs::write(dir.path().join(other), "").unwrap();
         }
         assert_eq!(prune(dir.path(), 2).unwrap(), 3);
-        let left = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let left =
+            std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut left: Vec<_> = left.collect();
         left.sort();
         expected.sort();

@@ -152,7 +152,8 @@ impl Retention {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
                 Err(error) => return Err(error),
             };
-            let names = entries.map(|entry| Ok(entry?.file_name().into_string().ok().and_then(|name| name.parse().ok())));
+            let names =
+                entries.map(|entry| Ok(entry?.file_name().into_string().ok().and_then(|name| name.parse().ok())));
             names.filter_map(Result::transpose).collect()
         };
         blocking(list).await
@@ -270,11 +271,7 @@ fn first_open_run(connection: &Connection, no: TaskNo) -> rusqlite::Result<Optio
 }
 
 /// The newest ended run to be forgotten, and the time before which slots are; beyond the newest `most` of each.
-fn first_forgotten(
-    connection: &Connection,
-    no: TaskNo,
-    most: i64,
-) -> rusqlite::Result<(Option<String>, Option<i64>)> {
+fn first_forgotten(connection: &Connection, no: TaskNo, most: i64) -> rusqlite::Result<(Option<String>, Option<i64>)> {
     use rusqlite::OptionalExtension as _;
     let run = connection
         .prepare_cached(
@@ -284,9 +281,7 @@ fn first_forgotten(
         .query_row(params![no.0, most], |row| row.get(0))
         .optional()?;
     let slot = connection
-        .prepare_cached(
-            "SELECT through FROM slots WHERE task = ?1 ORDER BY scheduled_for DESC LIMIT 1 OFFSET ?2",
-        )?
+        .prepare_cached("SELECT through FROM slots WHERE task = ?1 ORDER BY scheduled_for DESC LIMIT 1 OFFSET ?2")?
         .query_row(params![no.0, most], |row| row.get::<_, i64>(0))
         .optional()?;
     Ok((run, slot.map(|through| through.saturating_add(1))))
@@ -323,11 +318,7 @@ fn runs_with_events(connection: &Connection, runs: &[RunId]) -> rusqlite::Result
     )
 }
 
-fn look_up(
-    connection: &Connection,
-    runs: &[RunId],
-    query: &str,
-) -> rusqlite::Result<HashMap<RunId, (TaskNo, Seq)>> {
+fn look_up(connection: &Connection, runs: &[RunId], query: &str) -> rusqlite::Result<HashMap<RunId, (TaskNo, Seq)>> {
     let mut found = HashMap::new();
     let mut statement = connection.prepare_cached(query)?;
     for run in runs {

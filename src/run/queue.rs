@@ -873,6 +873,8 @@ pub fn list(
     )?;
     let before = before.map(|id| id.to_string());
     let rows = statement
-        .query_map(params![task.map(|no| no.0), state, before, limit as i64, registry::REMOVED], |row| row.get::<_, String>(0))?;
+        .query_map(params![task.map(|no| no.0), state, before, limit as i64, registry::REMOVED], |row| {
+            row.get::<_, String>(0)
+        })?;
     rows.filter_map(|row| row.map(|text| serde_json::from_str(&text).ok()).transpose()).collect()
 }

@@ -177,8 +177,8 @@ fn copy_output(copy: &Connection, folder: &Path, run: &str, name: &str) -> Resul
     // One that grows is taken as long as it is now.
     let length = file.metadata()?.len();
     let mut left = (&mut file).take(length);
-    let mut insert = copy
-        .prepare_cached("INSERT INTO backup_outputs (run, name, piece, bytes) VALUES (?1, ?2, ?3, ?4)")?;
+    let mut insert =
+        copy.prepare_cached("INSERT INTO backup_outputs (run, name, piece, bytes) VALUES (?1, ?2, ?3, ?4)")?;
     for piece in 0_i64.. {
         let mut bytes = Vec::new();
         (&mut left).take(PIECE as u64).read_to_end(&mut bytes)?;

@@ -89,7 +89,9 @@ pub fn examine(file: &Path) -> Result<Option<Label>, Unfit> {
     if version > schema::VERSION {
         return Err(Unfit::Newer { path, found: version, known: schema::VERSION });
     }
-    let is_store = connection.table_exists(None, "tasks").and_then(|tasks| Ok(tasks && connection.table_exists(None, "segments")?));
+    let is_store = connection
+        .table_exists(None, "tasks")
+        .and_then(|tasks| Ok(tasks && connection.table_exists(None, "segments")?));
     if version == 0 || !is_store.map_err(sqlite)? {
         return Err(damaged("it is a SQLite file, but not of this program".to_owned()));
     }
@@ -140,6 +142,10 @@ pub fn restore(file: &Path, dir: &Path, replaced: &str) -> Result<Restored> {
         }
     };
     failpoint::hit("restore-staged");
+    // Two restores of one second have a folder each.
+    let names = std::iter::once(replaced.to_owned()).chain((2..).map(|number| format!("{replaced}-{number}")));
+    let mut free = names.skip_while(|name| dir.join(name).exists());
+    let replaced = free.next().unwrap_or_else(|| replaced.to_owned());
     let had_some = OLD.iter().any(|name| dir.join(name).exists());
     write_synced(&stage.join(READY), replaced.as_bytes())?;
     sync_dir(&stage)?;
@@ -255,7 +261,8 @@ fn write_synced(path: &Path, text: &[u8]) -> Result<()> {
     // In one step: a file that is there says all that it says.
     let new = path.with_extension("new");
     let failed = || format!("cannot write {}", path.display());
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).with_context(failed)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).with_context(failed)?;
     file.write_all(text).and_then(|()| file.sync_all()).with_context(failed)?;
     std::fs::rename(&new, path).with_context(failed)
 }

@@ -324,9 +324,8 @@ pub fn within_bytes(connection: &Connection, task: TaskNo, bytes: u64) -> rusqli
     let mut holding = connection
         .prepare_cached("SELECT key, total FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1")?;
     let mut end_if_too_much = |seq: u64| -> rusqlite::Result<Option<Seq>> {
-        let row: Option<(i64, i64)> = holding
-            .query_row([key(task, Seq(seq)), end_of(task)], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
+        let row: Option<(i64, i64)> =
+            holding.query_row([key(task, Seq(seq)), end_of(task)], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
         Ok(row.filter(|(_, total)| *total <= most).map(|(key, _)| seq_of(key)))
     };
     // Everything before `first` is too much; nothing from `end` on is.

@@ -1,5 +1,6 @@
 //! How events and changes of state get to the writer: offered behind bounded queues, told when they are saved.
 
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -62,6 +63,8 @@ impl Publisher {
             changes: Changes::default(),
             gate: Mutex::new(()),
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
+            rings_bytes: AtomicIsize::new(0),
+            crowded: watch::Sender::new(()),
             limits,
             clock,
         };
@@ -296,8 +299,13 @@ impl Publisher {
         &self.shared.changes
     }
 
+    /// Rung when all rings together take more than they may: time to [`tidy`](Self::tidy).
+    pub fn crowded(&self) -> watch::Receiver<()> {
+        self.shared.crowded.subscribe()
+    }
+
     /// Gives back memory: rings of tasks that fell quiet, and the least recently used where all rings together
-    /// take too much. O(tasks log tasks); called from time to time.
+    /// take too much. O(tasks log tasks); called from time to time, and when they are too much.
     pub fn tidy(&self) {
         let topics: Vec<_> =
             self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -317,15 +325,19 @@ impl Publisher {
             }
         }
         if total > self.shared.limits.rings_bytes {
+            // Some more than has to go, so that not every event from here on calls for the next round.
+            let enough = self.shared.limits.rings_bytes / 8 * 7;
             used.sort_by_key(|(last, ..)| *last);
             for (_, bytes, topic) in used {
-                if total <= self.shared.limits.rings_bytes {
+                if total <= enough {
                     break;
                 }
                 topic.tail().ring.clear();
                 total -= bytes;
             }
         }
+        // What the writer added meanwhile is counted the next time.
+        self.shared.rings_bytes.store(total.cast_signed(), Ordering::Relaxed);
     }
 
     /// Lets go of what retention takes: raises `oldest` in the store and in memory, in steps that no event waits for

@@ -350,7 +350,8 @@ impl Intake {
             }
         };
         topic.end_drafts(numbered.iter().filter_map(|event| Some((event.run?, &event.mark))));
-        topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
+        let grown = topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
+        self.note_grown(grown);
         if changes_task {
             self.changes.note(id);
         }

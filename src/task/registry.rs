@@ -652,9 +652,8 @@ const BURIED: i64 = 128;
 
 /// Takes some rows of a removed task, the task's own at last; gives the runs among them, nothing when it is gone.
 fn bury_step(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Vec<RunId>>> {
-    let is_removed = connection
-        .prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id >= ?2")?
-        .exists(params![no.0, REMOVED])?;
+    let is_removed =
+        connection.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id >= ?2")?.exists(params![no.0, REMOVED])?;
     if !is_removed {
         return Ok(None);
     }

@@ -93,7 +93,8 @@ async fn a_backup_while_events_are_written_is_of_one_moment_and_restores_into_an
     let server = other.serve().await;
     assert_eq!(server.client.pages("job").await, jobs);
     assert_eq!(other.logged_events("busy"), copied);
-    let call = jobs.iter().find(|event| event["kind"] == "tool_use").unwrap()["data"]["call"].as_str().unwrap().to_owned();
+    let call =
+        jobs.iter().find(|event| event["kind"] == "tool_use").unwrap()["data"]["call"].as_str().unwrap().to_owned();
     let stored = server.client.request(reqwest::Method::GET, &format!("/runs/{run}/output/{call}"));
     assert_eq!(stored.send().await.unwrap().text().await.unwrap(), "hello\n");
     assert_ne!(home.token(), other.token(), "the token is no part of a backup");
@@ -123,9 +124,12 @@ async fn swe_41_restored_over_newer_data_positions_of_before_are_reset_and_what_
 
     let words = said(&rejoin(&data(&home), &["restore", path(&file)], &[]), 0);
     let kept = std::fs::read_dir(data(&home)).unwrap().map(|entry| entry.unwrap().path());
-    let kept = kept.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("replaced-")).unwrap();
+    let kept =
+        kept.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("replaced-")).unwrap();
     assert!(words.contains(path(&kept)), "{words}");
-    assert!(Archive::at(&kept.join("rejoin.db")).events_after("job", 0).len() == position && kept.join("output").exists());
+    assert!(
+        Archive::at(&kept.join("rejoin.db")).events_after("job", 0).len() == position && kept.join("output").exists()
+    );
     let server = home.serve().await;
     assert_eq!(server.client.pages("job").await, old);
     assert_eq!(home.token(), token, "the token is the folder's");
@@ -198,7 +202,8 @@ async fn a_disk_that_is_full_leaves_neither_half_a_backup_nor_half_a_restored_fo
     let (home, file) = backed_up().await;
     let limited = |arguments: &str| {
         // Less than any store has.
-        let script = format!("trap '' XFSZ; ulimit -f 32; exec '{REJOIN}' {arguments} --data-dir '{}'", data(&home).display());
+        let script =
+            format!("trap '' XFSZ; ulimit -f 32; exec '{REJOIN}' {arguments} --data-dir '{}'", data(&home).display());
         Command::new("sh").args(["-c", &script]).env_remove("REJOIN_SERVER").output().unwrap()
     };
     let before = std::fs::read(home.database()).unwrap();

@@ -40,7 +40,11 @@ async fn killed_anywhere_in_a_restore_the_folder_has_the_old_data_or_the_new_and
     let file = source.path().join("copy.db");
     said(&rejoin(&data(&source), &["backup", file.to_str().unwrap()], &[]), 0);
     let mut moves = 0;
-    for point in ["restore-staged@1", "restore-ready@1"].into_iter().map(str::to_owned).chain((1..=7).map(|n| format!("restore-moved@{n}"))) {
+    for point in ["restore-staged@1", "restore-ready@1"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain((1..=7).map(|n| format!("restore-moved@{n}")))
+    {
         let home = home_with(1).await;
         let killed = rejoin(&data(&home), &["restore", file.to_str().unwrap()], &[("REJOIN_FAILPOINT", &point)]);
         if killed.status.success() {
@@ -87,7 +91,7 @@ async fn killed_in_a_copy_of_its_own_the_server_leaves_none_and_makes_it_again()
 async fn a_removed_task_whose_rows_a_kill_left_is_gone_and_housekeeping_takes_them() {
     let home = Home::new("");
     let mut server = home.spawn(&[("REJOIN_FAILPOINT", "removed-not-buried@1")]).await;
-    let body = json!({ "title": "T", "id": "t", "steps": [{ "run": "echo x" }] });
+    let body = json!({ "title": "T", "id": "t", "schedule": { "every": "9d" }, "steps": [{ "run": "echo x" }] });
     assert_eq!(server.client.post("/tasks", body.clone()).await.0, 201);
     let run = server.client.run("t").await;
     server.client.ended(&run).await;

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rejoin::task::definition::{
-    Action, AgentKind, Catchup, Definition, Keep, OnError, Overlap, Param, Policy, Schedule, SecretSource,
-    Step,
+    Action, AgentKind, Catchup, Definition, Keep, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
@@ -173,8 +172,14 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
         ("[policy]\nkeep = { runs = 0 }", "tasks/t.toml:3:17: policy.keep.runs: 0 is not from 1 to 1000000000000"),
         ("[policy]\nkeep = { days = \"7d\" }", "tasks/t.toml:3:17: policy.keep.days: must be a whole number, is text"),
         ("[policy]\nkeep = { days = 40000 }", "tasks/t.toml:3:17: policy.keep.days: 40000 is not from 1 to 36525"),
-        ("[policy]\nkeep = { events = -1 }", "tasks/t.toml:3:19: policy.keep.events: -1 is not from 1 to 1000000000000"),
-        ("[policy]\nkeep = { bytes = \"1 MiBs\" }", "tasks/t.toml:3:18: policy.keep.bytes: \"1 MiBs\" is not a size: write it like \"16 MiB\" or as a number of bytes"),
+        (
+            "[policy]\nkeep = { events = -1 }",
+            "tasks/t.toml:3:19: policy.keep.events: -1 is not from 1 to 1000000000000",
+        ),
+        (
+            "[policy]\nkeep = { bytes = \"1 MiBs\" }",
+            "tasks/t.toml:3:18: policy.keep.bytes: \"1 MiBs\" is not a size: write it like \"16 MiB\" or as a number of bytes",
+        ),
         ("[policy]\nkeep = { bytes = 0 }", "tasks/t.toml:3:18: policy.keep.bytes: must be more than nothing"),
         ("[policy]\nkeep = { runz = 5 }", "tasks/t.toml:3:10: policy.keep.runz: is not known: did you mean \"runs\"?"),
         ("[policy]\nqueue_limit = 0", "tasks/t.toml:3:15: policy.queue_limit: 0 is not from 1 to 10000"),
