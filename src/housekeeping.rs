@@ -96,6 +96,8 @@ pub struct Standing {
     pub chore: Chore,
     /// How often it is due; nothing for one that is off.
     pub every: Option<Duration>,
+    /// Whether somebody wants it now, and it waits for its turn.
+    pub asked: bool,
     /// Since when it is under way.
     pub running: Option<Timestamp>,
     /// How it went last.
@@ -220,11 +222,10 @@ impl Housekeeping {
         let every = self.shared.every.get(&chore).copied();
         let last = ledger.last.get(&chore).cloned();
         let running = ledger.running.filter(|(running, _)| *running == chore).map(|(_, since)| since);
-        let next = every.map(|every| match ledger.asked.contains(&chore) {
-            true => now,
-            false => due(last.as_ref().map(|last| last.at), every, now),
-        });
-        Standing { chore, every, running, last, next }
+        let asked = ledger.asked.contains(&chore);
+        let due = |every| due(last.as_ref().map(|last| last.at), every, now);
+        let next = every.map(|every| if asked { now } else { due(every) });
+        Standing { chore, every, asked, running, last, next }
     }
 
     /// Has a chore done now. False for one that is off.

@@ -21,6 +21,7 @@ use crate::store::place_for_copy;
 fn shown(standing: &Standing) -> Value {
     let state = match (standing.running, standing.every, &standing.last) {
         (Some(_), ..) => "running",
+        (None, Some(_), _) if standing.asked => "queued",
         (None, None, _) => "off",
         (None, Some(_), Some(last)) if !last.ok => "failed",
         _ => "idle",

@@ -13,13 +13,9 @@ use crate::harness::{Client, Gate, Home, InProcess, events_of, is_terminal, seqs
 
 /// Has a chore done, and gives how it went.
 pub async fn done(client: &Client, chore: &str) -> Value {
-    let before = standing(client, chore).await["last"].clone();
     let (status, answer) = client.post(&format!("/housekeeping/{chore}/run"), json!({})).await;
     assert_eq!(status, 202, "{answer}");
-    let after = |all: &Value| {
-        let now = of(all, chore);
-        now["state"] != "running" && now["last"] != before && now["last"]["result"].is_string()
-    };
+    let after = |all: &Value| !["queued", "running"].contains(&of(all, chore)["state"].as_str().unwrap());
     of(&client.until("/housekeeping", after).await, chore)["last"].clone()
 }
 
@@ -62,7 +58,8 @@ async fn swe_22_swe_37_what_is_too_old_goes_with_its_outputs_and_how_its_runs_en
     let first_kept = server.client.get(&format!("/runs/{}", ids[2])).await.1["first_seq"].as_u64().unwrap();
     let kept: Vec<_> = before.into_iter().filter(|(seq, _)| *seq >= first_kept).collect();
     assert_eq!(home.logged("job"), kept, "all of the two newest runs is there");
-    let (status, gone) = server.client.get("/tasks/job/events?after=1").await;
+    let generation = server.client.get("/tasks/job/events?after=1").await.1["gen"].as_str().unwrap().to_owned();
+    let (status, gone) = server.client.get(&format!("/tasks/job/events?after=1&gen={generation}")).await;
     assert_eq!((status, &gone["oldest"]), (410, &json!(first_kept)), "{gone}");
     // The past of the task is listed, ends and all.
     let listed = server.client.get("/tasks/job/runs").await.1;
