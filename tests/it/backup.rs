@@ -103,7 +103,7 @@ async fn a_backup_while_events_are_written_is_of_one_moment_and_restores_into_an
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn swe_41_restored_over_newer_data_positions_of_before_are_reset_and_what_was_there_is_kept() {
+async fn t_09_restored_over_newer_data_positions_of_before_are_reset_and_what_was_there_is_kept() {
     let home = Home::new("").shell_task("job", "echo hello");
     let server = home.serve().await;
     ran(&server, "job").await;
