@@ -29,6 +29,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(120);
 /// Chores that come more often than this have the bell ring each second.
 const OFTEN: Duration = Duration::from_secs(60);
 
+/// How often a checkpoint is tried while somebody reads, and how long after the last try.
+const CHECKPOINT_TRIES: u32 = 40;
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(250);
+
 /// One thing that the server does for itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Chore {
@@ -326,8 +330,17 @@ impl Housekeeping {
                 let (store, publisher) = (Arc::clone(store), publisher.clone());
                 let empty = move || {
                     let checkpointer = Checkpointer::new(&store).map_err(|error| error.to_string())?;
-                    let emptied = checkpointer.empty(&store, &publisher);
-                    emptied.ok_or_else(|| "a reader was in the way; it is tried again".to_owned())
+                    // A page is read in a moment: whoever is in the way is soon out of it.
+                    for _ in 0..CHECKPOINT_TRIES {
+                        if let Some(size) = checkpointer.empty(&store, &publisher) {
+                            return Ok(size);
+                        }
+                        if stop.is_cancelled() {
+                            break;
+                        }
+                        std::thread::sleep(CHECKPOINT_PAUSE);
+                    }
+                    Err("somebody reads all the time: the store's log cannot be emptied".to_owned())
                 };
                 Ok(format!("the log was {}", size_words(blocking(empty).await?)))
             }

@@ -346,7 +346,7 @@ mod tests {
         let outputs = [(Seq(90), 300), (Seq(50), 300), (Seq(20), 300)];
         let oldest = |most| oldest_within(most, &outputs, within(100)).unwrap();
         assert_eq!(oldest(2000), Seq(1));
-        assert_eq!(oldest(1899), Seq(12), "900 of outputs, 899 of events");
+        assert_eq!(oldest(1899), Seq(2), "900 of outputs, 999 of events");
         assert_eq!(oldest(1600), Seq(21), "the oldest run's outputs go first: then there is room for all after it");
         assert_eq!(oldest(390), Seq(91));
         assert_eq!(oldest(0), Seq(101));

@@ -12,7 +12,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::definition::{Definition, Policy};
 use super::parse::{self, Problem};
-use super::slots;
 use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Fold;
@@ -668,7 +667,13 @@ fn bury_step(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Vec
     if !runs.is_empty() {
         return Ok(Some(runs.iter().filter_map(|id| id.parse().ok()).collect()));
     }
-    if slots::forget(connection, no, i64::MAX, BURIED)? == 0 {
+    let slots = connection
+        .prepare_cached(
+            "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
+               (SELECT gen, scheduled_for FROM slots WHERE task = ?1 LIMIT ?2)",
+        )?
+        .execute(params![no.0, BURIED])?;
+    if slots == 0 {
         connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
     }
     Ok(Some(Vec::new()))
