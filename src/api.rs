@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::housekeeping::Housekeeping;
 use crate::planner::Trust;
 use crate::run::queue::Runs;
 use crate::store::Store;
@@ -38,6 +39,7 @@ pub mod error;
 pub mod events;
 pub mod feed;
 pub mod frame;
+pub mod housekeeping;
 pub mod hub;
 pub mod ingest;
 pub mod live;
@@ -54,6 +56,9 @@ pub mod tasks;
 pub mod web;
 pub mod websocket;
 pub mod wire;
+
+/// What a copy of the store is, on the wire.
+const BACKUP_TYPE: &str = "application/vnd.sqlite3";
 
 /// The largest body of a call: a task with hundreds of steps is a tenth of it.
 const MAX_BODY: usize = 1024 * 1024;
@@ -81,6 +86,8 @@ pub struct Api {
     pub trust: Arc<Trust>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
+    /// What the server does for itself.
+    pub housekeeping: Housekeeping,
     /// Where the outputs of tool calls are.
     pub output_dir: Arc<std::path::Path>,
 }
@@ -111,6 +118,9 @@ pub fn router(api: Api) -> Router {
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/clock/accept", post(status::accept_clock))
+        .route("/housekeeping", get(housekeeping::list))
+        .route("/housekeeping/{chore}/run", post(housekeeping::run))
+        .route("/backup", get(housekeeping::download))
         .route("/status", get(status::status))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
     let waiting = Router::new()
@@ -127,6 +137,7 @@ pub fn router(api: Api) -> Router {
     let small = SizeAbove::new(1024)
         .and(NotForContentType::new("application/json"))
         .and(NotForContentType::new("text/plain"))
+        .and(NotForContentType::new(BACKUP_TYPE))
         .and(NotForContentType::SSE);
     let door = Arc::clone(&api.door);
     Router::new()

@@ -15,10 +15,12 @@ use self::screen::Screen;
 
 pub mod add;
 pub mod backoff;
+pub mod backup;
 pub mod client;
 pub mod clock;
 pub mod escape;
 pub mod failure;
+pub mod housekeeping;
 pub mod live;
 pub mod matching;
 pub mod open;
@@ -118,6 +120,19 @@ enum Command {
         /// Say that the clock is right: schedules that are held go on from now, and nothing runs a second time
         #[arg(long)]
         accept_clock: bool,
+    },
+    /// Say what the server does for itself, when, and what came of it
+    Housekeeping {
+        #[command(subcommand)]
+        ask: Option<housekeeping::Ask>,
+    },
+    /// Make a copy of the store in one file, while the server runs
+    Backup(backup::Backup),
+    /// Put a backup in the place of what the data folder holds; no server may have it
+    Restore {
+        /// The backup
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
     },
     /// Print a completion script for a shell
     Completions {
@@ -303,6 +318,7 @@ fn act(cli: Cli, screen: Screen) -> Result<()> {
         Command::Tasks { command: TasksCommand::Validate { files } } => {
             return validate::validate(&screen, &server, files);
         }
+        Command::Restore { file } => return backup::restore(&screen, &server, &file),
         _ => {}
     }
     // One worker beside this thread: Ctrl-C is heard while output waits for a slow reader.
@@ -325,6 +341,8 @@ async fn speak(session: Session, command: Command) -> Result<()> {
         Command::Status => status::status(&session).await,
         Command::Doctor { accept_clock: true } => clock::accept(&session).await,
         Command::Doctor { accept_clock: false } => Ok(()),
+        Command::Housekeeping { ask } => housekeeping::housekeeping(&session, ask).await,
+        Command::Backup(asked) => backup::backup(&session, &asked).await,
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -351,7 +369,7 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             RunsCommand::Retry { run, until, once } => runs::retry(session, &run, until, once.as_deref()).await,
             RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
         },
-        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise => Ok(()),
+        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise | Command::Restore { .. } => Ok(()),
     }
 }
 
@@ -405,6 +423,11 @@ mod tests {
             &["watch", "x", "--server", "https://example.org"],
             &["status"],
             &["doctor", "--accept-clock"],
+            &["housekeeping"],
+            &["housekeeping", "run", "backup", "--json"],
+            &["backup", "copy.db", "--without-outputs", "--force"],
+            &["restore", "copy.db", "--data-dir", "data"],
+            &["tasks", "add", "X", "--run", "true", "--keep", "runs=10,bytes=100MiB"],
             &["completions", "bash"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());

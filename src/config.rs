@@ -17,7 +17,7 @@ pub use trust::{Untrusted, trusted};
 use place::{Place, key_at, table};
 
 use crate::store::Durability;
-use crate::task::definition::{Backoff, Catchup, OnCrash, Overlap, Policy};
+use crate::task::definition::{Backoff, Catchup, Keep, OnCrash, Overlap, Policy};
 
 pub mod place;
 pub mod trust;
@@ -58,6 +58,10 @@ pub struct Config {
     pub schedule: ScheduleDefaults,
     /// What is kept.
     pub retention: Retention,
+    /// What the server does for itself.
+    pub housekeeping: Housekeeping,
+    /// Copies of the store that it makes by itself.
+    pub backup: Backup,
     /// The server's own log.
     pub log: Log,
 }
@@ -76,6 +80,8 @@ impl Default for Config {
             runs: Runs::default(),
             schedule: ScheduleDefaults::default(),
             retention: Retention::default(),
+            housekeeping: Housekeeping::default(),
+            backup: Backup::default(),
             log: Log::default(),
         }
     }
@@ -285,6 +291,8 @@ impl ScheduleDefaults {
             retry_on: self.retry_on.clone(),
             on_crash: self.on_crash,
             pause_after: self.pause_after,
+            // Each task's own, or what `[retention]` says when it is asked.
+            keep: Keep::default(),
         }
     }
 }
@@ -323,6 +331,9 @@ pub struct Retention {
     /// Bytes, stored outputs included.
     #[serde(deserialize_with = "units::as_bytes::deserialize")]
     pub bytes: u64,
+    /// Ended runs of which is known how they ended, and due times of which is known what became of them: beyond what
+    /// their events are kept.
+    pub history: u64,
     /// How often what is no longer kept is removed.
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub every: Duration,
@@ -330,7 +341,57 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { runs: 100, days: 90, events: 1_000_000, bytes: 1 << 30, every: Duration::from_secs(600) }
+        Self {
+            runs: 100,
+            days: 90,
+            events: 1_000_000,
+            bytes: 1 << 30,
+            history: 10_000,
+            every: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What the server does for itself, and how often.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Housekeeping {
+    /// How often the write-ahead log is emptied and cut.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub checkpoint: Duration,
+    /// How often room that the store no longer needs is given back.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub vacuum: Duration,
+    /// How often the store is looked through for damage.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub integrity: Duration,
+}
+
+impl Default for Housekeeping {
+    fn default() -> Self {
+        const HOUR: Duration = Duration::from_secs(3600);
+        Self { checkpoint: HOUR, vacuum: HOUR, integrity: HOUR * 24 * 7 }
+    }
+}
+
+/// Copies of the store that the server makes by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backup {
+    /// Where they are put; nowhere, and none are made, where this is empty.
+    pub folder: PathBuf,
+    /// How often.
+    #[serde(deserialize_with = "units::as_duration::deserialize")]
+    pub every: Duration,
+    /// How many are kept.
+    pub keep: u32,
+    /// Whether stored outputs are in them.
+    pub outputs: bool,
+}
+
+impl Default for Backup {
+    fn default() -> Self {
+        Self { folder: PathBuf::new(), every: Duration::from_secs(24 * 3600), keep: 7, outputs: true }
     }
 }
 
@@ -524,6 +585,9 @@ impl Config {
         let folder = path.and_then(Path::parent).unwrap_or(Path::new(""));
         config.data_dir = folder.join(&config.data_dir);
         config.tasks_dir = folder.join(&config.tasks_dir);
+        if !config.backup.folder.as_os_str().is_empty() {
+            config.backup.folder = folder.join(&config.backup.folder);
+        }
         Ok(config)
     }
 
@@ -606,7 +670,13 @@ impl Config {
             ("retention.days", u64::from(self.retention.days)),
             ("retention.events", self.retention.events),
             ("retention.bytes", self.retention.bytes),
+            ("retention.history", self.retention.history),
             ("retention.every", millis(self.retention.every)),
+            ("housekeeping.checkpoint", millis(self.housekeeping.checkpoint)),
+            ("housekeeping.vacuum", millis(self.housekeeping.vacuum)),
+            ("housekeeping.integrity", millis(self.housekeeping.integrity)),
+            ("backup.every", millis(self.backup.every)),
+            ("backup.keep", u64::from(self.backup.keep)),
         ];
         if let Some((key, _)) = above_nothing.iter().find(|(_, value)| *value == 0) {
             return Err((key, "must be more than nothing".into()));

@@ -19,8 +19,9 @@ pub mod run;
 
 pub mod planner;
 
+pub mod housekeeping;
+
 pub mod api;
-pub mod retention;
 pub mod server;
 
 pub mod cli;

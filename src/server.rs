@@ -33,8 +33,8 @@ use crate::api::wire::Viewer;
 use crate::api::{Api, router};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat};
+use crate::housekeeping::Housekeeping;
 use crate::planner::Planner;
-use crate::retention::Retention;
 use crate::run::process::StopStages;
 use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
@@ -135,6 +135,9 @@ impl Server {
         // Commands run in these folders, and a supervisor has another working directory.
         config.tasks_dir = std::path::absolute(&config.tasks_dir)?;
         config.data_dir = std::path::absolute(&config.data_dir)?;
+        if !config.backup.folder.as_os_str().is_empty() {
+            config.backup.folder = std::path::absolute(&config.backup.folder)?;
+        }
         let opened = Store::open(&config.data_dir, config.durability, config.stream.page_reads)?;
         if opened.logs_replaced {
             warn!("the store is not the one of last time, or may have lost its end: every log has a new id");
@@ -148,7 +151,8 @@ impl Server {
         api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
 
-        let bell = Bell::start(Arc::clone(&api.planner)).await?;
+        let housekeeping = (api.housekeeping.bell(), api.housekeeping.is_often());
+        let bell = Bell::start(Arc::clone(&api.planner), housekeeping).await?;
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
         let _dropped = stop.clone().drop_guard();
         let mut server = Self {
@@ -238,26 +242,17 @@ impl Server {
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
         let clock_held = trust.held();
-        let planner = Planner {
-            registry: registry.clone(),
-            runs,
-            publisher: publisher.clone(),
-            bell: planner,
-            look_again,
-            trust,
-        };
+        let planner = Planner { registry, runs, publisher: publisher.clone(), bell: planner, look_again, trust };
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
-        let limits = self.config.retention.clone();
-        let every = limits.every;
-        let output_dir = Arc::clone(&self.api.output_dir);
-        let retention =
-            Retention { registry, publisher: publisher.clone(), store: Arc::clone(&store), limits, output_dir };
-        self.tasks.spawn(retention.run(self.no_more.clone(), every));
+        let housekeeping = self.api.housekeeping.clone();
+        self.tasks.spawn(tell_trouble(housekeeping.clone(), live.clone(), self.stop.clone()));
+        self.tasks.spawn(housekeeping.run(self.no_more.clone()));
         let checkpointer = Checkpointer::new(&store)?;
+        self.tasks.spawn(tidy_when_crowded(publisher.clone(), self.stop.clone()));
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let mut tidied = Instant::now();
@@ -378,8 +373,10 @@ pub async fn assemble(
     let token = auth::token(&config.data_dir)?;
     let authority =
         Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let housekeeping =
+        Housekeeping::load(config, store, publisher.clone(), registry.clone(), Arc::clone(&output_dir)).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
-    Ok(api(config, address, viewer, runs, Arc::new(authority), output_dir))
+    Ok(api(config, address, viewer, runs, Arc::new(authority), housekeeping, output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -405,6 +402,7 @@ fn api(
     viewer: Viewer,
     runs: Runs,
     authority: Arc<Authority>,
+    housekeeping: Housekeeping,
     output_dir: Arc<Path>,
 ) -> Api {
     let stream = &config.stream;
@@ -451,6 +449,7 @@ fn api(
         planner: Arc::new(Notify::new()),
         trust: Arc::default(),
         about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
+        housekeeping,
         output_dir,
     }
 }
@@ -523,6 +522,18 @@ async fn close_expired(live: Arc<Live>, stop: CancellationToken) {
     }
 }
 
+/// Gives memory back as soon as all rings together take too much, beside the round that is made from time to time.
+async fn tidy_when_crowded(publisher: Publisher, stop: CancellationToken) {
+    let mut crowded = publisher.crowded();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            rung = crowded.changed() => if rung.is_err() { return },
+        }
+        publisher.tidy();
+    }
+}
+
 /// Tells everybody when the store cannot be written, and when it can again.
 pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
     const CODE: &str = "store_not_writable";
@@ -543,6 +554,27 @@ pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: Cancella
         tokio::select! {
             () = stop.cancelled() => return,
             changed = writable.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells everybody what housekeeping could not do, until it can.
+async fn tell_trouble(housekeeping: Housekeeping, live: Arc<Live>, stop: CancellationToken) {
+    const CODE: &str = "housekeeping_failed";
+    let mut trouble = housekeeping.trouble();
+    loop {
+        let now = trouble.borrow_and_update().clone();
+        if now.is_empty() {
+            live.notices.lift(CODE, "Housekeeping could do again what it could not.");
+        } else {
+            let each: Vec<String> = now.iter().map(|(chore, why)| format!("{}: {why}", chore.name())).collect();
+            let text = format!("Housekeeping could not do its work. {}", each.join("; "));
+            live.notices.say(CODE, text, live.clock.now());
+        }
+        live.hub.wake_all();
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = trouble.changed() => if changed.is_err() { return },
         }
     }
 }

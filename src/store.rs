@@ -6,7 +6,7 @@ use std::io::{Read, Seek, Write};
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,9 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
+pub mod backup;
 mod opens;
+pub mod restore;
 mod schema;
 
 /// The newest version of the schema that this program knows.
@@ -28,6 +30,9 @@ const LOCK_PASSES: Duration = Duration::from_secs(2);
 /// Idle read connections that are kept; each holds a page cache. As many as `stream.page_reads` is unless set: SQLite
 /// keeps the descriptor of one that is closed while another has a lock, for the next that is opened.
 const KEPT_READERS: usize = 8;
+
+/// After how many of SQLite's steps it is asked whether to go on: a few times a second.
+const PROGRESS_STEPS: i32 = 100_000;
 
 /// The number of a task in the store; never given twice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -80,6 +85,17 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+/// Another server has the data folder.
+#[derive(Debug, thiserror::Error)]
+#[error("another server (pid {pid}) has the data folder {}: stop it first, or give this one another data_dir", dir.display())]
+pub struct InUse {
+    pid: String,
+    dir: PathBuf,
+}
+
+/// What the id of a removed task begins with whose rows are still there: no id does, and it sorts behind them all.
+pub const REMOVED: &str = "~";
+
 /// A data folder that is open: the lock, the file and the connections that read it.
 #[derive(Debug)]
 pub struct Store {
@@ -93,6 +109,8 @@ pub struct Store {
     readers: Mutex<Vec<Connection>>,
     /// Taken in async code before a page is read.
     permits: Arc<Semaphore>,
+    /// How many read for long, see [`Store::read_for_long`].
+    long_reads: AtomicUsize,
     /// Where pages are read.
     place: Place,
     /// Held for as long as the server lives: a second server on the same data is refused.
@@ -137,6 +155,8 @@ impl Store {
     pub fn open(dir: &Path, durability: Durability, page_reads: usize) -> Result<Opened> {
         make_private_dir(dir)?;
         let lock = lock(dir)?;
+        restore::finish(dir)?;
+        remove_unfinished(dir);
         let path = dir.join("rejoin.db");
         let mut writer = Connection::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         set_up_writer(&writer, durability).with_context(|| format!("cannot set up {}", path.display()))?;
@@ -145,7 +165,8 @@ impl Store {
         let wal_pages = count_wal_pages(&mut writer)?;
         let file = ManuallyDrop::new(File::open(&path).with_context(|| format!("cannot open {}", path.display()))?);
         let (readers, permits) = (Mutex::new(Vec::new()), Arc::new(Semaphore::new(page_reads)));
-        let store = Self { path, wal_pages, file, readers, permits, place: Place::Threads, _lock: lock };
+        let long_reads = AtomicUsize::new(0);
+        let store = Self { path, wal_pages, file, readers, permits, long_reads, place: Place::Threads, _lock: lock };
         Ok(Opened { store, writer, logs_replaced })
     }
 
@@ -157,18 +178,63 @@ impl Store {
     }
 
     /// Notes that the server stopped in order, once nothing is written any more. The file is whole by itself then:
-    /// a copy of it is a backup, and an older copy put in its place meets no log of a newer one.
+    /// a copy of it is a backup, and an older copy put in its place meets no log of a newer one. Where it could not be
+    /// made whole (somebody else reads it, the disk is full) nothing is noted: it was no stop in order.
     ///
     /// # Errors
     /// When the note cannot be written.
     pub fn note_clean_stop(&self) -> Result<()> {
-        let whole = open_checkpointer(&self.path, Duration::from_secs(5)).and_then(|connection| {
+        self.note_clean_stop_within(Duration::from_secs(5))
+    }
+
+    fn note_clean_stop_within(&self, patience: Duration) -> Result<()> {
+        let whole = open_checkpointer(&self.path, patience).and_then(|connection| {
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0))
         });
         if !matches!(whole, Ok(false)) {
             warn!(?whole, "the write-ahead log could not be moved into the file; the next start does it");
+            return Ok(());
         }
         opens::note_clean_stop(&self.path.with_file_name("opens"))
+    }
+
+    /// Reads on this thread for as long as it takes, with a connection of its own. Meanwhile the write-ahead log is not
+    /// begun anew: that would have the writer wait for this reader.
+    ///
+    /// # Errors
+    /// Those of `read`, or of opening the file.
+    pub fn read_for_long<T, E: From<rusqlite::Error>>(
+        &self,
+        read: impl FnOnce(&mut Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        struct Reading<'s>(&'s AtomicUsize);
+        impl Drop for Reading<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Relaxed);
+            }
+        }
+        self.long_reads.fetch_add(1, Relaxed);
+        let _reading = Reading(&self.long_reads);
+        let mut connection = open_reader(&self.path)?;
+        read(&mut connection)
+    }
+
+    /// Whether somebody reads for long.
+    pub fn is_read_for_long(&self) -> bool {
+        self.long_reads.load(Relaxed) > 0
+    }
+
+    /// Looks at the whole file for damage; gives the first thing that is wrong. `go_on` is asked now and then.
+    ///
+    /// # Errors
+    /// When it cannot be read, or was given up.
+    pub fn check(&self, go_on: impl FnMut() -> bool + Send + 'static) -> rusqlite::Result<Option<String>> {
+        self.read_for_long(|connection| {
+            let mut go_on = go_on;
+            connection.progress_handler(PROGRESS_STEPS, Some(move || !go_on()))?;
+            let found: String = connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            Ok((found != "ok").then(|| found.replace('\n', " ")))
+        })
     }
 
     /// Reads one page on a thread that may block. The permit is taken here, in async code; the read
@@ -254,6 +320,34 @@ fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
+/// A copy of the store of a data folder that no server has, see [`backup::copy`].
+///
+/// # Errors
+/// When a server has the folder; [`backup::BackupError`].
+pub fn copy_of_idle(dir: &Path, to: &Path, outputs: bool, label: &backup::Label) -> Result<backup::Copied> {
+    let _lock = lock(dir)?;
+    restore::finish(dir)?;
+    let source = Connection::open(dir.join("rejoin.db"))?;
+    let folder = dir.join("output");
+    Ok(backup::copy(&source, outputs.then_some(folder.as_path()), to, label, &|| true)?)
+}
+
+/// Where a copy is made that is sent away: nobody has it once the server is gone.
+pub fn place_for_copy(dir: &Path) -> PathBuf {
+    dir.join(format!("{COPY}{:016x}", rand::random::<u64>()))
+}
+
+/// What its name begins with.
+const COPY: &str = "backup.part-";
+
+/// A server that was killed left what nobody asks for any more.
+fn remove_unfinished(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(COPY)) {
+        let _ = std::fs::remove_file(entry.path());
+    }
+}
+
 /// A connection of its own for checkpoints, so that the writer never does one by itself. It waits so long for readers.
 ///
 /// # Errors
@@ -330,11 +424,7 @@ fn lock(dir: &Path) -> Result<Flock<File>> {
         file.read_to_string(&mut pid)?;
         // A server that was killed while it started a command: for a moment the command-to-be still has the lock.
         if is_there(pid.trim()) || Instant::now() >= give_up {
-            bail!(
-                "another server (pid {}) has the data folder {}: stop it first, or give this one another data_dir",
-                pid.trim(),
-                dir.display()
-            );
+            return Err(InUse { pid: pid.trim().to_owned(), dir: dir.to_owned() }.into());
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -345,5 +435,26 @@ fn is_there(pid: &str) -> bool {
     match std::fs::read_link(Path::new("/proc").join(pid).join("exe")) {
         Ok(_) => true,
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_that_left_part_of_the_store_in_its_log_is_not_noted_as_one_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let noted = || std::fs::read_to_string(dir.path().join("opens")).unwrap().contains("\"clean\":true");
+        let opened = Store::open(dir.path(), Durability::Normal, 1).unwrap();
+        let reader = Connection::open(dir.path().join("rejoin.db")).unwrap();
+        let moment = reader.unchecked_transaction().unwrap();
+        moment.query_row("SELECT count(*) FROM meta", [], |_| Ok(())).unwrap();
+        opened.writer.execute("INSERT INTO meta (key, value) VALUES ('later', '')", []).unwrap();
+        opened.store.note_clean_stop_within(Duration::ZERO).unwrap();
+        assert!(!noted(), "a reader was in the way");
+        drop(moment);
+        opened.store.note_clean_stop_within(Duration::ZERO).unwrap();
+        assert!(noted());
     }
 }

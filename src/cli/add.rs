@@ -94,6 +94,9 @@ struct PolicyFlags {
     /// How many such times run with "all"
     #[arg(long, value_name = "COUNT")]
     catchup_limit: Option<u32>,
+    /// What to keep of it, such as runs=50,days=30,events=100000,bytes=100MiB
+    #[arg(long, value_name = "KEY=VALUE,...", value_parser = keep)]
+    keep: Option<Value>,
     /// How long a run may take
     #[arg(long, value_name = "DURATION")]
     timeout: Option<String>,
@@ -150,6 +153,7 @@ impl PolicyFlags {
             ("catchup", self.catchup.clone().map(Value::from)),
             ("catchup_window", self.catchup_window.clone().map(Value::from)),
             ("catchup_limit", self.catchup_limit.map(Value::from)),
+            ("keep", self.keep.clone()),
             ("timeout", self.timeout.clone().map(Value::from)),
             ("idle_timeout", self.idle_timeout.clone().map(Value::from)),
             ("retries", self.retries.map(Value::from)),
@@ -160,6 +164,22 @@ impl PolicyFlags {
         ]);
         (!policy.is_empty()).then_some(Value::Object(policy))
     }
+}
+
+/// Reads `runs=50,bytes=100MiB`. Whether the keys and values are good is the server's to say, as for a file.
+fn keep(text: &str) -> std::result::Result<Value, String> {
+    let mut members = Map::new();
+    for part in text.split(',') {
+        let (key, value) = part
+            .split_once('=')
+            .ok_or_else(|| format!("{part:?} is no KEY=VALUE: write it like runs=50,days=30,bytes=100MiB"))?;
+        let (key, value) = (key.trim(), value.trim());
+        let value = value.parse::<i64>().map_or_else(|_| Value::from(value), Value::from);
+        if members.insert(key.to_owned(), value).is_some() {
+            return Err(format!("{key:?} is there twice"));
+        }
+    }
+    Ok(Value::Object(members))
 }
 
 fn members<const N: usize>(given: [(&str, Option<Value>); N]) -> Map<String, Value> {

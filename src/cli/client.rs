@@ -124,6 +124,16 @@ impl Client {
             .map_err(|error| Failure::Server(format!("{} did not answer as a Rejoin server does: {error}", self.place)))
     }
 
+    /// Takes a file away. It may take as long as it takes: the server makes it first.
+    ///
+    /// # Errors
+    /// No server, or a refusal.
+    pub async fn download(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Response> {
+        let call = self.call(Method::GET, segments, query);
+        let answer = call.send().await.map_err(|error| self.unreachable(&error))?;
+        if answer.status().is_success() { Ok(answer) } else { Err(refusal(answer).await) }
+    }
+
     /// Reads something.
     ///
     /// # Errors

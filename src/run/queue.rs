@@ -19,13 +19,13 @@ use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
-use crate::store::{Store, StoreError, TaskNo};
+use crate::store::{REMOVED, Store, StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
 use crate::task::parse;
-use crate::task::registry::{Registry, Task, TaskError};
+use crate::task::registry::{self, Registry, Task, TaskError};
 use crate::task::slots;
 
 pub mod elsewhere;
@@ -371,9 +371,10 @@ impl Runs {
         let read = move |connection: &Connection| {
             connection
                 .prepare_cached(
-                    "SELECT runs.run, tasks.id FROM runs JOIN tasks ON tasks.no = runs.task WHERE runs.id = ?1",
+                    "SELECT runs.run, tasks.id FROM runs JOIN tasks ON tasks.no = runs.task
+                     WHERE runs.id = ?1 AND tasks.id < ?2",
                 )?
-                .query_row([id.to_string()], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+                .query_row([&id.to_string(), REMOVED], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
                 .optional()
         };
         let (text, task) = self.shared.store.read(read).await?.ok_or(RunError::NoRun(id))?;
@@ -871,8 +872,8 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
 /// Whether the task may run at all; none when it is not there.
 fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<bool>> {
     connection
-        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1")?
-        .query_row([task.0], |row| row.get(0))
+        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![task.0, REMOVED], |row| row.get(0))
         .optional()
 }
 
@@ -921,10 +922,11 @@ pub fn list(
 ) -> rusqlite::Result<Vec<Run>> {
     let mut statement = connection.prepare_cached(
         "SELECT run FROM runs WHERE (?1 IS NULL OR task = ?1) AND (?2 IS NULL OR state = ?2)
-           AND (?3 IS NULL OR id < ?3) ORDER BY id DESC LIMIT ?4",
+           AND (?3 IS NULL OR id < ?3) AND task NOT IN (SELECT no FROM tasks WHERE id >= ?5)
+         ORDER BY id DESC LIMIT ?4",
     )?;
     let before = before.map(|id| id.to_string());
     let rows = statement
-        .query_map(params![task.map(|no| no.0), state, before, limit as i64], |row| row.get::<_, String>(0))?;
+        .query_map(params![task.map(|no| no.0), state, before, limit as i64, REMOVED], |row| row.get::<_, String>(0))?;
     rows.filter_map(|row| row.map(|text| serde_json::from_str(&text).ok()).transpose()).collect()
 }

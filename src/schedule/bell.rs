@@ -11,6 +11,8 @@ use tokio_cron_scheduler::{Job, JobScheduler};
 
 /// Every second, in UTC: six fields, the only form the library takes.
 const EVERY_SECOND: &str = "* * * * * *";
+/// Once a minute, away from its beginning, when most tasks are due.
+const EVERY_MINUTE: &str = "40 * * * * *";
 
 /// A bell that rings. Needs the multi-threaded runtime; ask it to stop with [`Bell::stop`].
 pub struct Bell {
@@ -24,21 +26,23 @@ impl std::fmt::Debug for Bell {
 }
 
 impl Bell {
-    /// Starts to wake `wake` once a second. A ring that nobody waits for is kept for the next who does, and only
-    /// one: ten missed seconds are one look.
+    /// Starts to wake the planner once a second, and housekeeping once a minute, or once a second where it says so. A
+    /// ring that nobody waits for is kept for the next who does, and only one: ten missed seconds are one look.
     ///
     /// # Errors
     /// Where the library cannot be started.
-    pub async fn start(wake: Arc<Notify>) -> anyhow::Result<Self> {
+    pub async fn start(planner: Arc<Notify>, (housekeeping, often): (Arc<Notify>, bool)) -> anyhow::Result<Self> {
         let scheduler = JobScheduler::new().await.context("the bell could not be made")?;
-        // One job and a body that cannot fail: the library loses jobs that are due together with many others, and a
-        // job that panics once never runs again.
-        let job = Job::new_async(EVERY_SECOND, move |_, _| {
-            wake.notify_one();
-            Box::pin(std::future::ready(()))
-        })
-        .context("the bell's one job could not be made")?;
-        scheduler.add(job).await.context("the bell's one job could not be added")?;
+        for (when, wake) in [(EVERY_SECOND, planner), (if often { EVERY_SECOND } else { EVERY_MINUTE }, housekeeping)] {
+            // A body that cannot fail: the library loses jobs that are due together with many others, and a job that
+            // panics once never runs again.
+            let job = Job::new_async(when, move |_, _| {
+                wake.notify_one();
+                Box::pin(std::future::ready(()))
+            })
+            .context("a job of the bell could not be made")?;
+            scheduler.add(job).await.context("a job of the bell could not be added")?;
+        }
         scheduler.start().await.context("the bell could not be started")?;
         Ok(Self { scheduler })
     }

@@ -48,6 +48,14 @@ impl Checkpointer {
     pub fn tick(&self, store: &Store, publisher: &Publisher) {
         let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         let pages = store.wal_pages();
+        if store.is_read_for_long() {
+            // The log cannot be begun anew before that ends; the writer would wait for nothing.
+            self.held().clear();
+            if pages >= Self::LOW {
+                self.checkpoint("PASSIVE");
+            }
+            return;
+        }
         if size < Self::HIGH {
             self.held().clear();
             if pages >= Self::LOW {
@@ -71,6 +79,21 @@ impl Checkpointer {
         if self.finish("TRUNCATE", store, publisher).is_none_or(|done| !done.busy) {
             self.held().clear();
         }
+    }
+
+    /// Moves all of the log into the file, and cuts it: when little is written, a busy moment need not take its room
+    /// for ever. Gives how long the log was; nothing where a reader is in the way.
+    pub fn empty(&self, store: &Store, publisher: &Publisher) -> Option<u64> {
+        let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
+        if size == 0 {
+            return Some(0);
+        }
+        if store.is_read_for_long() {
+            return None;
+        }
+        self.checkpoint("PASSIVE");
+        let done = self.finish("TRUNCATE", store, publisher)?;
+        (!done.busy).then_some(size)
     }
 
     /// Moves the rest of the log while the writer pauses. What was moved before is synced first, so that the writer

@@ -2,6 +2,7 @@
 //! look at.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, RwLock};
 use std::time::Duration;
 
@@ -76,8 +77,23 @@ pub(super) struct Intake {
     /// Says what follows the end of a run.
     pub(super) ends: Arc<Ends>,
     pub(super) queues_bytes: Arc<Semaphore>,
+    /// What all rings take, as the last tidying counted it and the writer has added since.
+    pub(super) rings_bytes: AtomicIsize,
+    /// Rung when that is too much.
+    pub(super) crowded: watch::Sender<()>,
     pub(super) limits: Limits,
     pub(super) clock: Clock,
+}
+
+impl Intake {
+    /// Notes by how much a ring has grown, and has memory given back when all together take too much.
+    pub(super) fn note_grown(&self, bytes: isize) {
+        let before = self.rings_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let most = self.limits.rings_bytes.cast_signed();
+        if before <= most && before.saturating_add(bytes) > most {
+            self.crowded.send_replace(());
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -12,7 +12,7 @@ use super::offer::Offer;
 use super::segment::{Damaged, Segment};
 use crate::event::{Gen, RunId, Seq, State, TaskId};
 use crate::record::{Fold, Mark, Run};
-use crate::store::{TaskNo, from_sql, sql};
+use crate::store::{REMOVED, TaskNo, from_sql, sql};
 
 /// The most events of one page (`docs/protocol.md`, "Numbers").
 pub const PAGE_EVENTS: usize = 500;
@@ -65,6 +65,14 @@ pub fn bounds(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<
             })
         })
         .optional()
+}
+
+/// Whether a task was not removed.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn is_there(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id < ?2")?.exists(params![task.0, REMOVED])
 }
 
 /// Adds a segment. `total` is all event JSON of the log through it.
@@ -214,11 +222,28 @@ pub fn bytes_from(connection: &Connection, task: TaskNo, bounds: &Bounds, from: 
     Ok(bounds.bytes.saturating_sub(total) + segment.event_bytes_from(from))
 }
 
-/// Lets go of whole segments below `oldest`; gives the first event that is still there. Never lowers it.
+/// The most rows that one step of letting go takes: a step is a part of a commit that others wait for.
+const STEP_ROWS: i64 = 256;
+/// The most bytes of events that it takes, but for the last row.
+const STEP_BYTES: i64 = 512 * 1024;
+/// The most events that were kept whole beside their cut ones: each may be large.
+const STEP_WHOLE: i64 = 8;
+
+/// What one step of letting go did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Raised {
+    /// The first event that is still there.
+    pub oldest: Seq,
+    /// Whether that is all that was wanted; another step goes on otherwise.
+    pub done: bool,
+}
+
+/// Lets go of whole segments below `oldest`, as many as one step takes. Never lowers it; gives nothing where there
+/// is nothing to take.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn raise_oldest(transaction: &Connection, task: TaskNo, oldest: Seq) -> rusqlite::Result<Option<Seq>> {
+pub fn raise_oldest(transaction: &Connection, task: TaskNo, oldest: Seq) -> rusqlite::Result<Option<Raised>> {
     let Some(bounds) = bounds(transaction, task)? else { return Ok(None) };
     if oldest <= bounds.oldest {
         return Ok(None);
@@ -227,58 +252,100 @@ pub fn raise_oldest(transaction: &Connection, task: TaskNo, oldest: Seq) -> rusq
         .prepare_cached("SELECT first FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1")?
         .query_row([key(task, oldest), end_of(task)], |row| row.get(0))
         .optional()?;
-    let oldest = first.map_or(bounds.head.next(), |first| Seq(from_sql(first)));
-    if oldest <= bounds.oldest {
+    let wanted = first.map_or(bounds.head.next(), |first| Seq(from_sql(first)));
+    if wanted <= bounds.oldest {
         return Ok(None);
     }
-    let range = params![key(task, Seq(0)), key(task, oldest)];
-    transaction.prepare_cached("DELETE FROM segments WHERE key >= ?1 AND key < ?2")?.execute(range)?;
-    transaction.prepare_cached("DELETE FROM whole_events WHERE key >= ?1 AND key < ?2")?.execute(range)?;
+    let last = delete_some(transaction, task, key(task, wanted))?;
+    let raised = match last {
+        Some(last) if seq_of(last).next() < wanted => Raised { oldest: seq_of(last).next(), done: false },
+        _ => Raised { oldest: wanted, done: true },
+    };
     transaction
         .prepare_cached("UPDATE tasks SET oldest = ?2 WHERE no = ?1")?
-        .execute(params![task.0, sql(oldest.0)])?;
-    Ok(Some(oldest))
+        .execute(params![task.0, sql(raised.oldest.0)])?;
+    Ok(Some(raised))
 }
 
-/// Lets go of a deleted task's events.
+/// Lets go of a task's oldest rows below a key, as many as one step takes; gives the key of the last.
+fn delete_some(transaction: &Connection, task: TaskNo, below: i64) -> rusqlite::Result<Option<i64>> {
+    let from = key(task, Seq(0));
+    let nth_whole: Option<i64> = transaction
+        .prepare_cached("SELECT key FROM whole_events WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1 OFFSET ?3")?
+        .query_row([from, below, STEP_WHOLE], |row| row.get(0))
+        .optional()?;
+    let mut statement = transaction
+        .prepare_cached("SELECT key, total FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3")?;
+    let mut rows = statement.query([from, below, STEP_ROWS])?;
+    let mut last = None;
+    let mut most = i64::MAX;
+    while let Some(row) = rows.next()? {
+        let (key, total): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if last.is_some() && (total > most || nth_whole.is_some_and(|nth| key >= nth)) {
+            break;
+        }
+        if last.is_none() {
+            most = total.saturating_add(STEP_BYTES);
+        }
+        last = Some(key);
+    }
+    drop(rows);
+    if let Some(last) = last {
+        transaction.prepare_cached("DELETE FROM segments WHERE key >= ?1 AND key <= ?2")?.execute([from, last])?;
+        transaction.prepare_cached("DELETE FROM whole_events WHERE key >= ?1 AND key <= ?2")?.execute([from, last])?;
+    }
+    Ok(last)
+}
+
+/// Lets go of a removed task's events, as many as one step takes. True when none is left.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn delete(transaction: &Connection, task: TaskNo) -> rusqlite::Result<()> {
-    let range = params![key(task, Seq(0)), end_of(task)];
-    transaction.execute("DELETE FROM segments WHERE key >= ?1 AND key < ?2", range)?;
-    transaction.execute("DELETE FROM whole_events WHERE key >= ?1 AND key < ?2", range)?;
-    Ok(())
+pub fn delete_step(transaction: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
+    Ok(delete_some(transaction, task, end_of(task))?.is_none())
 }
 
-/// How far retention by age, number and bytes of events would raise `oldest`; 1 where it would not.
+/// How far retention by age and number of events would raise `oldest`; 1 where it would not.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn outlived(
-    connection: &Connection,
-    task: TaskNo,
-    before: Timestamp,
-    events: u64,
-    bytes: u64,
-) -> rusqlite::Result<Seq> {
+pub fn outlived(connection: &Connection, task: TaskNo, before: Timestamp, events: u64) -> rusqlite::Result<Seq> {
     let Some(bounds) = bounds(connection, task)? else { return Ok(Seq(1)) };
     let by_count = Seq((bounds.head.0 + 1).saturating_sub(events));
-    let range = [key(task, Seq(0)), end_of(task)];
-    let last_where = |condition: &str, value: i64| -> rusqlite::Result<Seq> {
-        let sql = format!("SELECT max(key) FROM segments WHERE key >= ?1 AND key < ?2 AND {condition}");
-        let key: Option<i64> =
-            connection.prepare_cached(&sql)?.query_row(params![range[0], range[1], value], |row| row.get(0))?;
-        Ok(key.map_or(Seq(1), |key| seq_of(key).next()))
-    };
     // The first that is young enough: what came after it stays, though a clock that was wrong had dated it back.
     let young: Option<i64> = connection
         .prepare_cached("SELECT first FROM segments WHERE key >= ?1 AND key < ?2 AND at >= ?3 ORDER BY key LIMIT 1")?
-        .query_row(params![range[0], range[1], before.as_microsecond()], |row| row.get(0))
+        .query_row(params![key(task, Seq(0)), end_of(task), before.as_microsecond()], |row| row.get(0))
         .optional()?;
     let by_age = young.map_or(bounds.head.next(), |first| Seq(from_sql(first)));
-    let by_bytes = last_where("total <= ?3", sql(bounds.bytes.saturating_sub(bytes)))?;
-    Ok(by_count.max(by_age).max(by_bytes).max(Seq(1)))
+    Ok(by_count.max(by_age).max(Seq(1)))
+}
+
+/// The first event to keep, so that it and all after it have at most so many bytes, give or take a segment. O(log²
+/// events): `total` grows with the key, so it is searched for by halves.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn within_bytes(connection: &Connection, task: TaskNo, bytes: u64) -> rusqlite::Result<Seq> {
+    let Some(bounds) = bounds(connection, task)? else { return Ok(Seq(1)) };
+    let most = sql(bounds.bytes.saturating_sub(bytes));
+    let mut holding = connection
+        .prepare_cached("SELECT key, total FROM segments WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT 1")?;
+    let mut end_if_too_much = |seq: u64| -> rusqlite::Result<Option<Seq>> {
+        let row: Option<(i64, i64)> =
+            holding.query_row([key(task, Seq(seq)), end_of(task)], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        Ok(row.filter(|(_, total)| *total <= most).map(|(key, _)| seq_of(key)))
+    };
+    // Everything before `first` is too much; nothing from `end` on is.
+    let (mut first, mut end) = (bounds.oldest.0, bounds.head.0 + 1);
+    while first < end {
+        let middle = if first == bounds.oldest.0 { first } else { first + (end - first) / 2 };
+        match end_if_too_much(middle)? {
+            Some(last) => first = last.0 + 1,
+            None => end = middle,
+        }
+    }
+    Ok(Seq(if first == bounds.oldest.0 { 1 } else { first }))
 }
 
 /// Writes a run as the fold of its events has it, in the transaction of the event that changed it.

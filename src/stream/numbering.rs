@@ -352,7 +352,7 @@ impl Numbering {
             let is_there = log::set_head(connection, self.topic.no, self.head, self.bytes)?;
             if !is_there {
                 // The task was deleted by a later job of this group: its events go with it.
-                log::delete(connection, self.topic.no)?;
+                while !log::delete_step(connection, self.topic.no)? {}
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! How events and changes of state get to the writer: offered behind bounded queues, told when they are saved.
 
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -64,6 +65,8 @@ impl Publisher {
             gate: Mutex::new(()),
             ends: Arc::default(),
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
+            rings_bytes: AtomicIsize::new(0),
+            crowded: watch::Sender::new(()),
             limits,
             clock,
         };
@@ -89,8 +92,9 @@ impl Publisher {
         self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Deletes the log of a task, with what `act` deletes beside it, and closes its stream. What is offered from the
-    /// commit on is refused, and what was numbered in the very group is neither shown nor acknowledged.
+    /// Closes the stream of a task that `act` removes. What is offered from the commit on is refused, and what was
+    /// numbered in the very group is neither shown nor acknowledged. The rows of its log go in steps of their own
+    /// ([`log::delete_step`]): nothing finds them any more.
     ///
     /// # Errors
     /// What `act` gave, or a [`StoreError`] when the store cannot be written now.
@@ -100,12 +104,8 @@ impl Publisher {
         E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
     {
-        let (no, deleted) = (topic.no, Arc::clone(topic));
-        let act = move |connection: &Connection| -> Result<_, E> {
-            let value = act(connection)?;
-            log::delete(connection, no)?;
-            Ok((value, Vec::new()))
-        };
+        let deleted = Arc::clone(topic);
+        let act = move |connection: &Connection| -> Result<_, E> { Ok((act(connection)?, Vec::new())) };
         let follow = move |_: &T| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || deleted.close())) };
         let (value, _) = self.change(act, follow).await?;
         self.forget(topic);
@@ -310,8 +310,13 @@ impl Publisher {
         &self.shared.changes
     }
 
+    /// Rung when all rings together take more than they may: time to [`tidy`](Self::tidy).
+    pub fn crowded(&self) -> watch::Receiver<()> {
+        self.shared.crowded.subscribe()
+    }
+
     /// Gives back memory: rings of tasks that fell quiet, and the least recently used where all rings together
-    /// take too much. O(tasks log tasks); called from time to time.
+    /// take too much. O(tasks log tasks); called from time to time, and when they are too much.
     pub fn tidy(&self) {
         let topics: Vec<_> =
             self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
@@ -331,39 +336,52 @@ impl Publisher {
             }
         }
         if total > self.shared.limits.rings_bytes {
+            // Some more than has to go, so that not every event from here on calls for the next round.
+            let enough = self.shared.limits.rings_bytes / 8 * 7;
             used.sort_by_key(|(last, ..)| *last);
             for (_, bytes, topic) in used {
-                if total <= self.shared.limits.rings_bytes {
+                if total <= enough {
                     break;
                 }
                 topic.tail().ring.clear();
                 total -= bytes;
             }
         }
+        // What the writer added meanwhile is counted the next time.
+        self.shared.rings_bytes.store(total.cast_signed(), Ordering::Relaxed);
     }
 
-    /// Lets go of what retention takes: raises `oldest` in the store and in memory, and tells the readers that
-    /// stand below it.
+    /// Lets go of what retention takes: raises `oldest` in the store and in memory, in steps that no event waits for
+    /// long, and tells the readers that stand below it.
     ///
     /// # Errors
     /// When the store cannot be written.
     pub async fn raise_oldest(&self, topic: &Arc<Topic>, oldest: Seq) -> Result<(), StoreError> {
+        while !self.raise_oldest_step(topic, oldest).await? {}
+        Ok(())
+    }
+
+    /// One step of [`raise_oldest`](Self::raise_oldest); true for the last.
+    async fn raise_oldest_step(&self, topic: &Arc<Topic>, oldest: Seq) -> Result<bool, StoreError> {
         let no = topic.no;
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             Ok((log::raise_oldest(connection, no, oldest)?, Vec::new()))
         };
-        let (raised, publisher) = (Arc::clone(topic), self.clone());
-        let follow = move |oldest: &Option<Seq>| -> Option<Box<dyn FnOnce() + Send>> {
-            let oldest = (*oldest)?;
+        let (cut, publisher) = (Arc::clone(topic), self.clone());
+        let follow = move |raised: &Option<log::Raised>| -> Option<Box<dyn FnOnce() + Send>> {
+            let raised = (*raised)?;
             Some(Box::new(move || {
-                let mut tail = raised.tail();
-                tail.oldest = tail.oldest.max(oldest);
-                tail.ring.forget_below(oldest);
+                let mut tail = cut.tail();
+                tail.oldest = tail.oldest.max(raised.oldest);
+                tail.ring.forget_below(raised.oldest);
                 drop(tail);
-                publisher.wake_all(&raised);
+                if raised.done {
+                    publisher.wake_all(&cut);
+                }
             }))
         };
-        self.change(act, follow).await.map(drop)
+        let (raised, _) = self.change(act, follow).await?;
+        Ok(raised.is_none_or(|raised| raised.done))
     }
 
     /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come

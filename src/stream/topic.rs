@@ -134,15 +134,16 @@ impl Topic {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What follows a commit, in the order that loses nothing: ring and head → look up → wake.
+    /// What follows a commit, in the order that loses nothing: ring and head → look up → wake. Gives by how many bytes
+    /// the ring has grown.
     pub fn show<'a>(
         &self,
         connections: &Connections,
         segments: impl IntoIterator<Item = Arc<Segment>>,
         fold: impl FnOnce(&mut Fold),
         kinds: impl IntoIterator<Item = &'a str>,
-    ) {
-        self.extend(segments, || connections.slowest(&self.id), fold);
+    ) -> isize {
+        let grown = self.extend(segments, || connections.slowest(&self.id), fold);
         failpoint::hit("in-ring-not-woken");
         let mut forwarder = self.forwarder.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, kind) in kinds.into_iter().enumerate() {
@@ -151,6 +152,7 @@ impl Topic {
                 forwarder.forward(&self.id, kind);
             }
         }
+        grown
     }
 
     /// Goes on with a text that is shown while it is written. True if those who watch should be woken.
@@ -194,14 +196,16 @@ impl Topic {
         self.drafts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts committed segments into the ring and moves the head: the step between commit and look-up.
+    /// Puts committed segments into the ring and moves the head: the step between commit and look-up. Gives by how many
+    /// bytes the ring has grown; it shrinks where a larger one goes.
     pub fn extend(
         &self,
         segments: impl IntoIterator<Item = Arc<Segment>>,
         unread: impl Fn() -> Option<Seq>,
         fold: impl FnOnce(&mut Fold),
-    ) {
+    ) -> isize {
         let mut tail = self.tail();
+        let before = tail.ring.bytes().cast_signed();
         for segment in segments {
             tail.head = segment.last();
             tail.bytes += segment.event_bytes();
@@ -210,6 +214,7 @@ impl Topic {
         fold(&mut tail.fold);
         tail.used = Instant::now();
         self.head.store(tail.head.0, Ordering::Release);
+        tail.ring.bytes().cast_signed() - before
     }
 
     /// Whether the task was deleted.

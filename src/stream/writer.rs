@@ -351,7 +351,8 @@ impl Intake {
             }
         };
         topic.end_drafts(numbered.iter().filter_map(|event| Some((event.run?, &event.mark))));
-        topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
+        let grown = topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
+        self.note_grown(grown);
         if changes_task {
             self.changes.note(id);
         }
@@ -480,7 +481,7 @@ fn run_job(
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
         // An earlier job of the group may have deleted the task: then there is no log that could have a number.
-        if log::bounds(connection, topic.no)?.is_some() {
+        if log::is_there(connection, topic.no)? {
             numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
         }
         Ok::<_, StoreError>(numbers)

@@ -224,6 +224,8 @@ pub struct Policy {
     pub on_crash: OnCrash,
     /// After how many failures in a row the task pauses itself; 0 is never.
     pub pause_after: u32,
+    /// What is kept of its runs.
+    pub keep: Keep,
 }
 
 impl Policy {
@@ -231,6 +233,30 @@ impl Policy {
     pub const MAX_RETRIES: u32 = 100;
     /// The most [`Policy::pause_after`].
     pub const MAX_PAUSE_AFTER: u32 = 1000;
+}
+
+/// What is kept of a task; where it says nothing, what the server's `[retention]` says then.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct Keep {
+    /// Ended runs, with their events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs: Option<u64>,
+    /// Days.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
+    /// Events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub events: Option<u64>,
+    /// Bytes of events and of stored outputs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+}
+
+impl Keep {
+    /// Whether it says nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for Policy {
@@ -248,6 +274,7 @@ impl Default for Policy {
             retry_on: Vec::new(),
             on_crash: OnCrash::default(),
             pause_after: 0,
+            keep: Keep::default(),
         }
     }
 }
@@ -478,6 +505,10 @@ impl Serialize for Policy {
         map.serialize_entry("retry_on", &self.retry_on)?;
         map.serialize_entry("on_crash", &self.on_crash)?;
         map.serialize_entry("pause_after", &self.pause_after)?;
+        // What it leaves to the server stays the server's to say, also when that changes.
+        if !self.keep.is_empty() {
+            map.serialize_entry("keep", &self.keep)?;
+        }
         map.end()
     }
 }

@@ -16,8 +16,8 @@ use crate::config::place::{self, Place};
 use crate::event::TaskId;
 use crate::schedule::timing::Timing;
 use crate::task::definition::{
-    Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
-    Step, When,
+    Action, AgentKind, Backoff, Catchup, Definition, Keep, OnCrash, OnError, Overlap, Param, Policy, Schedule,
+    SecretSource, Step, When,
 };
 
 use reader::{Open, Reader, not_known};
@@ -40,6 +40,10 @@ pub const MAX_RETRIES: i64 = 100;
 
 /// How many runs of a task may wait.
 pub const MAX_QUEUE: i64 = 10_000;
+/// The most runs or events that a task may be told to keep: more than any disk has room for.
+const MAX_KEPT: i64 = 1_000_000_000_000;
+/// The longest that they may be kept, in days: a century.
+const MAX_DAYS: i64 = 36_525;
 
 /// One thing that is wrong with a task.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -443,7 +447,7 @@ impl Reader {
     }
 
     fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
-        const KNOWN: [&str; 12] = [
+        const KNOWN: [&str; 13] = [
             "overlap",
             "queue_limit",
             "catchup",
@@ -456,8 +460,9 @@ impl Reader {
             "retry_on",
             "on_crash",
             "pause_after",
+            "keep",
         ];
-        const LATER: [&str; 4] = ["jitter", "stagger", "keep", "concurrency"];
+        const LATER: [&str; 1] = ["concurrency"];
         let mut open = self.open("policy", node)?;
         let overlap = [
             ("skip", Some(Overlap::Skip)),
@@ -487,6 +492,7 @@ impl Reader {
         let on_crash = [("fail", Some(OnCrash::Fail)), ("retry", Some(OnCrash::Retry))];
         let on_crash = self.word(&mut open, "on_crash", &on_crash).unwrap_or(defaults.on_crash);
         let pause_after = self.number(&mut open, "pause_after", 0, Policy::MAX_PAUSE_AFTER.into());
+        let keep = open.take("keep").map(|node| self.keep(node));
         self.close(open, &KNOWN, &LATER);
         Some(Policy {
             overlap,
@@ -501,6 +507,7 @@ impl Reader {
             retry_on,
             on_crash,
             pause_after: pause_after.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.pause_after),
+            keep: keep.unwrap_or(defaults.keep),
         })
     }
 
@@ -535,6 +542,20 @@ impl Reader {
             }
         }
         Some(codes.into_iter().collect())
+    }
+
+    /// What is kept of a task. Each key by itself: what is left out is the server's to say.
+    fn keep(&mut self, node: &Node) -> Keep {
+        let Some(mut open) = self.open("policy.keep", node) else { return Keep::default() };
+        let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+        let keep = Keep {
+            runs: number(self.number(&mut open, "runs", 1, MAX_KEPT)),
+            days: self.number(&mut open, "days", 1, MAX_DAYS).and_then(|days| u32::try_from(days).ok()),
+            events: number(self.number(&mut open, "events", 1, MAX_KEPT)),
+            bytes: self.size(&mut open, "bytes"),
+        };
+        self.close(open, &["runs", "days", "events", "bytes"], &[]);
+        keep
     }
 
     fn params(&mut self, node: &Node) -> BTreeMap<String, Param> {

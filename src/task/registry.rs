@@ -15,10 +15,11 @@ use super::definition::{Definition, Policy};
 use super::parse::{self, Problem};
 use super::slots;
 use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
+use crate::failpoint;
 use crate::record::Fold;
 use crate::schedule::plan;
 use crate::schedule::timing::{Timing, Wrong};
-use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
+use crate::store::{REMOVED, Store, StoreError, TaskNo, from_sql, sql};
 use crate::stream::log;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Start};
@@ -495,8 +496,11 @@ impl Registry {
         self.change(id, |task| task.enabled = enabled)
     }
 
-    /// Deletes a task, its log and its runs, and says which runs those were. They must be over: that is asked
+    /// Removes a task, its log and its runs, and says which runs those were. They must be over: that is asked
     /// again in the transaction, as one may have come in meanwhile. `also` is written in the same transaction.
+    ///
+    /// From that transaction on nothing finds the task and its name is free; its rows go in steps, so that nobody
+    /// waits for a task with a long history. What a crash leaves of them, [`Registry::bury`] takes.
     ///
     /// # Errors
     /// [`TaskError`]: no such task, a run is not over, the store cannot be written.
@@ -505,7 +509,7 @@ impl Registry {
         id: &TaskId,
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Vec<RunId>, TaskError> {
-        let _edit = self.shared.edits.lock().await;
+        let edit = self.shared.edits.lock().await;
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
@@ -514,20 +518,46 @@ impl Registry {
             if has_open_runs(connection, no)? {
                 return Err(TaskError::Running);
             }
-            let runs = run_ids(connection, no)?;
-            connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
+            connection.execute("UPDATE tasks SET id = ?2 || no, enabled = 0 WHERE no = ?1", params![no.0, REMOVED])?;
             also(connection)?;
-            Ok(runs)
+            Ok(())
         };
-        let runs = self.shared.publisher.delete(&topic, act).await?;
+        self.shared.publisher.delete(&topic, act).await?;
+        self.forget(id, no);
+        drop(edit);
+        self.shared.publisher.changes().note(id);
+        failpoint::hit("removed-not-buried");
+        // The task is gone, whatever becomes of its rows: they are taken later then.
+        Ok(self.bury(no).await.unwrap_or_else(|error| {
+            tracing::warn!(task = %id, %error, "the rows of a removed task are still there; housekeeping takes them");
+            Vec::new()
+        }))
+    }
+
+    fn forget(&self, id: &TaskId, no: TaskNo) {
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
         // Another of the same name may be there already.
         if tasks.get(id).is_some_and(|there| there.no == no) {
             tasks.remove(id);
         }
-        drop(tasks);
-        self.shared.publisher.changes().note(id);
-        Ok(runs)
+    }
+
+    /// Takes the rows of a removed task, in steps that nobody waits for long; gives its runs.
+    ///
+    /// # Errors
+    /// When the store cannot be written: another call goes on.
+    pub async fn bury(&self, no: TaskNo) -> Result<Vec<RunId>, StoreError> {
+        let mut runs = Vec::new();
+        loop {
+            let act = move |connection: &Connection| -> Result<_, StoreError> {
+                Ok((bury_step(connection, no)?, Vec::new()))
+            };
+            let (step, _) = self.shared.publisher.transact(act).await?;
+            match step {
+                Some(gone) => runs.extend(gone),
+                None => return Ok(runs),
+            }
+        }
     }
 
     /// Notes what is wrong with a task's file; the last good version stays in force.
@@ -622,9 +652,9 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
     let mut statement = connection.prepare(
         "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed
-         FROM tasks ORDER BY id",
+         FROM tasks WHERE id < ?1 ORDER BY id",
     )?;
-    let rows = statement.query_map([], |row| {
+    let rows = statement.query_map([REMOVED], |row| {
         let id: String = row.get(1)?;
         let source: String = row.get(6)?;
         Ok(id.parse().ok().map(|id| Row {
@@ -657,8 +687,8 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
 /// When the store cannot be read.
 pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
     connection
-        .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1")?
-        .query_row([no.0], |row| row.get(0))
+        .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| row.get(0))
         .optional()
 }
 
@@ -706,8 +736,8 @@ pub struct Planned {
 pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Planned>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
     let row: Option<(i64, i64, Option<i64>)> = connection
-        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1")?
-        .query_row([no.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     let Some((anchor, to, claimed)) = row else { return Ok(None) };
     let (anchor, to) = (time(anchor), time(to));
@@ -786,8 +816,44 @@ pub fn has_open_runs(connection: &Connection, no: TaskNo) -> rusqlite::Result<bo
         .exists([no.0])
 }
 
-fn run_ids(connection: &Connection, no: TaskNo) -> rusqlite::Result<Vec<RunId>> {
-    let mut statement = connection.prepare_cached("SELECT id FROM runs WHERE task = ?1")?;
-    let rows = statement.query_map([no.0], |row| row.get::<_, String>(0))?;
-    rows.filter_map(|row| row.map(|id| id.parse().ok()).transpose()).collect()
+/// The removed tasks of which there are rows.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn removed(connection: &Connection) -> rusqlite::Result<Vec<TaskNo>> {
+    let mut statement = connection.prepare_cached("SELECT no FROM tasks WHERE id >= ?1")?;
+    statement.query_map([REMOVED], |row| row.get(0).map(TaskNo))?.collect()
+}
+
+/// How many rows of a removed task go in one step.
+const BURIED: i64 = 128;
+
+/// Takes some rows of a removed task, the task's own at last; gives the runs among them, nothing when it is gone.
+fn bury_step(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Vec<RunId>>> {
+    let is_removed =
+        connection.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id >= ?2")?.exists(params![no.0, REMOVED])?;
+    if !is_removed {
+        return Ok(None);
+    }
+    if !log::delete_step(connection, no)? {
+        return Ok(Some(Vec::new()));
+    }
+    let mut statement = connection.prepare_cached(
+        "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE task = ?1 ORDER BY id LIMIT ?2) RETURNING id",
+    )?;
+    let rows = statement.query_map([no.0, BURIED], |row| row.get::<_, String>(0))?;
+    let runs: Vec<String> = rows.collect::<rusqlite::Result<_>>()?;
+    if !runs.is_empty() {
+        return Ok(Some(runs.iter().filter_map(|id| id.parse().ok()).collect()));
+    }
+    let slots = connection
+        .prepare_cached(
+            "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
+               (SELECT gen, scheduled_for FROM slots WHERE task = ?1 LIMIT ?2)",
+        )?
+        .execute(params![no.0, BURIED])?;
+    if slots == 0 {
+        connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
+    }
+    Ok(Some(Vec::new()))
 }

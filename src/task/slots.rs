@@ -283,3 +283,17 @@ pub fn list(
     })?;
     rows.collect()
 }
+
+/// Forgets rows of a task whose last slot was before a time, at most so many, the oldest first; gives how many.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn forget(connection: &Connection, task: TaskNo, before: i64, most: i64) -> rusqlite::Result<usize> {
+    connection
+        .prepare_cached(
+            "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
+               (SELECT gen, scheduled_for FROM slots WHERE task = ?1 AND through < ?2
+                ORDER BY gen, scheduled_for LIMIT ?3)",
+        )?
+        .execute(params![task.0, before, most])
+}

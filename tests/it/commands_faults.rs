@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::disk::{limit_files, processes_of};
+use crate::disk::processes_of;
+use crate::disk_limits::limit_files;
 use crate::harness::{Client, Gate, Home, PATIENCE, Process, Watcher};
 
 async fn socket(server: &Process) -> Watcher {

@@ -10,23 +10,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::Instant;
 
+use crate::disk_limits::limit_files;
 use crate::harness::{Client, Home, PATIENCE, Process, REJOIN};
 use crate::kills_recorder::Recorder;
 
 /// Says something until a file is there.
 fn steady(home: &Path) -> String {
     format!("while [ ! -e '{}' ]; do echo tick; sleep 0.05; done; echo end", home.join("go").display())
-}
-
-/// Sets how large a file the server may write; writing past it fails as on a full disk.
-pub fn limit_files(pid: u32, bytes: Option<u64>) {
-    let soft = bytes.map_or(nix::libc::RLIM_INFINITY, |bytes| bytes);
-    let limit = nix::libc::rlimit { rlim_cur: soft, rlim_max: nix::libc::RLIM_INFINITY };
-    // SAFETY: the structure is valid for the length of the call, and the old limit is not asked for.
-    let done = unsafe {
-        nix::libc::prlimit(pid.cast_signed(), nix::libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut())
-    };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Resident memory of a process, in KiB.

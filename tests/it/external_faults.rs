@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
-use crate::disk::limit_files;
+use crate::disk_limits::limit_files;
 use crate::external::{EXTERNAL, end, feed, numbered, said, saved, thoughts};
 use crate::harness::{Home, is_terminal, seqs};
 use crate::producer::Producer;

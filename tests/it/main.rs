@@ -3,6 +3,9 @@
 
 mod api;
 mod attack;
+mod backup;
+#[cfg(feature = "failpoints")]
+mod backup_kills;
 mod bounds;
 mod cli;
 mod cli_commands;
@@ -17,6 +20,7 @@ mod conformance;
 mod deltas;
 #[cfg(feature = "failpoints")]
 mod disk;
+mod disk_limits;
 mod doors;
 mod external;
 #[cfg(feature = "failpoints")]
@@ -29,6 +33,7 @@ mod feed_stage;
 mod frames;
 mod harness;
 mod house;
+mod housekeeping;
 #[cfg(feature = "failpoints")]
 mod kills;
 #[cfg(feature = "failpoints")]

@@ -13,7 +13,7 @@ const NEVER: Duration = Duration::from_secs(30);
 async fn the_bell_wakes_who_plans_about_once_a_second_and_can_be_stopped_and_made_again() {
     for _ in 0..2 {
         let wake = Arc::new(Notify::new());
-        let bell = Bell::start(Arc::clone(&wake)).await.unwrap();
+        let bell = Bell::start(Arc::clone(&wake), (Arc::default(), false)).await.unwrap();
         let start = Instant::now();
         for _ in 0..2 {
             tokio::time::timeout(NEVER, wake.notified()).await.expect("the bell rings");

@@ -1078,7 +1078,7 @@ fn a_deleted_task_is_said_to_its_watchers_and_refused_to_its_emitters() {
         drop(watch);
         let no = topic.no;
         let act = move |connection: &Connection| -> Result<_, StoreError> {
-            log::delete(connection, no)?;
+            while !log::delete_step(connection, no)? {}
             connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
             Ok(((), Vec::new()))
         };
@@ -1103,7 +1103,7 @@ fn a_task_deleted_in_the_group_of_its_last_events_leaves_no_rows_behind() {
         let mut last = Box::pin(stream.publisher.transact::<_, StoreError, _>(move |_| Ok(((), offers))));
         let no = topic.no;
         let mut delete = Box::pin(stream.publisher.transact::<_, StoreError, _>(move |connection| {
-            log::delete(connection, no)?;
+            while !log::delete_step(connection, no)? {}
             connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
             Ok(((), Vec::new()))
         }));

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rejoin::task::definition::{
-    Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
-    Step, When,
+    Action, AgentKind, Backoff, Catchup, Definition, Keep, OnCrash, OnError, Overlap, Param, Policy, Schedule,
+    SecretSource, Step, When,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
@@ -109,6 +109,7 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
         retry_on: vec![75, 111],
         on_crash: OnCrash::Retry,
         pause_after: 9,
+        keep: Keep { runs: Some(7), ..Keep::default() },
     };
     let read = |text: &str| from_toml("t.toml", text, &defaults).unwrap().policy;
     assert_eq!(read(&task("")), defaults);
@@ -201,6 +202,20 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "tasks/t.toml:3:11: policy.catchup: \"first\" is not known: there are \"none\", \"last\" and \"all\"",
         ),
         ("[policy]\ncatchup_limit = 0", "tasks/t.toml:3:17: policy.catchup_limit: 0 is not from 1 to 10000"),
+        ("[policy]\nkeep = 5", "tasks/t.toml:3:8: policy.keep: must be a table, is a number"),
+        ("[policy]\nkeep = { runs = 0 }", "tasks/t.toml:3:17: policy.keep.runs: 0 is not from 1 to 1000000000000"),
+        ("[policy]\nkeep = { days = \"7d\" }", "tasks/t.toml:3:17: policy.keep.days: must be a whole number, is text"),
+        ("[policy]\nkeep = { days = 40000 }", "tasks/t.toml:3:17: policy.keep.days: 40000 is not from 1 to 36525"),
+        (
+            "[policy]\nkeep = { events = -1 }",
+            "tasks/t.toml:3:19: policy.keep.events: -1 is not from 1 to 1000000000000",
+        ),
+        (
+            "[policy]\nkeep = { bytes = \"1 MiBs\" }",
+            "tasks/t.toml:3:18: policy.keep.bytes: \"1 MiBs\" is not a size: write it like \"16 MiB\" or as a number of bytes",
+        ),
+        ("[policy]\nkeep = { bytes = 0 }", "tasks/t.toml:3:18: policy.keep.bytes: must be more than nothing"),
+        ("[policy]\nkeep = { runz = 5 }", "tasks/t.toml:3:10: policy.keep.runz: is not known: did you mean \"runs\"?"),
         ("[policy]\nqueue_limit = 0", "tasks/t.toml:3:15: policy.queue_limit: 0 is not from 1 to 10000"),
         ("[policy]\nretries = 101", "tasks/t.toml:3:11: policy.retries: 101 is not from 0 to 100"),
         ("[policy]\nretry_on = [1, 0]", "tasks/t.toml:3:16: policy.retry_on: 0 is not the exit code of a failure"),
@@ -302,7 +317,7 @@ fn each_mistake_in_a_step_is_told_with_its_place() {
 
 #[test]
 fn every_policy_of_other_versions_is_refused_by_name() {
-    for key in ["jitter", "stagger", "keep", "concurrency"] {
+    for key in ["concurrency"] {
         let said = refused(&task(&format!("[policy]\n{key} = 1")));
         assert_eq!(said, format!("tasks/t.toml:3:1: policy.{key}: comes later: this version does not act on it"));
     }
@@ -606,13 +621,20 @@ fn definitions() -> impl Strategy<Value = Definition> {
     let overlap = prop::sample::select(vec![Overlap::Skip, Overlap::Queue, Overlap::Replace, Overlap::Allow]);
     let catchup = prop::sample::select(vec![Catchup::None, Catchup::Last, Catchup::All]);
     let limits = (1u32..10_000, 1u32..10_000);
+    let kept = || prop::option::of(1_u64..1_000_000);
+    let keep = (kept(), prop::option::of(1_u32..30_000), kept(), kept()).prop_map(|(runs, days, events, bytes)| Keep {
+        runs,
+        days,
+        events,
+        bytes,
+    });
     let waits =
         (lengths(), lengths()).prop_map(|(one, other)| Backoff { first: one.min(other), longest: one.max(other) });
     let codes = prop::collection::btree_set(1u8..=255, 0..4).prop_map(|codes| codes.into_iter().collect());
     let on_crash = prop::sample::select(vec![OnCrash::Fail, OnCrash::Retry]);
     let retry = (prop::option::of(lengths()), 0u32..=100, waits, codes, on_crash, 0u32..=1000);
-    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), retry).prop_map(
-        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, retry)| {
+    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), retry, keep).prop_map(
+        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, retry, keep)| {
             let (idle_timeout, retries, backoff, retry_on, on_crash, pause_after) = retry;
             Policy {
                 overlap,
@@ -627,6 +649,7 @@ fn definitions() -> impl Strategy<Value = Definition> {
                 retry_on,
                 on_crash,
                 pause_after,
+                keep,
             }
         },
     );

@@ -257,7 +257,7 @@ impl Story {
         let keep = self.chance.within(0..=head);
         let no = topic.no;
         let young = jiff::Timestamp::UNIX_EPOCH;
-        let read = move |connection: &Connection| log::outlived(connection, no, young, keep, u64::MAX);
+        let read = move |connection: &Connection| log::outlived(connection, no, young, keep);
         let Ok(to) = running.api.store.read(read).await else { return };
         let to = to.0.min(open.unwrap_or(u64::MAX));
         if to > oldest && running.api.publisher.raise_oldest(&topic, Seq(to)).await.is_ok() {

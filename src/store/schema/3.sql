@@ -7,3 +7,11 @@ ALTER TABLE tasks ADD COLUMN seed INTEGER NOT NULL DEFAULT 0;
 UPDATE tasks SET seed = random();
 -- Microseconds: up to here slots may have been claimed under a clock that was wrong.
 ALTER TABLE tasks ADD COLUMN claimed INTEGER;
+-- How each chore of housekeeping went last.
+CREATE TABLE housekeeping (
+  chore TEXT PRIMARY KEY,
+  at INTEGER NOT NULL,                 -- microseconds: when it began
+  duration_ms INTEGER NOT NULL,
+  ok INTEGER NOT NULL,
+  result TEXT NOT NULL
+) STRICT, WITHOUT ROWID;

@@ -160,6 +160,18 @@ impl Reader {
         read.map_err(|message| self.wrong(open.key(name), node.span.clone(), message)).ok()
     }
 
+    /// A size above nothing.
+    pub(super) fn size(&mut self, open: &mut Open<'_>, name: &str) -> Option<u64> {
+        let node = open.take(name)?;
+        let read = match &node.data {
+            Data::Text(text) => units::bytes(text),
+            Data::Integer(bytes) => u64::try_from(*bytes).map_err(|_| "must be more than nothing".into()),
+            other => Err(format!("must be a size like \"16 MiB\" or a number of bytes, is {}", other.name())),
+        };
+        let read = read.and_then(|bytes| if bytes == 0 { Err("must be more than nothing".into()) } else { Ok(bytes) });
+        read.map_err(|message| self.wrong(open.key(name), node.span.clone(), message)).ok()
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy>(&mut self, open: &mut Open<'_>, name: &str, words: &[(&str, Option<T>)]) -> Option<T> {
         let node = open.take(name)?;

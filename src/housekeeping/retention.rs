@@ -1,0 +1,372 @@
+//! What is kept of each task: events by age, number, bytes and runs, with the stored outputs of its runs. How runs
+//! ended outlives that, for a longer while.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::SignedDuration;
+use rusqlite::{Connection, params};
+
+use crate::config;
+use crate::event::{RunId, Seq};
+use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
+use crate::stream::log;
+use crate::stream::publish::Publisher;
+use crate::task::definition::Keep;
+use crate::task::registry::{self, Registry, Task};
+use crate::task::slots;
+
+/// How many runs or slots are forgotten in one step, so that no event waits for long.
+const STEP_ROWS: i64 = 256;
+
+/// Keeps what should be kept.
+#[derive(Debug)]
+pub struct Retention {
+    /// The tasks.
+    pub registry: Registry,
+    /// Their streams.
+    pub publisher: Publisher,
+    /// Where they are kept.
+    pub store: Arc<Store>,
+    /// What is kept of a task that says nothing else.
+    pub limits: config::Retention,
+    /// Where the outputs of runs are.
+    pub output_dir: Arc<Path>,
+    /// How many bytes the outputs of ended runs have: looked at once, they do not change.
+    pub sizes: Mutex<HashMap<RunId, u64>>,
+}
+
+/// What was let go of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Swept {
+    /// Events.
+    pub events: u64,
+    /// Folders of outputs.
+    pub outputs: u64,
+    /// Ended runs and slots of which nothing is known any more.
+    pub history: u64,
+}
+
+/// What is kept of one task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Kept {
+    runs: u64,
+    days: u32,
+    events: u64,
+    bytes: u64,
+}
+
+impl Kept {
+    fn of(own: Keep, limits: &config::Retention) -> Self {
+        Self {
+            runs: own.runs.unwrap_or(limits.runs),
+            days: own.days.unwrap_or(limits.days),
+            events: own.events.unwrap_or(limits.events),
+            bytes: own.bytes.unwrap_or(limits.bytes),
+        }
+    }
+}
+
+impl Retention {
+    /// Lets go of what is too old or too much. O(tasks + stored outputs), and O(what goes).
+    ///
+    /// # Errors
+    /// When the store cannot be read or written.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for removed in self.store.read(registry::removed).await? {
+            self.registry.bury(removed).await?;
+        }
+        let folders = self.folders().await?;
+        let mut outputs = self.outputs_by_task(&folders).await?;
+        for task in self.registry.all() {
+            let outputs = outputs.remove(&task.no).unwrap_or_default();
+            swept.events += self.sweep_events(&task, outputs).await?;
+            swept.history += self.sweep_history(&task).await?;
+        }
+        swept.outputs = self.remove_outputs(folders).await?;
+        Ok(swept)
+    }
+
+    async fn sweep_events(&self, task: &Task, outputs: Vec<(Seq, u64)>) -> Result<u64, StoreError> {
+        let Some(topic) = self.publisher.topic(&task.id) else { return Ok(0) };
+        let kept = Kept::of(task.definition.policy.keep, &self.limits);
+        let before = self.publisher.clock().now() - SignedDuration::from_hours(24 * i64::from(kept.days));
+        let no = task.no;
+        let read = move |connection: &Connection| {
+            let outlived = log::outlived(connection, no, before, kept.events)?;
+            let by_runs = first_kept_run(connection, no, kept.runs)?;
+            let within = |bytes| log::within_bytes(connection, no, bytes);
+            let by_bytes = oldest_within(kept.bytes, &outputs, within)?;
+            // What goes on is never taken from under it.
+            let open = first_open_run(connection, no)?;
+            let oldest = outlived.max(by_runs).max(by_bytes);
+            Ok((open.map_or(oldest, |open| oldest.min(open)), log::bounds(connection, no)?))
+        };
+        let (oldest, bounds) = self.store.read(read).await?;
+        let Some(bounds) = bounds.filter(|bounds| oldest > bounds.oldest) else { return Ok(0) };
+        self.publisher.raise_oldest(&topic, oldest).await?;
+        let now = topic.tail().oldest;
+        Ok(now.0.saturating_sub(bounds.oldest.0))
+    }
+
+    /// Forgets how old runs ended and what became of old slots, beyond so many of each. What has events stays.
+    async fn sweep_history(&self, task: &Task) -> Result<u64, StoreError> {
+        let (no, most) = (task.no, sql(self.limits.history));
+        let read = move |connection: &Connection| first_forgotten(connection, no, most);
+        let (run, slot) = self.store.read(read).await?;
+        let mut forgotten = 0;
+        if let Some(run) = run {
+            loop {
+                let through = run.clone();
+                let act = move |connection: &Connection| -> Result<_, StoreError> {
+                    Ok((forget_runs(connection, no, &through)?, Vec::new()))
+                };
+                match self.publisher.transact(act).await?.0 {
+                    0 => break,
+                    gone => forgotten += gone as u64,
+                }
+            }
+        }
+        if let Some(slot) = slot {
+            loop {
+                let act = move |connection: &Connection| -> Result<_, StoreError> {
+                    Ok((slots::forget(connection, no, slot, STEP_ROWS)?, Vec::new()))
+                };
+                match self.publisher.transact(act).await?.0 {
+                    0 => break,
+                    gone => forgotten += gone as u64,
+                }
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// The runs of which there are stored outputs.
+    async fn folders(&self) -> Result<Vec<RunId>, StoreError> {
+        let dir = Arc::clone(&self.output_dir);
+        let list = move || -> std::io::Result<Vec<RunId>> {
+            let entries = match std::fs::read_dir(&dir) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            };
+            let names =
+                entries.map(|entry| Ok(entry?.file_name().into_string().ok().and_then(|name| name.parse().ok())));
+            names.filter_map(Result::transpose).collect()
+        };
+        blocking(list).await
+    }
+
+    /// For each task the ended runs of which there are outputs: their last event, and how many bytes those have; the
+    /// newest first.
+    async fn outputs_by_task(&self, folders: &[RunId]) -> Result<BTreeMap<TaskNo, Vec<(Seq, u64)>>, StoreError> {
+        let asked = folders.to_vec();
+        let ended = self.store.read(move |connection| ended_runs(connection, &asked)).await?;
+        let known = std::mem::take(&mut *self.sizes.lock().unwrap_or_else(PoisonError::into_inner));
+        let dir = Arc::clone(&self.output_dir);
+        let measure = move || -> std::io::Result<_> {
+            let mut sizes = HashMap::with_capacity(ended.len());
+            for run in ended.keys() {
+                let size = known.get(run).copied().map_or_else(|| size_of(&dir.join(run.to_string())), Ok)?;
+                sizes.insert(*run, size);
+            }
+            Ok((ended, sizes))
+        };
+        let (ended, sizes) = blocking(measure).await?;
+        let mut by_task: BTreeMap<TaskNo, Vec<(Seq, u64)>> = BTreeMap::new();
+        for (run, (task, last)) in &ended {
+            by_task.entry(*task).or_default().push((*last, sizes.get(run).copied().unwrap_or(0)));
+        }
+        by_task.values_mut().for_each(|runs| runs.sort_by_key(|(last, _)| std::cmp::Reverse(*last)));
+        *self.sizes.lock().unwrap_or_else(PoisonError::into_inner) = sizes;
+        Ok(by_task)
+    }
+
+    /// The outputs go with the last event of their run, or with the run.
+    async fn remove_outputs(&self, folders: Vec<RunId>) -> Result<u64, StoreError> {
+        // Asked after the folders were listed: a run is there before its folder is.
+        let asked = folders.clone();
+        let kept = self.store.read(move |connection| runs_with_events(connection, &asked)).await?;
+        let mut removed = 0;
+        for run in folders.into_iter().filter(|run| !kept.contains_key(run)) {
+            if tokio::fs::remove_dir_all(self.output_dir.join(run.to_string())).await.is_ok() {
+                removed += 1;
+            }
+            self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+        }
+        Ok(removed)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, StoreError> {
+    let broken = |error: &dyn std::fmt::Display| StoreError::Broken(format!("stored outputs cannot be read: {error}"));
+    tokio::task::spawn_blocking(act).await.map_err(|error| broken(&error))?.map_err(|error| broken(&error))
+}
+
+/// The bytes in a folder of outputs; nothing of one that is gone.
+fn size_of(folder: &Path) -> std::io::Result<u64> {
+    let gone = |error: std::io::Error| if error.kind() == std::io::ErrorKind::NotFound { Ok(0) } else { Err(error) };
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return gone(error),
+    };
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += entry.and_then(|entry| entry.metadata()).map_or_else(gone, |meta| Ok(meta.len()))?;
+    }
+    Ok(bytes)
+}
+
+/// The first event to keep, so that it and all that follow have at most so many bytes, together with the outputs of
+/// the runs that end among them. `outputs` are the ended runs that have any, the newest first: last event and bytes.
+/// `within` gives the first event to keep for events alone.
+fn oldest_within<E>(
+    most: u64,
+    outputs: &[(Seq, u64)],
+    mut within: impl FnMut(u64) -> Result<Seq, E>,
+) -> Result<Seq, E> {
+    let mut left = most;
+    let mut oldest = within(left)?;
+    for (last, bytes) in outputs {
+        if *last < oldest {
+            break;
+        }
+        // With this run's outputs there is less room for events; where that leaves the run out, so are its outputs.
+        match left.checked_sub(*bytes) {
+            None => return Ok(oldest.max(last.next())),
+            Some(less) => {
+                let with_it = within(less)?;
+                if with_it > *last {
+                    return Ok(oldest.max(last.next()));
+                }
+                (left, oldest) = (less, with_it);
+            }
+        }
+    }
+    Ok(oldest)
+}
+
+/// The first event of the oldest of the newest ended runs, so many of them; 1 where there are no more than those.
+fn first_kept_run(connection: &Connection, no: TaskNo, runs: u64) -> rusqlite::Result<Seq> {
+    let (first, count): (Option<i64>, i64) = connection
+        .prepare_cached(
+            "SELECT min(first), count(*) FROM (
+               SELECT first FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
+               ORDER BY id DESC LIMIT ?2)",
+        )?
+        .query_row(params![no.0, sql(runs)], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    // What was said between the runs goes with the run after it, but not before there is one too many.
+    Ok(first.filter(|_| from_sql(count) == runs).map_or(Seq(1), |first| Seq(from_sql(first))))
+}
+
+fn first_open_run(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Seq>> {
+    let first: Option<i64> = connection
+        .prepare_cached("SELECT min(first) FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
+        .query_row([no.0], |row| row.get(0))?;
+    Ok(first.map(|first| Seq(from_sql(first))))
+}
+
+/// The newest ended run to be forgotten, and the time before which slots are; beyond the newest `most` of each.
+fn first_forgotten(connection: &Connection, no: TaskNo, most: i64) -> rusqlite::Result<(Option<String>, Option<i64>)> {
+    use rusqlite::OptionalExtension as _;
+    let run = connection
+        .prepare_cached(
+            "SELECT id FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
+             ORDER BY id DESC LIMIT 1 OFFSET ?2",
+        )?
+        .query_row(params![no.0, most], |row| row.get(0))
+        .optional()?;
+    let slot = connection
+        .prepare_cached("SELECT through FROM slots WHERE task = ?1 ORDER BY scheduled_for DESC LIMIT 1 OFFSET ?2")?
+        .query_row(params![no.0, most], |row| row.get::<_, i64>(0))
+        .optional()?;
+    Ok((run, slot.map(|through| through.saturating_add(1))))
+}
+
+/// Forgets ended runs up to one, the oldest first, with what was recorded of their processes; those whose events are
+/// still there stay. As many as one step takes; gives how many.
+fn forget_runs(connection: &Connection, no: TaskNo, through: &str) -> rusqlite::Result<usize> {
+    connection
+        .prepare_cached(
+            "DELETE FROM runs WHERE id IN (
+               SELECT id FROM runs WHERE task = ?1 AND id <= ?2 AND state NOT IN ('queued', 'running', 'waiting')
+                 AND last < (SELECT oldest FROM tasks WHERE no = ?1) ORDER BY id LIMIT ?3)",
+        )?
+        .execute(params![no.0, through, STEP_ROWS])
+}
+
+/// Of these runs those that are over: their task and their last event.
+fn ended_runs(connection: &Connection, runs: &[RunId]) -> rusqlite::Result<HashMap<RunId, (TaskNo, Seq)>> {
+    look_up(
+        connection,
+        runs,
+        "SELECT task, last FROM runs WHERE id = ?1 AND state NOT IN ('queued', 'running', 'waiting')",
+    )
+}
+
+/// Of these runs those that go on, or whose last event is still there.
+fn runs_with_events(connection: &Connection, runs: &[RunId]) -> rusqlite::Result<HashMap<RunId, (TaskNo, Seq)>> {
+    look_up(
+        connection,
+        runs,
+        "SELECT runs.task, runs.last FROM runs JOIN tasks ON tasks.no = runs.task WHERE runs.id = ?1
+           AND (runs.state IN ('queued', 'running', 'waiting') OR runs.last >= tasks.oldest)",
+    )
+}
+
+fn look_up(connection: &Connection, runs: &[RunId], query: &str) -> rusqlite::Result<HashMap<RunId, (TaskNo, Seq)>> {
+    let mut found = HashMap::new();
+    let mut statement = connection.prepare_cached(query)?;
+    for run in runs {
+        let mut rows = statement.query([run.to_string()])?;
+        if let Some(row) = rows.next()? {
+            found.insert(*run, (TaskNo(row.get(0)?), Seq(from_sql(row.get(1)?))));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Every event of a log has ten bytes, and every event is a row of its own.
+    fn within(head: u64) -> impl Fn(u64) -> Result<Seq, ()> {
+        move |bytes| Ok(Seq((head + 1).saturating_sub(bytes / 10).max(1)))
+    }
+
+    #[test]
+    fn outputs_count_as_the_events_do() {
+        let outputs = [(Seq(90), 300), (Seq(50), 300), (Seq(20), 300)];
+        let oldest = |most| oldest_within(most, &outputs, within(100)).unwrap();
+        assert_eq!(oldest(2000), Seq(1));
+        assert_eq!(oldest(1899), Seq(2), "900 of outputs, 999 of events");
+        assert_eq!(oldest(1600), Seq(21), "the oldest run's outputs go first: then there is room for all after it");
+        assert_eq!(oldest(390), Seq(91));
+        assert_eq!(oldest(0), Seq(101));
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_is_kept_than_there_is_room_for_and_nothing_goes_without_need(
+            most in 0_u64..3000,
+            ends in proptest::collection::btree_set(1_u64..=100, 0..8),
+            sizes in proptest::collection::vec(0_u64..800, 8),
+        ) {
+            let outputs: Vec<_> = ends.iter().rev().zip(sizes).map(|(last, bytes)| (Seq(*last), bytes)).collect();
+            let size = |oldest: u64| {
+                let outputs = outputs.iter().filter(|(last, _)| last.0 >= oldest).map(|(_, bytes)| bytes).sum::<u64>();
+                (101 - oldest) * 10 + outputs
+            };
+            let oldest = oldest_within(most, &outputs, within(100)).unwrap().0;
+            prop_assert!(size(oldest) <= most);
+            prop_assert!(oldest == 1 || size(oldest - 1) > most);
+        }
+    }
+}
