@@ -16,6 +16,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
+use crate::notify::Notifier;
 use crate::run::queue::Runs;
 use crate::store::Store;
 use crate::stream::publish::Publisher;
@@ -41,6 +42,7 @@ pub mod hub;
 pub mod ingest;
 pub mod live;
 pub mod notice;
+pub mod notifications;
 pub mod once;
 pub mod outgoing;
 pub mod pace;
@@ -64,6 +66,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// Who tells people.
+    pub notifier: Notifier,
     /// What can be asked of them.
     pub acts: Acts,
     /// Their streams.
@@ -104,6 +108,9 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
+        .route("/notifications", get(notifications::list))
+        .route("/notify", get(notifications::channels))
+        .route("/notify/{channel}/test", post(notifications::test))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))

@@ -33,6 +33,7 @@ use crate::api::wire::Viewer;
 use crate::api::{Api, router};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat};
+use crate::notify::Notifier;
 use crate::planner::Planner;
 use crate::retention::Retention;
 use crate::run::process::StopStages;
@@ -244,6 +245,7 @@ impl Server {
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
+        self.tasks.spawn(self.api.notifier.clone().run(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let limits = self.config.retention.clone();
@@ -376,8 +378,11 @@ pub async fn assemble(
     let token = auth::token(&config.data_dir)?;
     let authority =
         Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let (page, own_port) = (format!("http://{address}"), Some(address.port()));
+    let notifier =
+        Notifier::start(&config.notify, registry.clone(), publisher.clone(), Arc::clone(store), page, own_port).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
-    Ok(api(config, address, viewer, runs, Arc::new(authority), output_dir))
+    Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -402,6 +407,7 @@ fn api(
     address: SocketAddr,
     viewer: Viewer,
     runs: Runs,
+    notifier: Notifier,
     authority: Arc<Authority>,
     output_dir: Arc<Path>,
 ) -> Api {
@@ -443,6 +449,7 @@ fn api(
         store: Arc::clone(&viewer.store),
         viewer,
         runs,
+        notifier,
         acts,
         door: Arc::new(door),
         live,
