@@ -33,6 +33,7 @@ pub mod act;
 pub mod auth;
 pub mod board;
 pub mod command;
+pub mod doctor;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -115,6 +116,7 @@ pub fn router(api: Api) -> Router {
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
         .route("/status", get(status::status))
+        .route("/doctor", get(doctor::doctor))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
     let waiting = Router::new()
         .route("/tasks/{task}/claim", post(ingest::claim))

@@ -16,10 +16,12 @@ use self::screen::Screen;
 pub mod add;
 pub mod backoff;
 pub mod client;
+pub mod doctor;
 pub mod escape;
 pub mod failure;
 pub mod live;
 pub mod matching;
+pub mod notify;
 pub mod open;
 pub mod place;
 pub mod render;
@@ -45,7 +47,7 @@ Examples:
   rejoin runs logs RUN | less                        read a run from its beginning
 
 Exit codes:
-  0 done; 1 the run failed (with --wait or --watch); 2 usage or bad file; 3 no server answers;
+  0 done; 1 the run failed (with --wait or --watch), or the doctor found trouble; 2 usage or bad file; 3 no server answers;
   4 not found; 5 not allowed; 6 conflict; 7 the server could not;
   130 stopped watching (the run goes on).";
 
@@ -109,8 +111,15 @@ enum Command {
         /// The run's id
         run: String,
     },
+    /// See what people were told by other ways than the page, and try these ways
+    Notify {
+        #[command(subcommand)]
+        command: NotifyCommand,
+    },
     /// Say how the server is
     Status,
+    /// Look for what is wrong, and say what to do about it; exits with 1 where there is trouble
+    Doctor(doctor::Doctor),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -238,6 +247,35 @@ enum RunsCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum NotifyCommand {
+    /// List what was told, the newest first
+    List {
+        /// Only of this task
+        #[arg(long)]
+        task: Option<String>,
+        /// Only by this channel
+        #[arg(long)]
+        channel: Option<String>,
+        /// Only what stands so: pending, held, sent, failed, dropped
+        #[arg(long)]
+        state: Option<String>,
+        /// How many
+        #[arg(short, default_value_t = 20)]
+        n: usize,
+    },
+    /// List the channels, and how each stands
+    Channels,
+    /// Send a test by a channel, now
+    Test {
+        /// The channel's name
+        channel: String,
+        /// The task whose check is told, for a channel of signs of life
+        #[arg(long)]
+        task: Option<String>,
+    },
+}
+
 /// What every command that speaks with the server is given.
 #[derive(Debug)]
 pub struct Session {
@@ -304,6 +342,9 @@ fn act(cli: Cli, screen: Screen) -> Result<()> {
         .build()
         .map_err(anyhow::Error::from)?;
     let done = runtime.block_on(async {
+        if let Command::Doctor(doctor) = command {
+            return doctor.look(screen, server).await;
+        }
         let session = Session { client: Client::new(server.find()?)?, screen, server };
         speak(session, command).await
     });
@@ -315,6 +356,11 @@ async fn speak(session: Session, command: Command) -> Result<()> {
     match command {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
+        Command::Notify { command } => match command {
+            NotifyCommand::List { task, channel, state, n } => notify::list(&session, task, channel, state, n).await,
+            NotifyCommand::Channels => notify::channels(&session).await,
+            NotifyCommand::Test { channel, task } => notify::test(&session, &channel, task).await,
+        },
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -341,7 +387,7 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             RunsCommand::Retry { run, until, once } => runs::retry(session, &run, until, once.as_deref()).await,
             RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
         },
-        Command::Serve { .. } | Command::Completions { .. } | Command::Supervise => Ok(()),
+        Command::Serve { .. } | Command::Completions { .. } | Command::Doctor(_) | Command::Supervise => Ok(()),
     }
 }
 
@@ -381,6 +427,11 @@ mod tests {
             &["watch"],
             &["watch", "x", "--server", "https://example.org"],
             &["status"],
+            &["doctor", "--json"],
+            &["doctor", "--send"],
+            &["notify", "list", "--task", "x", "--channel", "phone", "--state", "failed", "-n", "5"],
+            &["notify", "channels"],
+            &["notify", "test", "phone"],
             &["completions", "bash"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());

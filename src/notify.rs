@@ -108,18 +108,16 @@ pub enum TestError {
 }
 
 impl Notifier {
-    /// Has what happens noted from now on, if there is anybody to be told. To be called before anything happens.
-    ///
-    /// # Errors
-    /// When the store cannot be written.
-    pub async fn start(
+    /// Knows the channels; nothing is noted before [`Notifier::begin`]. Links lead to `page`, where nothing else is
+    /// configured.
+    pub fn new(
         config: &config::Notify,
         registry: Registry,
         publisher: Publisher,
         store: Arc<Store>,
         page: String,
         own_port: Option<u16>,
-    ) -> Result<Self, StoreError> {
+    ) -> Self {
         let channel = |(name, one): (&String, &config::channels::Channel)| {
             let channel = Channel { name: name.clone(), config: one.clone(), timeout: config.timeout, own_port };
             (name.clone(), (Arc::new(channel), Arc::new(Notify::new())))
@@ -132,19 +130,6 @@ impl Notifier {
             slow: config.slow,
             page: if config.page.is_empty() { page } else { config.page.clone() },
         };
-        let names: Vec<String> = channels.keys().cloned().collect();
-        let starts = witness.channels.iter().any(|channel| channel.is_pulse());
-        let act = move |connection: &Connection| -> Result<_, StoreError> {
-            ledger::drop_unknown(connection, &names)?;
-            if names.is_empty() {
-                // What was noted for channels of before is for nobody.
-                ledger::note_decided(connection, i64::MAX)?;
-            } else {
-                ledger::note_from_now_on(connection, starts)?;
-            }
-            Ok(((), Vec::new()))
-        };
-        publisher.transact(act).await?;
         let shared = Shared {
             witness,
             channels,
@@ -156,7 +141,27 @@ impl Notifier {
             give_up: length(config.give_up),
             tests: Semaphore::new(TESTS),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Has what happens noted from now on, if there is anybody to be told. To be called before anything happens.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub async fn begin(&self) -> Result<(), StoreError> {
+        let names: Vec<String> = self.shared.channels.keys().cloned().collect();
+        let starts = self.shared.witness.channels.iter().any(|channel| channel.is_pulse());
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            ledger::drop_unknown(connection, &names)?;
+            if names.is_empty() {
+                // What was noted for channels of before is for nobody.
+                ledger::note_decided(connection, i64::MAX)?;
+            } else {
+                ledger::note_from_now_on(connection, starts)?;
+            }
+            Ok(((), Vec::new()))
+        };
+        self.shared.publisher.transact(act).await.map(drop)
     }
 
     /// Decides and brings until told to stop.
@@ -301,8 +306,8 @@ impl Notifier {
             names.iter().map(|name| ledger::summary(connection, name)).collect::<rusqlite::Result<Vec<_>>>()
         };
         let summaries = self.shared.store.read(read).await?;
-        let view = |((name, (channel, _)), summary): ((&String, &(Arc<Channel>, Arc<Notify>)), Summary)| ChannelView {
-            name: name.clone(),
+        let view = |(channel, summary): (&Arc<Channel>, Summary)| ChannelView {
+            name: channel.name.clone(),
             kind: channel.config.way.as_str(),
             on: if channel.is_pulse() { Vec::new() } else { channel.config.on.clone() },
             every_task: channel.config.every_task,
@@ -312,7 +317,7 @@ impl Notifier {
             }),
             summary,
         };
-        Ok(self.shared.channels.iter().zip(summaries).map(view).collect())
+        Ok(self.shared.channels.values().map(|(channel, _)| channel).zip(summaries).map(view).collect())
     }
 
     /// The names of channels that tasks speak of and that there are not, with the tasks.

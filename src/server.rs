@@ -147,6 +147,8 @@ impl Server {
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
         let api = assemble(&config, &store, publisher, exe, address).await?;
+        // What is found then is told of too.
+        api.notifier.begin().await?;
         // First the survivors of the server before, then everything that could start something.
         api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
@@ -380,7 +382,7 @@ pub async fn assemble(
         Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
     let (page, own_port) = (format!("http://{address}"), Some(address.port()));
     let notifier =
-        Notifier::start(&config.notify, registry.clone(), publisher.clone(), Arc::clone(store), page, own_port).await?;
+        Notifier::new(&config.notify, registry.clone(), publisher.clone(), Arc::clone(store), page, own_port);
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
     Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), output_dir))
 }

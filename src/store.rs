@@ -239,6 +239,32 @@ impl Store {
         self.file.sync_data()
     }
 
+    /// Looks through the file for damage, for so long at most. What is wrong, one line each; and whether it came to
+    /// the end. Blocks.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn check(&self, patience: Duration) -> Result<(Vec<String>, bool), StoreError> {
+        let mut connection = open_reader(&self.path)?;
+        let give_up = Instant::now() + patience;
+        connection.progress_handler(10_000, Some(move || Instant::now() >= give_up))?;
+        let mut statement = connection.prepare("PRAGMA quick_check(10)")?;
+        let mut rows = statement.query([])?;
+        let mut found = Vec::new();
+        loop {
+            match rows.next() {
+                Ok(Some(row)) => found.push(row.get::<_, String>(0)?),
+                Ok(None) => break,
+                Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
+                    return Ok((found, false));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        found.retain(|line| line != "ok");
+        Ok((found, true))
+    }
+
     /// Where the file is.
     pub fn path(&self) -> &Path {
         &self.path

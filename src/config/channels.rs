@@ -223,30 +223,38 @@ pub struct Quiet {
 impl Channel {
     /// Every secret it needs, by the key that names it.
     pub fn secrets(&self) -> Vec<(&'static str, &SecretSource)> {
-        let text = |key, text| match text {
-            &Text::Secret(ref source) => Some((key, source)),
-            Text::Plain(_) => None,
+        let [first, second] = match &self.way {
+            Way::Webhook { url, secret } => [("url", url.source()), ("secret", Some(secret))],
+            Way::Ntfy { topic, token, .. } => [("topic", topic.source()), ("token", token.as_ref())],
+            Way::Mail(mail) => [("password", mail.password.as_ref()), ("", None)],
+            Way::Healthchecks { key, .. } => [("key", key.as_ref()), ("", None)],
         };
-        match &self.way {
-            Way::Webhook { url, secret } => text("url", url).into_iter().chain([("secret", secret)]).collect(),
-            Way::Ntfy { topic, token, .. } => {
-                text("topic", topic).into_iter().chain(token.as_ref().map(|token| ("token", token))).collect()
-            }
-            Way::Mail(mail) => mail.password.as_ref().map(|password| ("password", password)).into_iter().collect(),
-            Way::Healthchecks { key, .. } => key.as_ref().map(|key| ("key", key)).into_iter().collect(),
+        [first, second].into_iter().filter_map(|(key, source)| Some((key, source?))).collect()
+    }
+
+    fn secrets_mut(&mut self) -> impl Iterator<Item = &mut SecretSource> {
+        let both = match &mut self.way {
+            Way::Webhook { url, secret } => [url.source_mut(), Some(secret)],
+            Way::Ntfy { topic, token, .. } => [topic.source_mut(), token.as_mut()],
+            Way::Mail(mail) => [mail.password.as_mut(), None],
+            Way::Healthchecks { key, .. } => [key.as_mut(), None],
+        };
+        both.into_iter().flatten()
+    }
+}
+
+impl Text {
+    fn source(&self) -> Option<&SecretSource> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Secret(source) => Some(source),
         }
     }
 
-    fn secrets_mut(&mut self) -> Vec<&mut SecretSource> {
-        let text = |text| match text {
-            &mut Text::Secret(ref mut source) => Some(source),
-            Text::Plain(_) => None,
-        };
-        match &mut self.way {
-            Way::Webhook { url, secret } => text(url).into_iter().chain([secret]).collect(),
-            Way::Ntfy { topic, token, .. } => text(topic).into_iter().chain(token.as_mut()).collect(),
-            Way::Mail(mail) => mail.password.as_mut().into_iter().collect(),
-            Way::Healthchecks { key, .. } => key.as_mut().into_iter().collect(),
+    fn source_mut(&mut self) -> Option<&mut SecretSource> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Secret(source) => Some(source),
         }
     }
 }

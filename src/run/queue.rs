@@ -713,6 +713,11 @@ impl Runs {
         }
     }
 
+    /// The program that stands over commands.
+    pub fn supervisor(&self) -> &std::path::Path {
+        &self.shared.workshop.exe
+    }
+
     /// The tasks these runs are of.
     pub fn registry(&self) -> &Registry {
         &self.shared.registry

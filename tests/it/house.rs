@@ -56,6 +56,7 @@ const KNOWS: &[(&str, &[&str])] = &[
             "task",
         ],
     ),
+    ("cli::doctor", &["cli", "config", "task"]),
     ("cli::serve", &["cli", "config", "server"]),
     ("cli::validate", &["cli", "config", "task"]),
     ("cli::live", &["cli::backoff", "cli::escape", "cli::failure", "cli::wire"]),
