@@ -163,8 +163,13 @@ impl Sub {
     ) -> Result<Vec<Said>, StoreError> {
         if why == Why::Future {
             // The log has lost its end: what comes next must not be taken for what the client has seen.
-            let topic = self.reader.topic();
-            viewer.publisher.renew(topic, self.reader.bounds().generation).await?;
+            let renewed = viewer.publisher.renew(self.reader.topic(), self.reader.bounds().generation).await?;
+            if renewed.is_none() {
+                // Nothing of a task that was deleted meanwhile is told: the next look finds that it is gone.
+                let Bounds { generation, head, .. } = self.reader.bounds();
+                self.reader.seek(generation, head.next());
+                return Ok(Vec::new());
+            }
         }
         let snapshot = match why {
             Why::FromStart => self.reader.snapshot_before_last_work(&viewer.store, limits).await?,

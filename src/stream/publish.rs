@@ -357,14 +357,15 @@ impl Publisher {
 
     /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come
     /// next must not be taken for those that were seen. `seen` is the id that was looked at; gives the one that is
-    /// in force then. No event that is numbered after this is shown under the old id.
+    /// in force then, or none where the task was deleted meanwhile. No event that is numbered after this is shown under
+    /// the old id.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Option<Gen>, StoreError> {
         let now = topic.tail().generation;
         if now != seen {
-            return Ok(now);
+            return Ok(Some(now));
         }
         let (fresh, no) = (Gen::random(), topic.no);
         let act = move |connection: &Connection| -> Result<_, StoreError> {
@@ -374,18 +375,24 @@ impl Publisher {
                 log::set_generation(connection, no, fresh)?;
                 return Ok((fresh, Vec::new()));
             }
-            Ok((now.unwrap_or(fresh), Vec::new()))
+            Ok((now.unwrap_or(seen), Vec::new()))
         };
         let (renewed, publisher) = (Arc::clone(topic), self.clone());
         let follow = move |generation: &Gen| -> Option<Box<dyn FnOnce() + Send>> {
             let generation = *generation;
             Some(Box::new(move || {
-                renewed.tail().generation = generation;
+                let before = std::mem::replace(&mut renewed.tail().generation, generation);
                 publisher.wake_all(&renewed);
+                if before == generation {
+                    return;
+                }
                 warn!(task = %renewed.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
             }))
         };
-        Ok(self.change(act, follow).await?.0)
+        let (now, _) = self.change(act, follow).await?;
+        // Deleted by a later job of the same group, the log was never anybody's under the new id.
+        self.settled().await?;
+        Ok((!topic.is_closed()).then_some(now))
     }
 
     /// The clock that events are stamped with.

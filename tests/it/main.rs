@@ -54,3 +54,4 @@ mod stop;
 mod stream;
 mod task_files;
 mod task_files_folder;
+mod trees;
