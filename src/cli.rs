@@ -21,7 +21,6 @@ pub mod escape;
 pub mod failure;
 pub mod live;
 pub mod matching;
-pub mod notify;
 pub mod open;
 pub mod place;
 pub mod render;
@@ -31,6 +30,7 @@ pub mod serve;
 pub mod status;
 pub mod table;
 pub mod tasks;
+pub mod telling;
 pub mod times;
 pub mod validate;
 pub mod watch;
@@ -357,9 +357,9 @@ async fn speak(session: Session, command: Command) -> Result<()> {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
         Command::Notify { command } => match command {
-            NotifyCommand::List { task, channel, state, n } => notify::list(&session, task, channel, state, n).await,
-            NotifyCommand::Channels => notify::channels(&session).await,
-            NotifyCommand::Test { channel, task } => notify::test(&session, &channel, task).await,
+            NotifyCommand::List { task, channel, state, n } => telling::list(&session, task, channel, state, n).await,
+            NotifyCommand::Channels => telling::channels(&session).await,
+            NotifyCommand::Test { channel, task } => telling::test(&session, &channel, task).await,
         },
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,

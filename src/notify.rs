@@ -22,10 +22,11 @@ use crate::store::{Store, StoreError, TaskNo};
 use crate::stream::publish::Publisher;
 use crate::task::registry::{Registry, Task};
 use crate::task::telling::Occasion;
-use channel::{Channel, Parcel, Trouble};
+use channel::Channel;
 use courier::Courier;
 use ledger::{Delivery, Draft, Summary};
 use notice::Notice;
+use sending::{Parcel, Trouble};
 use witness::Witness;
 
 pub mod channel;
@@ -38,6 +39,7 @@ pub mod notice;
 mod ntfy;
 pub mod quiet;
 pub mod rules;
+pub mod sending;
 mod webhook;
 pub mod witness;
 
@@ -371,8 +373,10 @@ impl Notifier {
             Trouble::Later(why) | Trouble::Never(why) => why,
         });
         let draft = Draft { channel: name.to_owned(), subject: format!("test/{id}"), notice };
+        let keep = self.shared.keep;
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             let delivery = ledger::add_tried(connection, &id, &draft, now, error.as_deref())?;
+            ledger::forget_oldest(connection, keep)?;
             Ok((delivery, Vec::new()))
         };
         Ok(self.shared.publisher.transact(act).await?.0)

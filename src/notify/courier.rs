@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::channel::{Channel, Parcel, Trouble};
+use super::channel::Channel;
 use super::ledger::{self, Delivery, Outcome, State};
+use super::sending::{Parcel, Trouble};
 use super::{quiet, rules};
 use crate::failpoint;
 use crate::store::{Store, StoreError};

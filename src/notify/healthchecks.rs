@@ -2,13 +2,13 @@
 
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 
-use super::channel::{Channel, Parcel, Trouble, Values, parse};
 use super::notice::Notice;
+use super::sending::{Line, Parcel, Trouble, Values, parse};
 use crate::record::RunState;
 use crate::task::telling::Occasion;
 
 pub(super) async fn send(
-    channel: &Channel,
+    line: &Line<'_>,
     values: &Values,
     url: &str,
     create: bool,
@@ -33,7 +33,7 @@ pub(super) async fn send(
         }
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        channel.call(&url, headers, notice.text.clone()).await?;
+        line.call(&url, headers, notice.text.clone()).await?;
     }
     Ok(())
 }

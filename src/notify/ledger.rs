@@ -1,6 +1,6 @@
 //! What happened and is not decided yet, what was told lately, and every delivery: all SQL of notifications.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,9 @@ use crate::task::telling::Occasion;
 
 /// How many happenings are decided in one transaction.
 pub const BATCH: usize = 256;
+
+/// Nothing waits longer than this, quiet hours of a day included.
+const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(26);
 
 /// How many deliveries of one channel wait, at most.
 pub const MOST_WAITING: i64 = 1000;
@@ -161,8 +164,15 @@ pub fn standing(connection: &Connection, task: TaskNo) -> rusqlite::Result<Stand
 /// When the store cannot be read.
 pub fn standings_due(connection: &Connection, now: Timestamp) -> rusqlite::Result<Vec<TaskNo>> {
     let mut statement =
-        connection.prepare_cached("SELECT task FROM standings WHERE due <= ?1 ORDER BY due LIMIT ?2")?;
-    statement.query_map(params![now.as_microsecond(), BATCH as i64], |row| row.get(0).map(TaskNo))?.collect()
+        connection.prepare_cached("SELECT task FROM standings WHERE due <= ?1 OR due > ?2 ORDER BY due LIMIT ?3")?;
+    let range = params![now.as_microsecond(), never(now), BATCH as i64];
+    statement.query_map(range, |row| row.get(0).map(TaskNo))?.collect()
+}
+
+/// From when on a moment is none that was waited for: nothing is put off for so long. It comes from a clock that was
+/// wrong, and does not hold anything up.
+fn never(now: Timestamp) -> i64 {
+    now.checked_add(LONGEST_WAIT).map_or(i64::MAX, Timestamp::as_microsecond)
 }
 
 /// When the next of them can be told.
@@ -283,15 +293,17 @@ pub struct Draft {
 const COLUMNS: &str = "n, id, at, channel, event, task, run, state, attempts, next, sent, error, notice";
 
 fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
-    let notice: String = row.get(12)?;
-    let broken = |error: serde_json::Error| {
-        rusqlite::Error::FromSqlConversionFailure(12, rusqlite::types::Type::Text, error.into())
-    };
-    let notice: Notice = serde_json::from_str(&notice).map_err(broken)?;
+    let (event, notice): (String, String) = (row.get(4)?, row.get(12)?);
+    let at = time(row, 2)?.unwrap_or_default();
+    // One that another version wrote must not keep the others from being told.
+    let notice: Notice = serde_json::from_str(&notice).unwrap_or_else(|_| {
+        let event = Occasion::chosen(&event).unwrap_or(Occasion::Test);
+        Notice::new(event, at, "a message of another version of Rejoin, which cannot be read")
+    });
     Ok(Delivery {
         n: row.get(0)?,
         id: row.get(1)?,
-        at: time(row, 2)?.unwrap_or_default(),
+        at,
         channel: row.get(3)?,
         event: notice.event,
         task: row.get(5)?,
@@ -381,10 +393,11 @@ fn insert(
 /// # Errors
 /// When the store cannot be read.
 pub fn due(connection: &Connection, channel: &str, now: Timestamp, most: usize) -> rusqlite::Result<Vec<Delivery>> {
-    let sql =
-        format!("SELECT {COLUMNS} FROM notifications WHERE channel = ?1 AND next <= ?2 ORDER BY next, n LIMIT ?3");
+    let sql = format!(
+        "SELECT {COLUMNS} FROM notifications WHERE channel = ?1 AND (next <= ?2 OR next > ?3) ORDER BY next, n LIMIT ?4"
+    );
     let mut statement = connection.prepare_cached(&sql)?;
-    statement.query_map(params![channel, now.as_microsecond(), most as i64], delivery)?.collect()
+    statement.query_map(params![channel, now.as_microsecond(), never(now), most as i64], delivery)?.collect()
 }
 
 /// When the next of a channel is to be tried.
@@ -533,4 +546,121 @@ pub fn summary(connection: &Connection, channel: &str) -> rusqlite::Result<Summa
         .query_row([channel], |row| {
             Ok(Summary { waiting: from_sql(row.get(0)?), last_sent_at: time(row, 1)?, last_error: row.get(2)? })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A store with one task, in which what happens is noted.
+    fn store(starts: bool) -> Connection {
+        let store = Connection::open_in_memory().unwrap();
+        for step in [
+            include_str!("../store/schema/1.sql"),
+            include_str!("../store/schema/2.sql"),
+            include_str!("../store/schema/3.sql"),
+        ] {
+            store.execute_batch(step).unwrap();
+        }
+        store
+            .execute_batch(
+                "INSERT INTO tasks (no, id, gen, source, definition, anchor, planned, created)
+                 VALUES (1, 't', 1, 'store', '{}', 0, 0, 0)",
+            )
+            .unwrap();
+        note_from_now_on(&store, starts).unwrap();
+        store
+    }
+
+    fn run(attempt: u32, retry_of: Option<RunId>, not_before: Option<&str>) -> (RunId, serde_json::Value) {
+        let id = RunId::new();
+        let run = serde_json::json!({
+            "id": id, "task": "t", "state": "queued", "attempt": attempt, "retry_of": retry_of, "trigger": "schedule",
+            "scheduled_for": null, "queued_at": "2026-05-01T00:00:00Z", "started_at": null, "ended_at": null,
+            "duration_ms": null, "first_seq": 1, "last_seq": 1, "reason": null, "text": null, "exit": null,
+            "attention": null, "params": {}, "stopping": null, "not_before": not_before,
+        });
+        (id, run)
+    }
+
+    fn put(store: &Connection, (id, run): &(RunId, serde_json::Value)) {
+        let sql =
+            "INSERT INTO runs (id, task, state, first, last, attempt, run) VALUES (?1, 1, 'queued', 1, 1, ?2, ?3)";
+        store.execute(sql, params![id.to_string(), run["attempt"].as_u64().unwrap(), run.to_string()]).unwrap();
+    }
+
+    fn come_to(store: &Connection, run: &mut (RunId, serde_json::Value), state: &str) {
+        run.1["state"] = state.into();
+        let sql = "UPDATE runs SET state = ?2, run = ?3 WHERE id = ?1";
+        store.execute(sql, params![run.0.to_string(), state, run.1.to_string()]).unwrap();
+    }
+
+    #[test]
+    fn a_failure_that_is_tried_again_by_itself_is_told_apart_from_one_that_a_person_repeats() {
+        let store = store(false);
+        let mut failed = run(1, None, None);
+        put(&store, &failed);
+        come_to(&store, &mut failed, "running");
+        come_to(&store, &mut failed, "failed");
+        assert!(!undecided(&store, 20).unwrap()[0].retried);
+        put(&store, &run(2, Some(failed.0), None));
+        assert!(!undecided(&store, 20).unwrap()[0].retried, "a person's");
+        put(&store, &run(2, Some(failed.0), Some("2026-05-01T00:01:00Z")));
+        let happenings = undecided(&store, 20).unwrap();
+        assert_eq!((happenings.len(), happenings[0].what.as_str()), (1, "failed"));
+        assert!(happenings[0].retried);
+    }
+
+    #[test]
+    fn starts_are_noted_only_where_somebody_waits_for_them_and_nothing_twice() {
+        for starts in [false, true] {
+            let store = store(starts);
+            let mut one = run(1, None, None);
+            put(&store, &one);
+            for state in ["running", "running", "waiting", "running", "succeeded", "succeeded"] {
+                come_to(&store, &mut one, state);
+            }
+            let noted: Vec<String> = undecided(&store, 20).unwrap().into_iter().map(|one| one.what).collect();
+            let wanted: &[&str] = if starts { &["running", "waiting", "succeeded"] } else { &["waiting", "succeeded"] };
+            assert_eq!(noted, wanted);
+            note_decided(&store, i64::MAX).unwrap();
+            assert!(undecided(&store, 20).unwrap().is_empty());
+        }
+    }
+
+    fn draft(subject: &str) -> Draft {
+        let notice = Notice::new(Occasion::Failed, Timestamp::UNIX_EPOCH, "x");
+        Draft { channel: "c".into(), subject: subject.into(), notice }
+    }
+
+    #[test]
+    fn a_channel_is_told_once_of_each_subject_and_what_waits_is_bounded() {
+        let store = store(false);
+        let now = Timestamp::from_second(1_780_000_000).unwrap();
+        assert!(add(&store, &draft("a"), now).unwrap());
+        assert!(!add(&store, &draft("a"), now).unwrap());
+        for n in 1..=MOST_WAITING {
+            add(&store, &draft(&n.to_string()), now).unwrap();
+        }
+        assert_eq!(summary(&store, "c").unwrap().waiting, MOST_WAITING as u64);
+        let newest = list(&store, &Query::default(), 1).unwrap().remove(0);
+        assert_eq!(newest.state, State::Dropped);
+        // What waits stays, what is done with goes.
+        forget_oldest(&store, 1).unwrap();
+        assert_eq!(list(&store, &Query::default(), 5000).unwrap().len() as i64, MOST_WAITING + 1);
+        let all: Vec<i64> = list(&store, &Query::default(), 5000).unwrap().into_iter().map(|one| one.n).collect();
+        note_outcome(&store, &all, &Outcome::Sent, now).unwrap();
+        forget_oldest(&store, 10).unwrap();
+        assert_eq!(list(&store, &Query::default(), 5000).unwrap().len(), 10);
+    }
+
+    #[test]
+    fn what_a_clock_that_was_wrong_put_off_for_years_is_due_now() {
+        let store = store(false);
+        let now = Timestamp::from_second(1_780_000_000).unwrap();
+        add(&store, &draft("a"), now + SignedDuration::from_hours(24 * 365)).unwrap();
+        add(&store, &draft("b"), now + SignedDuration::from_hours(1)).unwrap();
+        let due: Vec<String> = due(&store, "c", now, 9).unwrap().into_iter().map(|one| one.notice.text).collect();
+        assert_eq!(due.len(), 1);
+    }
 }

@@ -5,20 +5,15 @@ use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 
-use super::channel::{Channel, Parcel, Trouble, Values};
 use super::digest;
+use super::sending::{Line, Parcel, Trouble, Values};
 use crate::config::channels::{Mail, MailTls};
 use crate::egress;
 
-pub(super) async fn send(
-    channel: &Channel,
-    values: &Values,
-    server: &Mail,
-    parcel: &Parcel<'_>,
-) -> Result<(), Trouble> {
+pub(super) async fn send(line: &Line<'_>, values: &Values, server: &Mail, parcel: &Parcel<'_>) -> Result<(), Trouble> {
     let message = message(server, parcel)?;
     let Mail { host, port, tls, user, .. } = server;
-    let address = egress::address(host, *port, &channel.config.allow_hosts, channel.own_port).await?;
+    let address = egress::address(host, *port, line.allow_hosts, line.own_port).await?;
     let encrypted = || TlsParameters::new(host.clone()).map_err(|error| words(&error));
     let tls = match tls {
         MailTls::Starttls => Tls::Required(encrypted()?),
@@ -32,7 +27,7 @@ pub(super) async fn send(
     let mut transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(address.ip().to_string())
         .port(*port)
         .tls(tls)
-        .timeout(Some(channel.timeout));
+        .timeout(Some(line.timeout));
     if let Some((user, password)) = user.as_ref().zip(values.of("password")) {
         transport = transport.credentials(Credentials::new(user.clone(), password.to_owned()));
     }

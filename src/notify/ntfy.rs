@@ -3,8 +3,8 @@
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Serialize;
 
-use super::channel::{Channel, Parcel, Trouble, Values, parse};
 use super::digest;
+use super::sending::{Line, Parcel, Trouble, Values, parse};
 use crate::config::channels::Text;
 use crate::task::telling::Occasion;
 
@@ -24,7 +24,7 @@ struct Message<'m> {
 }
 
 pub(super) async fn send(
-    channel: &Channel,
+    line: &Line<'_>,
     values: &Values,
     url: &str,
     topic: &Text,
@@ -54,7 +54,7 @@ pub(super) async fn send(
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
     }
-    channel.call(&url, headers, body).await
+    line.call(&url, headers, body).await
 }
 
 /// The sign before the title, by the worst that is told.

@@ -8,8 +8,8 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Serialize;
 use sha2::Sha256;
 
-use super::channel::{Channel, Parcel, Trouble, Values, parse};
 use super::notice::Notice;
+use super::sending::{Line, Parcel, Trouble, Values, parse};
 use crate::config::channels::Text;
 use crate::event::wire_time;
 
@@ -26,7 +26,7 @@ struct Body<'n> {
 }
 
 pub(super) async fn send(
-    channel: &Channel,
+    line: &Line<'_>,
     values: &Values,
     url: &Text,
     parcel: &Parcel<'_>,
@@ -37,7 +37,7 @@ pub(super) async fn send(
         let body = Body { r#type: notice.event.as_str(), timestamp: notice.at, data: notice };
         let body = serde_json::to_string(&body).map_err(|error| error.to_string())?;
         let headers = headers(values.of("secret").unwrap_or_default(), parcel.id, now, &body)?;
-        channel.call(&url, headers, body).await?;
+        line.call(&url, headers, body).await?;
     }
     Ok(())
 }

@@ -218,7 +218,8 @@ impl Witness {
 
 /// Whether a run that ended so failed for good.
 fn has_failed(happening: &Happening, run: &Run) -> bool {
-    let started = run.started_at.is_some() || happening.what == "failed";
+    // A retry that never came to its turn leaves its failure as it is.
+    let started = run.started_at.is_some() || happening.what == "failed" || run.retry_of.is_some();
     started && !happening.retried
 }
 
