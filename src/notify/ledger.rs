@@ -586,7 +586,7 @@ mod tests {
     fn put(store: &Connection, (id, run): &(RunId, serde_json::Value)) {
         let sql =
             "INSERT INTO runs (id, task, state, first, last, attempt, run) VALUES (?1, 1, 'queued', 1, 1, ?2, ?3)";
-        store.execute(sql, params![id.to_string(), run["attempt"].as_u64().unwrap(), run.to_string()]).unwrap();
+        store.execute(sql, params![id.to_string(), run["attempt"].as_i64().unwrap(), run.to_string()]).unwrap();
     }
 
     fn come_to(store: &Connection, run: &mut (RunId, serde_json::Value), state: &str) {
