@@ -17,6 +17,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{NotForContentType, Predicate, SizeAbove};
 
 use crate::housekeeping::Housekeeping;
+use crate::notify::Notifier;
 use crate::planner::Trust;
 use crate::run::queue::Runs;
 use crate::store::Store;
@@ -34,6 +35,7 @@ pub mod act;
 pub mod auth;
 pub mod board;
 pub mod command;
+pub mod doctor;
 pub mod door;
 pub mod error;
 pub mod events;
@@ -44,6 +46,7 @@ pub mod hub;
 pub mod ingest;
 pub mod live;
 pub mod notice;
+pub mod notifications;
 pub mod once;
 pub mod outgoing;
 pub mod pace;
@@ -70,6 +73,8 @@ pub struct Api {
     pub viewer: Viewer,
     /// Their runs.
     pub runs: Runs,
+    /// Who tells people.
+    pub notifier: Notifier,
     /// What can be asked of them.
     pub acts: Acts,
     /// Their streams.
@@ -114,6 +119,9 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))
+        .route("/notifications", get(notifications::list))
+        .route("/notify", get(notifications::channels))
+        .route("/notify/{channel}/test", post(notifications::test))
         .route("/session/codes", post(session::make_code))
         .route("/session/devices", get(session::devices))
         .route("/session/devices/{id}", delete(session::revoke))
@@ -122,6 +130,7 @@ pub fn router(api: Api) -> Router {
         .route("/housekeeping/{chore}/run", post(housekeeping::run))
         .route("/backup", get(housekeeping::download))
         .route("/status", get(status::status))
+        .route("/doctor", get(doctor::doctor))
         .layer(axum::middleware::from_fn_with_state(Arc::clone(&api.door), door::require));
     let waiting = Router::new()
         .route("/tasks/{task}/claim", post(ingest::claim))

@@ -18,6 +18,7 @@ pub mod backoff;
 pub mod backup;
 pub mod client;
 pub mod clock;
+pub mod doctor;
 pub mod escape;
 pub mod failure;
 pub mod housekeeping;
@@ -32,6 +33,7 @@ pub mod serve;
 pub mod status;
 pub mod table;
 pub mod tasks;
+pub mod telling;
 pub mod times;
 pub mod validate;
 pub mod watch;
@@ -48,7 +50,7 @@ Examples:
   rejoin runs logs RUN | less                        read a run from its beginning
 
 Exit codes:
-  0 done; 1 the run failed (with --wait or --watch); 2 usage or bad file; 3 no server answers;
+  0 done; 1 the run failed (with --wait or --watch), or the doctor found trouble; 2 usage or bad file; 3 no server answers;
   4 not found; 5 not allowed; 6 conflict; 7 the server could not;
   130 stopped watching (the run goes on).";
 
@@ -112,15 +114,15 @@ enum Command {
         /// The run's id
         run: String,
     },
+    /// See what people were told by other ways than the page, and try these ways
+    Notify {
+        #[command(subcommand)]
+        command: NotifyCommand,
+    },
     /// Say how the server is
     Status,
-    /// Set right what only a person can
-    #[command(arg_required_else_help = true)]
-    Doctor {
-        /// Say that the clock is right: schedules that are held go on from now, and nothing runs a second time
-        #[arg(long)]
-        accept_clock: bool,
-    },
+    /// Look for what is wrong, and say what to do about it; exits with 1 where there is trouble
+    Doctor(doctor::Doctor),
     /// Say what the server does for itself, when, and what came of it
     Housekeeping {
         #[command(subcommand)]
@@ -261,6 +263,35 @@ enum RunsCommand {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum NotifyCommand {
+    /// List what was told, the newest first
+    List {
+        /// Only of this task
+        #[arg(long)]
+        task: Option<String>,
+        /// Only by this channel
+        #[arg(long)]
+        channel: Option<String>,
+        /// Only what stands so: pending, held, sent, failed, dropped
+        #[arg(long)]
+        state: Option<String>,
+        /// How many
+        #[arg(short, default_value_t = 20)]
+        n: usize,
+    },
+    /// List the channels, and how each stands
+    Channels,
+    /// Send a test by a channel, now
+    Test {
+        /// The channel's name
+        channel: String,
+        /// The task whose check is told, for a channel of signs of life
+        #[arg(long)]
+        task: Option<String>,
+    },
+}
+
 /// What every command that speaks with the server is given.
 #[derive(Debug)]
 pub struct Session {
@@ -328,6 +359,10 @@ fn act(cli: Cli, screen: Screen) -> Result<()> {
         .build()
         .map_err(anyhow::Error::from)?;
     let done = runtime.block_on(async {
+        let command = match command {
+            Command::Doctor(doctor) if !doctor.accept_clock => return doctor.look(screen, server).await,
+            other => other,
+        };
         let session = Session { client: Client::new(server.find()?)?, screen, server };
         speak(session, command).await
     });
@@ -339,10 +374,14 @@ async fn speak(session: Session, command: Command) -> Result<()> {
     match command {
         Command::Open { print } => open::open(&session, print).await,
         Command::Status => status::status(&session).await,
-        Command::Doctor { accept_clock: true } => clock::accept(&session).await,
-        Command::Doctor { accept_clock: false } => Ok(()),
+        Command::Doctor(_) => clock::accept(&session).await,
         Command::Housekeeping { ask } => housekeeping::housekeeping(&session, ask).await,
         Command::Backup(asked) => backup::backup(&session, &asked).await,
+        Command::Notify { command } => match command {
+            NotifyCommand::List { task, channel, state, n } => telling::list(&session, task, channel, state, n).await,
+            NotifyCommand::Channels => telling::channels(&session).await,
+            NotifyCommand::Test { channel, task } => telling::test(&session, &channel, task).await,
+        },
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -428,6 +467,11 @@ mod tests {
             &["backup", "copy.db", "--without-outputs", "--force"],
             &["restore", "copy.db", "--data-dir", "data"],
             &["tasks", "add", "X", "--run", "true", "--keep", "runs=10,bytes=100MiB"],
+            &["doctor", "--json"],
+            &["doctor", "--send"],
+            &["notify", "list", "--task", "x", "--channel", "phone", "--state", "failed", "-n", "5"],
+            &["notify", "channels"],
+            &["notify", "test", "phone"],
             &["completions", "bash"],
         ] {
             assert!(parse(line).is_ok(), "{line:?}: {:?}", parse(line).err());

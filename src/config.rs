@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
+pub use channels::Notify;
 pub use trust::{Untrusted, trusted};
 
 use place::{Place, key_at, table};
@@ -19,6 +20,7 @@ use place::{Place, key_at, table};
 use crate::store::Durability;
 use crate::task::definition::{Backoff, Catchup, Keep, OnCrash, Overlap, Policy};
 
+pub mod channels;
 pub mod place;
 pub mod trust;
 pub mod units;
@@ -30,7 +32,7 @@ pub const DEFAULT_FILE: &str = "config.toml";
 pub const PREFIX: &str = "REJOIN__";
 
 /// Sections that other versions know: named, so that nobody believes they are in force.
-const NOT_IN_THIS_VERSION: [&str; 4] = ["agents", "notify", "pools", "tls"];
+const NOT_IN_THIS_VERSION: [&str; 3] = ["agents", "pools", "tls"];
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -56,6 +58,8 @@ pub struct Config {
     pub runs: Runs,
     /// Schedules, and the policy of tasks that say nothing.
     pub schedule: ScheduleDefaults,
+    /// Telling people by other ways than the page.
+    pub notify: Notify,
     /// What is kept.
     pub retention: Retention,
     /// What the server does for itself.
@@ -79,6 +83,7 @@ impl Default for Config {
             stream: Stream::default(),
             runs: Runs::default(),
             schedule: ScheduleDefaults::default(),
+            notify: Notify::default(),
             retention: Retention::default(),
             housekeeping: Housekeeping::default(),
             backup: Backup::default(),
@@ -588,6 +593,7 @@ impl Config {
         if !config.backup.folder.as_os_str().is_empty() {
             config.backup.folder = folder.join(&config.backup.folder);
         }
+        config.notify.place(folder);
         Ok(config)
     }
 
@@ -707,6 +713,7 @@ impl Config {
         if stop_give_up < stop_kill {
             return Err(("runs.stop_give_up", "must not be before runs.stop_kill".into()));
         }
+        self.notify.check()?;
         let bad_host = |host: &&String| host.is_empty() || host.contains(['/', '*', ' ']) || host.contains("://");
         if let Some(host) = self.allowed_hosts.iter().find(bad_host) {
             return Err(("allowed_hosts", format!("{host:?} is not a host name: no scheme, path or wildcard")));

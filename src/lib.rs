@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod egress;
 pub mod event;
 pub mod failpoint;
 pub mod shutdown;
@@ -17,6 +18,7 @@ pub mod task;
 pub mod agent;
 pub mod run;
 
+pub mod notify;
 pub mod planner;
 
 pub mod housekeeping;

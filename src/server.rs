@@ -34,6 +34,7 @@ use crate::api::{Api, router};
 use crate::clock::Clock;
 use crate::config::{Config, LogFormat};
 use crate::housekeeping::Housekeeping;
+use crate::notify::Notifier;
 use crate::planner::Planner;
 use crate::run::process::StopStages;
 use crate::run::queue::{Patience, Runs};
@@ -147,6 +148,8 @@ impl Server {
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, limits(&config), clock.clone())?;
         let api = assemble(&config, &store, publisher, exe, address).await?;
+        // What is found then is told of too.
+        api.notifier.begin().await?;
         // First the survivors of the server before, then everything that could start something.
         api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
@@ -246,6 +249,7 @@ impl Server {
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
+        self.tasks.spawn(self.api.notifier.clone().run(self.stop.clone()));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let housekeeping = self.api.housekeeping.clone();
@@ -373,10 +377,13 @@ pub async fn assemble(
     let token = auth::token(&config.data_dir)?;
     let authority =
         Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let (page, own_port) = (format!("http://{address}"), Some(address.port()));
+    let notifier =
+        Notifier::new(&config.notify, registry.clone(), publisher.clone(), Arc::clone(store), page, own_port);
     let housekeeping =
         Housekeeping::load(config, store, publisher.clone(), registry.clone(), Arc::clone(&output_dir)).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
-    Ok(api(config, address, viewer, runs, Arc::new(authority), housekeeping, output_dir))
+    Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), housekeeping, output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -401,6 +408,7 @@ fn api(
     address: SocketAddr,
     viewer: Viewer,
     runs: Runs,
+    notifier: Notifier,
     authority: Arc<Authority>,
     housekeeping: Housekeeping,
     output_dir: Arc<Path>,
@@ -443,6 +451,7 @@ fn api(
         store: Arc::clone(&viewer.store),
         viewer,
         runs,
+        notifier,
         acts,
         door: Arc::new(door),
         live,

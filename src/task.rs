@@ -5,3 +5,4 @@ pub mod folder;
 pub mod parse;
 pub mod registry;
 pub mod slots;
+pub mod telling;

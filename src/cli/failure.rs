@@ -12,6 +12,9 @@ pub enum Failure {
     /// The run that was waited for did not succeed; what is to say was said by then.
     #[error("the run did not succeed")]
     RunFailed,
+    /// Something that was looked at is in trouble; what is to say was said by then.
+    #[error("there is trouble")]
+    Trouble,
     /// The command line or a file is wrong.
     #[error("{0}")]
     Usage(String),
@@ -45,7 +48,7 @@ impl Failure {
     /// The exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::RunFailed => 1,
+            Self::RunFailed | Self::Trouble => 1,
             Self::Usage(_) => 2,
             Self::NoServer(_) | Self::Broken(_) => 3,
             Self::NotFound(_) => 4,
@@ -59,7 +62,7 @@ impl Failure {
 
     /// Whether there is anything left to say about it.
     pub fn is_silent(&self) -> bool {
-        matches!(self, Self::RunFailed | Self::Pipe)
+        matches!(self, Self::RunFailed | Self::Trouble | Self::Pipe)
     }
 }
 
@@ -84,6 +87,7 @@ mod tests {
         let words = || "why".to_owned();
         let codes = [
             (Failure::RunFailed, 1),
+            (Failure::Trouble, 1),
             (Failure::Usage(words()), 2),
             (Failure::NoServer(words()), 3),
             (Failure::NotFound(words()), 4),

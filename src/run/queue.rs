@@ -25,7 +25,7 @@ use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
 use crate::task::parse;
-use crate::task::registry::{self, Registry, Task, TaskError};
+use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
 pub mod elsewhere;
@@ -757,6 +757,11 @@ impl Runs {
                 return;
             }
         }
+    }
+
+    /// The program that stands over commands.
+    pub fn supervisor(&self) -> &std::path::Path {
+        &self.shared.workshop.exe
     }
 
     /// The tasks these runs are of.

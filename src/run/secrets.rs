@@ -37,23 +37,31 @@ const MIN_BASE64_PIECE: usize = 8;
 /// one by which the environment of the server would be changed.
 pub fn resolve(sources: &BTreeMap<String, SecretSource>) -> Result<BTreeMap<String, String>> {
     let resolved = sources.iter().map(|(name, source)| {
-        let value = read(source).with_context(|| format!("secret {name}"))?;
         check_name(name)?;
-        if value.len() < MIN_SECRET_BYTES {
-            bail!(
-                "secret {name}: its value has fewer than {MIN_SECRET_BYTES} bytes, which cannot be told from \
-                 ordinary text; use a longer one"
-            );
-        }
-        if value.len() > MAX_SECRET_BYTES {
-            bail!("secret {name}: its value has more than {MAX_SECRET_BYTES} bytes");
-        }
-        if value.contains('\0') {
-            bail!("secret {name}: its value holds a NUL byte, which no variable can hold");
-        }
-        Ok((name.clone(), value))
+        Ok((name.clone(), value(name, source)?))
     });
     resolved.collect()
+}
+
+/// Reads one secret, which need not become a variable.
+///
+/// # Errors
+/// As [`resolve`], but for the name.
+pub fn value(name: &str, source: &SecretSource) -> Result<String> {
+    let value = read(source).with_context(|| format!("secret {name}"))?;
+    if value.len() < MIN_SECRET_BYTES {
+        bail!(
+            "secret {name}: its value has fewer than {MIN_SECRET_BYTES} bytes, which cannot be told from \
+                 ordinary text; use a longer one"
+        );
+    }
+    if value.len() > MAX_SECRET_BYTES {
+        bail!("secret {name}: its value has more than {MAX_SECRET_BYTES} bytes");
+    }
+    if value.contains('\0') {
+        bail!("secret {name}: its value holds a NUL byte, which no variable can hold");
+    }
+    Ok(value)
 }
 
 fn read(source: &SecretSource) -> Result<String> {

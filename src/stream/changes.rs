@@ -12,6 +12,8 @@ use crate::event::TaskId;
 pub struct Changes {
     tasks: Mutex<BTreeSet<TaskId>>,
     bell: Notify,
+    /// For whoever only wants to know that something changed.
+    noted: Notify,
 }
 
 impl Changes {
@@ -19,6 +21,12 @@ impl Changes {
     pub fn note(&self, task: &TaskId) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone());
         self.bell.notify_one();
+        self.noted.notify_one();
+    }
+
+    /// Waits until something changed since the last time. For one who waits.
+    pub async fn noted(&self) {
+        self.noted.notified().await;
     }
 
     /// Waits for changes and takes them. For one who waits.

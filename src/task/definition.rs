@@ -12,6 +12,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::telling::Telling;
 use crate::config::units::{duration, duration_text};
 
 /// A task that was read and checked: every duration parsed, every condition compiled once, every name allowed.
@@ -27,6 +28,8 @@ pub struct Definition {
     pub schedule: Option<Schedule>,
     /// How it runs.
     pub policy: Policy,
+    /// Who is told what of it.
+    pub notify: Telling,
     /// What a run may be given.
     pub params: BTreeMap<String, Param>,
     /// Where secrets come from, by the name of the variable they become.
@@ -381,6 +384,8 @@ struct Written<'d> {
     #[serde(skip_serializing_if = "Option::is_none")]
     schedule: Option<&'d Schedule>,
     policy: &'d Policy,
+    #[serde(skip_serializing_if = "is_default")]
+    notify: &'d Telling,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     params: &'d BTreeMap<String, Param>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -399,6 +404,7 @@ impl Definition {
             summary: self.summary.as_deref(),
             schedule: self.schedule.as_ref(),
             policy: &self.policy,
+            notify: &self.notify,
             params: &self.params,
             secrets: &self.secrets,
             steps: &self.steps,
@@ -426,6 +432,10 @@ impl Definition {
         canonical(&self.to_json(), &mut text);
         Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+fn is_default(telling: &Telling) -> bool {
+    *telling == Telling::default()
 }
 
 /// JSON with sorted keys and no spaces.

@@ -27,6 +27,7 @@ use tree::{Data, Node, json_node, member_span, table_node};
 
 mod reader;
 mod rules;
+mod telling;
 mod tree;
 
 /// The longest title, in characters: one line on a phone or two.
@@ -290,12 +291,13 @@ fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Probl
 
 impl Reader {
     fn definition(&mut self, root: &Node, defaults: &Policy) -> Option<Definition> {
-        const KNOWN: [&str; 10] = [
+        const KNOWN: [&str; 11] = [
             "title",
             "description",
             "agent",
             "schedule",
             "policy",
+            "notify",
             "params",
             "secrets",
             "steps",
@@ -311,6 +313,7 @@ impl Reader {
             Some(node) => self.policy(node, defaults),
             None => Some(defaults.clone()),
         };
+        let notify = open.take("notify").map(|node| self.telling(node)).unwrap_or_default();
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
         if schedule.is_some() {
@@ -353,6 +356,7 @@ impl Reader {
             agent: agent?,
             schedule,
             policy: policy?,
+            notify,
             params,
             secrets,
             steps,

@@ -40,6 +40,8 @@ mod kills;
 mod kills_recorder;
 #[cfg(feature = "failpoints")]
 mod kills_scene;
+mod notify;
+mod notify_receivers;
 mod policies;
 mod process;
 mod producer;

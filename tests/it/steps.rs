@@ -58,6 +58,7 @@ fn work(steps: Vec<Step>) -> Work {
         agent: AgentKind::Steps,
         schedule: None,
         policy: Policy::default(),
+        notify: rejoin::task::telling::Telling::default(),
         params: BTreeMap::from([("limit".to_owned(), Param { default: None, help: String::new() })]),
         secrets: BTreeMap::new(),
         steps,

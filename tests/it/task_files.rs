@@ -10,6 +10,7 @@ use rejoin::task::definition::{
     SecretSource, Step, When,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
+use rejoin::task::telling::{Occasion, Telling};
 use serde_json::json;
 
 /// The file that the guide shows.
@@ -653,8 +654,8 @@ fn definitions() -> impl Strategy<Value = Definition> {
             }
         },
     );
-    let whole = (lines(), words(), schedules(), policy, params, secrets, steps(), conditions());
-    whole.prop_map(|(title, description, schedule, policy, params, secrets, steps, attention)| {
+    let whole = (lines(), words(), schedules(), policy, tellings(), params, secrets, steps(), conditions());
+    whole.prop_map(|(title, description, schedule, policy, notify, params, secrets, steps, attention)| {
         let mut params: BTreeMap<String, Param> = params;
         if schedule.is_some() {
             params.retain(|_, param| param.default.is_some());
@@ -665,6 +666,7 @@ fn definitions() -> impl Strategy<Value = Definition> {
             agent: AgentKind::Steps,
             schedule,
             policy,
+            notify,
             params,
             secrets,
             steps,
@@ -672,6 +674,35 @@ fn definitions() -> impl Strategy<Value = Definition> {
             attention,
         }
     })
+}
+
+fn tellings() -> impl Strategy<Value = Telling> {
+    let names = prop::option::of(prop::collection::btree_set("[a-z]{1,8}", 0..3));
+    let on = prop::option::of(prop::sample::subsequence(Occasion::CHOICES.to_vec(), 0..=7));
+    let check = prop::option::of("[A-Za-z0-9_-]{1,20}");
+    (any::<bool>(), names, on, check).prop_map(|(enabled, channels, on, check)| Telling {
+        enabled,
+        channels: channels.map(|names| names.into_iter().collect()),
+        on,
+        check,
+    })
+}
+
+#[test]
+fn what_is_told_of_a_task_is_refused_where_it_cannot_be() {
+    for (text, key) in [
+        ("on = [\"sometimes\"]", "notify.on"),
+        ("on = \"failed\"", "notify.on"),
+        ("channels = [1]", "notify.channels[0]"),
+        ("channels = [\"\"]", "notify.channels[0]"),
+        ("enabled = \"no\"", "notify.enabled"),
+        ("check = \"a/b\"", "notify.check"),
+        ("chanels = []", "notify.chanels"),
+    ] {
+        let text = format!("title = \"T\"\n[notify]\n{text}\n[[steps]]\nrun = \"true\"\n");
+        let problems = from_toml("t.toml", &text, &Policy::default()).unwrap_err();
+        assert_eq!((problems.first().key.as_str(), problems.first().line), (key, Some(3)), "{problems}");
+    }
 }
 
 proptest! {

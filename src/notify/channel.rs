@@ -1,0 +1,106 @@
+//! One channel: what it takes to send by it, and what became of that. Each way is in a file of its own.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::Url;
+
+use super::sending::{Line, Parcel, Trouble, Values, parse};
+use super::{healthchecks, mail, ntfy, webhook};
+use crate::config::channels::{self, Way};
+use crate::egress;
+use crate::run::secrets::{self, Redactor};
+use crate::task::definition::SecretSource;
+use crate::task::telling::Occasion;
+
+/// A channel by its name.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    /// Its name.
+    pub name: String,
+    /// What `config.toml` says of it.
+    pub config: channels::Channel,
+    /// How long its receiver may take.
+    pub timeout: Duration,
+    /// The port that is never reached: the server's own.
+    pub own_port: Option<u16>,
+}
+
+impl Channel {
+    /// Whether it takes several notices as one message.
+    pub const fn bundles(&self) -> bool {
+        matches!(self.config.way, Way::Ntfy { .. } | Way::Mail(_))
+    }
+
+    /// Whether it is told of runs and not of occasions.
+    pub const fn is_pulse(&self) -> bool {
+        matches!(self.config.way, Way::Healthchecks { .. })
+    }
+
+    /// Whether a task's own word counts for it, or its own: what is told by it of such a task.
+    pub fn wants(&self, telling: &crate::task::telling::Telling, occasion: Occasion) -> bool {
+        let meant = telling.channels.as_ref().map_or(self.config.every_task, |names| names.contains(&self.name));
+        meant && !self.is_pulse() && telling.on.as_ref().unwrap_or(&self.config.on).contains(&occasion)
+    }
+
+    /// Sends. Secrets are read anew each time, so that one that was replaced is good at once; none of them is in what
+    /// is said of a failure.
+    ///
+    /// # Errors
+    /// [`Trouble`]: it did not arrive within its time.
+    pub async fn send(&self, parcel: &Parcel<'_>, now: Timestamp) -> Result<(), Trouble> {
+        let values = self.values()?;
+        let redactor = Redactor::new(values.all()).map_err(|error| error.to_string())?;
+        let line = Line { allow_hosts: &self.config.allow_hosts, own_port: self.own_port, timeout: self.timeout };
+        let work = async {
+            match &self.config.way {
+                Way::Webhook { url, .. } => webhook::send(&line, &values, url, parcel, now).await,
+                Way::Ntfy { url, topic, priority, .. } => {
+                    ntfy::send(&line, &values, url, topic, *priority, parcel).await
+                }
+                Way::Mail(server) => mail::send(&line, &values, server, parcel).await,
+                Way::Healthchecks { url, create, .. } => healthchecks::send(&line, &values, url, *create, parcel).await,
+            }
+        };
+        let done = tokio::time::timeout(self.timeout, work)
+            .await
+            .unwrap_or_else(|_| Err(Trouble::Later(format!("no answer within {:?}", self.timeout))));
+        let clean = |why: String| super::notice::line(&redactor.text(&why));
+        done.map_err(|trouble| match trouble {
+            Trouble::Later(why) => Trouble::Later(clean(why)),
+            Trouble::Never(why) => Trouble::Never(clean(why)),
+        })
+    }
+
+    /// Whether its receiver can be reached, as far as that shows without sending: secrets are there, the name has an
+    /// address that is allowed, and something answers there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn reach(&self) -> Result<(), String> {
+        let values = self.values()?;
+        let (host, port) = match &self.config.way {
+            Way::Webhook { url, .. } => host_and_port(&parse(&values.text("url", url))?)?,
+            Way::Ntfy { url, .. } | Way::Healthchecks { url, .. } => host_and_port(&parse(url)?)?,
+            Way::Mail(mail) => (mail.host.clone(), mail.port),
+        };
+        let address = egress::address(&host, port, &self.config.allow_hosts, self.own_port).await?;
+        match tokio::time::timeout(self.timeout, tokio::net::TcpStream::connect(address)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{host}:{port} cannot be reached: {error}")),
+            Err(_) => Err(format!("{host}:{port} did not answer within {:?}", self.timeout)),
+        }
+    }
+
+    fn values(&self) -> Result<Values, String> {
+        let read = |(key, source): (&'static str, &SecretSource)| {
+            secrets::value(key, source).map(|value| (key, value)).map_err(|error| format!("{error:#}"))
+        };
+        self.config.secrets().into_iter().map(read).collect::<Result<_, _>>().map(Values::new)
+    }
+}
+
+fn host_and_port(url: &Url) -> Result<(String, u16), String> {
+    let host = url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned());
+    host.zip(url.port_or_known_default()).ok_or_else(|| "the url names no host".to_owned())
+}

@@ -1,0 +1,534 @@
+//! People are told what happened by other ways than the page: once, in the end, and not too often.
+
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use jiff::{SignedDuration, Timestamp};
+use rejoin::clock::Clock;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::{Client, Home, REJOIN};
+use crate::notify_receivers::{Answer, MailServer, Receiver, Request};
+
+const SECRET: &str = "a secret of some length";
+
+/// A configuration with a webhook that tries again at once.
+fn hook(receiver: &Receiver, more: &str) -> String {
+    format!("{}\n{}", AT_ONCE, channel("hook", receiver, more))
+}
+
+const AT_ONCE: &str = "[notify]\nretry = \"10ms\"\ntimeout = \"20s\"\npage = \"https://tasks.example.org/\"";
+
+fn channel(name: &str, receiver: &Receiver, more: &str) -> String {
+    format!(
+        "[notify.channels.{name}]\nkind = \"webhook\"\nurl = \"{}/in\"\nsecret = {{ file = \"secret\" }}\n\
+         allow_hosts = [\"127.0.0.1\"]\n{more}",
+        receiver.url()
+    )
+}
+
+fn home(config: &str) -> Home {
+    let home = Home::new(config);
+    std::fs::write(home.path().join("secret"), SECRET).unwrap();
+    home
+}
+
+/// HMAC-SHA256, by its definition (RFC 2104).
+fn hmac(key: &[u8], message: &[u8]) -> Vec<u8> {
+    let mut block = [0_u8; 64];
+    block[..key.len()].copy_from_slice(key);
+    let keyed = |pad: u8, message: &[u8]| {
+        let mut digest = Sha256::new();
+        digest.update(block.map(|byte| byte ^ pad));
+        digest.update(message);
+        digest.finalize()
+    };
+    keyed(0x5c, &keyed(0x36, message)).to_vec()
+}
+
+/// What a webhook says, once its signature was found good.
+fn verified(request: &Request) -> Value {
+    let header = |name: &str| request.headers[name].clone();
+    let signed = format!("{}.{}.{}", header("webhook-id"), header("webhook-timestamp"), request.body);
+    let wanted = format!("v1,{}", STANDARD.encode(hmac(SECRET.as_bytes(), signed.as_bytes())));
+    assert_eq!(header("webhook-signature"), wanted);
+    serde_json::from_str(&request.body).unwrap()
+}
+
+async fn ended(client: &Client, task: &str) -> String {
+    let run = client.run(task).await;
+    client.ended(&run).await;
+    run
+}
+
+/// Waits until the newest delivery, of one channel or any, stands so; gives all.
+async fn until_state(client: &Client, query: &str, state: &str) -> Vec<Value> {
+    let newest = |list: &Value| list["items"][0]["state"] == state;
+    let list = client.until(&format!("/notifications{query}"), newest).await;
+    list["items"].as_array().unwrap().clone()
+}
+
+/// What was told of a task, the oldest first.
+async fn events(client: &Client, task: &str) -> Vec<String> {
+    let (_, list) = client.get(&format!("/notifications?task={task}")).await;
+    let mut events: Vec<String> =
+        list["items"].as_array().unwrap().iter().map(|one| one["event"].as_str().unwrap().to_owned()).collect();
+    events.reverse();
+    events
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_the_end_of_a_run_is_told_signed_to_a_receiver_that_fails_twice_first() {
+    let mut receiver = Receiver::answering(&[Answer::Status(500), Answer::Status(503)]).await;
+    let home = home(&hook(&receiver, "")).shell_task("backup", "echo 'no room' >&2; exit 3");
+    let server = home.serve().await;
+    let run = ended(&server.client, "backup").await;
+    let (first, second, third) = (receiver.next().await, receiver.next().await, receiver.next().await);
+    let told = verified(&third);
+    assert_eq!(told["type"], "failed");
+    assert_eq!(told["data"]["run"], run.as_str());
+    assert_eq!(told["data"]["exit"], 3);
+    assert!(told["data"]["text"].as_str().unwrap().contains("no room"), "{told}");
+    assert_eq!(told["data"]["url"], format!("https://tasks.example.org/tasks/backup/runs/{run}"));
+    // The same each time, so that a receiver that has it can tell.
+    for other in [first, second] {
+        assert_eq!(verified(&other), told);
+        assert_eq!(other.headers["webhook-id"], third.headers["webhook-id"]);
+    }
+    let list = until_state(&server.client, "", "sent").await;
+    assert_eq!(list.len(), 1, "{list:?}");
+    assert_eq!((list[0]["attempts"].as_u64(), list[0]["channel"].as_str()), (Some(3), Some("hook")));
+    assert_eq!(list[0]["id"], third.headers["webhook-id"].as_str());
+    server.stop().await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_killed_at_any_point_between_the_end_and_its_arrival_it_is_told_after_the_next_start() {
+    for (point, at_least) in [("ended-not-decided", 1), ("decided-not-sent", 1), ("sent-not-noted", 2)] {
+        let mut receiver = Receiver::answering(&[]).await;
+        let home = home(&hook(&receiver, "")).shell_task("backup", "exit 3");
+        let mut server = home.spawn(&[("REJOIN_FAILPOINT", &format!("{point}@1"))]).await;
+        let run = server.client.run("backup").await;
+        let status = server.ended().await;
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{point} was not passed");
+        let server = home.spawn(&[]).await;
+        let list = until_state(&server.client, "", "sent").await;
+        assert_eq!(list.len(), 1, "{point}: {list:?}");
+        let mut ids = std::collections::BTreeSet::new();
+        for _ in 0..at_least {
+            let request = receiver.next().await;
+            assert_eq!(verified(&request)["data"]["run"], run.as_str());
+            ids.insert(request.headers["webhook-id"].clone());
+        }
+        assert_eq!(ids.len(), 1, "{point}: what comes twice has one id");
+        assert!(receiver.has_more().is_none(), "{point}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let phone = format!(
+        "[notify]\n[notify.channels.phone]\nkind = \"ntfy\"\nurl = \"{}\"\ntopic = \"mine\"\nallow_hosts = [\"127.0.0.1\"]\n\
+         quiet = \"22:00-07:00\"\ntz = \"UTC\"",
+        receiver.url()
+    );
+    let home = home(&phone).shell_task("one", "exit 1").shell_task("two", "exit 2");
+    let clock = Clock::standing_at("2026-05-01T23:00:00Z".parse().unwrap());
+    let server = home.serve_at(clock.clone()).await;
+    for task in ["one", "two"] {
+        ended(&server.client, task).await;
+        until_state(&server.client, &format!("?task={task}"), "held").await;
+    }
+    let (_, list) = server.client.get("/notifications?state=held").await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 2, "{list}");
+    assert_eq!(list["items"][0]["next_at"], "2026-05-02T07:00:00.000000Z");
+    assert_eq!(list["items"][0]["attempts"], 0);
+    assert!(receiver.has_more().is_none(), "somebody was woken");
+
+    clock.set("2026-05-02T07:00:00Z".parse().unwrap());
+    let message: Value = serde_json::from_str(&receiver.next().await.body).unwrap();
+    let said = message["message"].as_str().unwrap();
+    assert!(said.contains("one failed") && said.contains("two failed"), "{message}");
+    assert_eq!(message["title"], "2 messages from Rejoin");
+    for task in ["one", "two"] {
+        until_state(&server.client, &format!("?task={task}"), "sent").await;
+    }
+    assert!(receiver.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_goes_on_failing_is_told_of_once_and_once_more_when_it_works_again() {
+    let receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "")).shell_task("flaky", "test -e good");
+    let server = home.serve().await;
+    for _ in 0..3 {
+        ended(&server.client, "flaky").await;
+    }
+    std::fs::write(home.path().join("tasks/good"), "").unwrap();
+    for _ in 0..2 {
+        ended(&server.client, "flaky").await;
+    }
+    let recovered = |list: &Value| list["items"][0]["event"] == "recovered" && list["items"][0]["state"] == "sent";
+    server.client.until("/notifications?task=flaky", recovered).await;
+    assert_eq!(events(&server.client, "flaky").await, ["failed", "recovered"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_hangs_makes_its_own_channel_wait_and_nobody_else() {
+    let mut dead = Receiver::answering(&[Answer::Hang, Answer::Hang, Answer::Hang]).await;
+    let mut alive = Receiver::answering(&[]).await;
+    let config =
+        format!("[notify]\nretry = \"10ms\"\n{}\n{}", channel("dead", &dead, ""), channel("alive", &alive, ""));
+    let home = home(&config).shell_task("one", "exit 1").shell_task("two", "exit 1");
+    let server = home.serve().await;
+    ended(&server.client, "one").await;
+    dead.next().await;
+    alive.next().await;
+    // The dead one holds its request open: all others go on.
+    ended(&server.client, "two").await;
+    assert_eq!(verified(&alive.next().await)["data"]["task"], "two");
+    let (_, list) = server.client.get("/notifications?channel=dead").await;
+    assert!(list["items"].as_array().unwrap().iter().all(|one| one["state"] == "pending"), "{list}");
+    let (_, channels) = server.client.get("/notify").await;
+    assert_eq!(channels["items"][1]["name"], "dead");
+    // Nor does the server wait for it.
+    tokio::time::timeout(std::time::Duration::from_secs(8), server.stop()).await.expect("the stop waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_takes_too_long_is_tried_again() {
+    let mut receiver = Receiver::answering(&[Answer::Hang]).await;
+    let config = hook(&receiver, "").replace("timeout = \"20s\"", "timeout = \"300ms\"");
+    let home = home(&config).shell_task("one", "exit 1");
+    let server = home.serve().await;
+    ended(&server.client, "one").await;
+    receiver.next().await;
+    receiver.next().await;
+    let list = until_state(&server.client, "", "sent").await;
+    assert!(list[0]["attempts"].as_u64() >= Some(2), "{list:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_not_followed_and_an_address_that_is_not_allowed_is_not_called() {
+    let mut inside = Receiver::answering(&[]).await;
+    let to = inside.url();
+    let redirects: Vec<Answer> = [301, 302, 303, 307, 308].map(|status| Answer::Redirect(status, to.clone())).to_vec();
+    let mut outside = Receiver::answering(&redirects).await;
+    let not_allowed = channel("private", &inside, "").replace("allow_hosts = [\"127.0.0.1\"]", "");
+    let home = home(&format!("{}\n{not_allowed}", hook(&outside, ""))).shell_task("one", "exit 1");
+    let server = home.serve().await;
+    ended(&server.client, "one").await;
+    for _ in 0..6 {
+        outside.next().await;
+    }
+    until_state(&server.client, "?channel=hook", "sent").await;
+    let refused = |list: &Value| list["items"][0]["last_error"].is_string();
+    let list = server.client.until("/notifications?channel=private", refused).await;
+    assert!(list["items"][0]["last_error"].as_str().unwrap().contains("allow_hosts"), "{list}");
+    assert!(inside.has_more().is_none(), "what was told went somewhere else");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_arrives_after_it_was_put_off_and_its_password_stands_nowhere() {
+    let mut sink = MailServer::putting_off(2).await;
+    let config = format!(
+        "{AT_ONCE}\n[notify.channels.team]\nkind = \"mail\"\nhost = \"127.0.0.1\"\nport = {}\ntls = \"none\"\n\
+         user = \"rejoin\"\npassword = {{ file = \"secret\" }}\nfrom = \"Rejoin <rejoin@example.org>\"\n\
+         to = [\"team@example.org\", \"boss@example.org\"]\nallow_hosts = [\"127.0.0.1\"]",
+        sink.address.port()
+    );
+    let home = home(&config).shell_task("backup", "echo 'no röom' >&2; exit 3");
+    let server = home.serve().await;
+    let run = ended(&server.client, "backup").await;
+    let mail = sink.next().await;
+    assert_eq!(mail.from.split(' ').next(), Some("MAIL"));
+    assert!(mail.from.contains("<rejoin@example.org>"), "{}", mail.from);
+    assert_eq!(mail.to.len(), 2, "{:?}", mail.to);
+    assert_eq!(mail.header("Subject").as_deref(), Some("backup failed"));
+    let auth = STANDARD.decode(mail.auth.as_deref().unwrap()).unwrap();
+    assert_eq!(auth, format!("\0rejoin\0{SECRET}").into_bytes());
+    let list = until_state(&server.client, "", "sent").await;
+    assert_eq!(list[0]["attempts"], 3, "{list:?}");
+    let id = list[0]["id"].as_str().unwrap();
+    assert_eq!(mail.header("Message-ID").unwrap(), format!("<{id}@example.org>"));
+    let text = mail.text.replace("=\r\n", "");
+    assert!(text.contains(&format!("/runs/{run}")), "{text}");
+    server.stop().await;
+    let file = std::fs::read(home.database()).unwrap();
+    let secret = SECRET.as_bytes();
+    assert!(!file.windows(secret.len()).any(|window| window == secret), "the password is in the store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_said_in_plain_to_a_mail_server_that_cannot_encrypt() {
+    let sink = MailServer::putting_off(0).await;
+    let config = format!(
+        "{AT_ONCE}\n[notify.channels.team]\nkind = \"mail\"\nhost = \"127.0.0.1\"\nport = {}\nuser = \"rejoin\"\n\
+         password = {{ file = \"secret\" }}\nfrom = \"a@example.org\"\nto = \"b@example.org\"\nallow_hosts = [\"127.0.0.1\"]",
+        sink.address.port()
+    );
+    let home = home(&config);
+    let server = home.serve().await;
+    let (status, delivery) = server.client.post("/notify/team/test", json!({})).await;
+    assert_eq!((status, delivery["state"].as_str()), (200, Some("failed")), "{delivery}");
+    let heard = sink.heard();
+    assert!(!heard.iter().any(|line| line.starts_with("AUTH") || line.starts_with("MAIL")), "{heard:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_push_has_its_title_priority_and_page_and_its_secrets_are_in_nothing_that_is_shown() {
+    let mut receiver = Receiver::answering(&[Answer::Status(403)]).await;
+    let config = format!(
+        "{AT_ONCE}\n[notify.channels.phone]\nkind = \"ntfy\"\nurl = \"{}\"\ntopic = {{ file = \"topic\" }}\n\
+         token = {{ file = \"secret\" }}\npriority = 5\nallow_hosts = [\"127.0.0.1\"]",
+        receiver.url()
+    );
+    let home = home(&config).shell_task("backup", "test -e good");
+    std::fs::write(home.path().join("topic"), "hidden-topic\n").unwrap();
+    let server = home.serve().await;
+    let run = ended(&server.client, "backup").await;
+    receiver.next().await;
+    let request = receiver.next().await;
+    assert_eq!(request.headers["authorization"], format!("Bearer {SECRET}"));
+    let message: Value = serde_json::from_str(&request.body).unwrap();
+    assert_eq!(message["topic"], "hidden-topic");
+    assert_eq!((message["title"].as_str(), message["priority"].as_u64()), (Some("backup failed"), Some(5)));
+    assert_eq!(message["click"], format!("https://tasks.example.org/tasks/backup/runs/{run}"));
+    std::fs::write(home.path().join("tasks/good"), "").unwrap();
+    ended(&server.client, "backup").await;
+    let message: Value = serde_json::from_str(&receiver.next().await.body).unwrap();
+    assert_eq!((message["title"].as_str(), message["priority"].as_u64()), (Some("backup works again"), Some(3)));
+    let (_, list) = server.client.get("/notifications").await;
+    let (_, channels) = server.client.get("/notify").await;
+    for shown in [list.to_string(), channels.to_string()] {
+        assert!(!shown.contains(SECRET) && !shown.contains("hidden-topic"), "{shown}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signs_of_life_are_start_success_and_exit_code_for_tasks_that_have_a_check() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let config = format!(
+        "{AT_ONCE}\n[notify.channels.pulse]\nkind = \"healthchecks\"\nurl = \"{}/ping\"\nkey = {{ file = \"secret\" }}\n\
+         allow_hosts = [\"127.0.0.1\"]",
+        receiver.url()
+    );
+    let task = |check: &str| {
+        format!("title = \"Nightly\"\n{check}\n[[steps]]\nname = \"only\"\nrun = \"test -e good || exit 7\"\n")
+    };
+    let home = home(&config).task("nightly", &task("[notify]\ncheck = \"nightly\"")).task("other", &task(""));
+    std::fs::write(home.path().join("secret"), "pingkey").unwrap();
+    let server = home.serve().await;
+    ended(&server.client, "other").await;
+    let bad = ended(&server.client, "nightly").await;
+    assert_eq!(receiver.next().await.path, format!("/ping/pingkey/nightly/start?rid={bad}"));
+    assert_eq!(receiver.next().await.path, format!("/ping/pingkey/nightly/7?rid={bad}"));
+    std::fs::write(home.path().join("tasks/good"), "").unwrap();
+    let good = ended(&server.client, "nightly").await;
+    assert_eq!(receiver.next().await.path, format!("/ping/pingkey/nightly/start?rid={good}"));
+    assert_eq!(receiver.next().await.path, format!("/ping/pingkey/nightly?rid={good}"));
+    until_state(&server.client, "", "sent").await;
+    assert!(receiver.has_more().is_none(), "a task without a check is told of");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_chooses_its_channels_and_what_is_told_of_it() {
+    let (mut one, mut two) = (Receiver::answering(&[]).await, Receiver::answering(&[]).await);
+    let config = format!("{}\n{}", hook(&one, ""), channel("two", &two, "every_task = false"));
+    let task = |notify: &str| {
+        format!(
+            "title = \"T\"\n{notify}\n[[steps]]\nname = \"a\"\nrun = \"echo full\"\nattention = 'output.contains(\"full\")'\n\
+             summary = \"The disk is full\"\n[[steps]]\nname = \"b\"\nrun = \"exit 1\"\n"
+        )
+    };
+    let home = home(&config)
+        .task("plain", &task(""))
+        .task("silent", &task("[notify]\nenabled = false"))
+        .task("chosen", &task("[notify]\nchannels = [\"two\"]\non = [\"attention\"]"));
+    let server = home.serve().await;
+    for task in ["silent", "chosen", "plain"] {
+        ended(&server.client, task).await;
+    }
+    let told = verified(&two.next().await);
+    assert_eq!((told["type"].as_str(), told["data"]["task"].as_str()), (Some("attention"), Some("chosen")));
+    assert_eq!(told["data"]["text"], "T: The disk is full");
+    // A run that failed and found something is one message.
+    let told = verified(&one.next().await);
+    assert_eq!((told["type"].as_str(), told["data"]["task"].as_str()), (Some("failed"), Some("plain")));
+    assert_eq!(told["data"]["attention"], "The disk is full");
+    server.client.until("/notifications", |list| list["items"].as_array().is_some_and(|items| items.len() == 2)).await;
+    until_state(&server.client, "", "sent").await;
+    assert!(one.has_more().is_none() && two.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_were_missed_and_runs_that_start_late_are_told() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let task = |catchup: &str| {
+        format!(
+            "title = \"{catchup}\"\n[schedule]\nevery = \"1h\"\n[policy]\ncatchup = \"{catchup}\"\ncatchup_window = \"1d\"\n\
+             [[steps]]\nname = \"a\"\nrun = \"true\"\n"
+        )
+    };
+    let home =
+        home(&hook(&receiver, "on = [\"missed\", \"late\"]")).task("none", &task("none")).task("last", &task("last"));
+    let start: Timestamp = "2026-05-01T12:00:00Z".parse().unwrap();
+    home.serve_at(Clock::standing_at(start)).await.stop().await;
+    let later = start + SignedDuration::from_mins(5 * 60 + 30);
+    let server = home.serve_at(Clock::standing_at(later)).await;
+    let mut told = [verified(&receiver.next().await), verified(&receiver.next().await)];
+    told.sort_by_key(|told| told["type"].as_str().unwrap().to_owned());
+    assert_eq!((told[0]["type"].as_str(), told[0]["data"]["task"].as_str()), (Some("late"), Some("last")), "{told:?}");
+    assert_eq!(told[0]["data"]["late_ms"], 30 * 60 * 1000);
+    assert_eq!(
+        (told[1]["type"].as_str(), told[1]["data"]["task"].as_str()),
+        (Some("missed"), Some("none")),
+        "{told:?}"
+    );
+    assert_eq!(told[1]["data"]["slots"], 5);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_takes_much_longer_than_the_last_ones_is_told_of() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "on = [\"slow\"]")).task("import", "title = \"Import\"\nagent = \"external\"\n");
+    let server = home.serve().await;
+    // A program elsewhere says itself how long it took.
+    for duration in [60_000, 61_000, 59_000, 60_000, 62_000, 185_000, 60_000] {
+        let run = server.client.run("import").await;
+        let line = json!({ "n": 1, "kind": "status", "data": { "state": "succeeded", "duration_ms": duration } });
+        let request = server.client.request(reqwest::Method::POST, &format!("/runs/{run}/events"));
+        assert_eq!(request.body(line.to_string()).send().await.unwrap().status(), 200);
+        server.client.ended(&run).await;
+    }
+    let told = verified(&receiver.next().await);
+    assert_eq!(told["type"], "slow");
+    assert_eq!(told["data"]["duration_ms"], 185_000);
+    assert_eq!(told["data"]["usual_ms"], 60_000);
+    until_state(&server.client, "", "sent").await;
+    assert_eq!(events(&server.client, "import").await, ["slow"]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_is_sent_at_once_and_says_whether_it_arrived() {
+    let mut receiver = Receiver::answering(&[Answer::Status(200), Answer::Status(500)]).await;
+    let home = home(&hook(&receiver, "quiet = \"00:00-23:59\"\ntz = \"UTC\""));
+    let server = home.serve().await;
+    let (status, delivery) = server.client.post("/notify/hook/test", json!({})).await;
+    assert_eq!((status, delivery["state"].as_str(), delivery["event"].as_str()), (200, Some("sent"), Some("test")));
+    assert_eq!(verified(&receiver.next().await)["type"], "test");
+    let (_, delivery) = server.client.post("/notify/hook/test", json!({})).await;
+    assert_eq!(delivery["state"], "failed");
+    assert!(delivery["last_error"].as_str().unwrap().contains("500"), "{delivery}");
+    assert_eq!(server.client.post("/notify/nobody/test", json!({})).await.0, 404);
+    let (_, page) = server.client.get("/notifications?limit=1").await;
+    let next = page["next"].as_str().unwrap();
+    let (_, rest) = server.client.get(&format!("/notifications?limit=1&cursor={next}")).await;
+    assert_eq!(
+        (page["items"][0]["state"].as_str(), rest["items"][0]["state"].as_str()),
+        (Some("failed"), Some("sent"))
+    );
+    assert_eq!(rest["next"], Value::Null);
+    assert_eq!(server.client.get("/notifications?state=lost").await.0, 400);
+    server.stop().await;
+}
+
+fn rejoin(home: &Home, words: &[&str]) -> (i32, String, String) {
+    let config = home.path().join("config.toml");
+    let output = Command::new(REJOIN).args(words).arg("--config").arg(config).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+async fn command(home: &Home, words: &[&'static str]) -> (i32, String, String) {
+    tokio::task::block_in_place(|| rejoin(home, words))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_lists_what_was_told_and_tests_a_channel() {
+    let receiver = Receiver::answering(&[Answer::Status(200), Answer::Status(500)]).await;
+    let home = home(&hook(&receiver, ""));
+    let server = home.serve().await;
+    let (code, out, _) = command(&home, &["notify", "test", "hook"]).await;
+    assert!(code == 0 && out.contains("hook"), "{out}");
+    let (code, _, err) = command(&home, &["notify", "test", "hook"]).await;
+    assert!(code == 7 && err.contains("500"), "{code} {err}");
+    assert_eq!(command(&home, &["notify", "test", "nobody"]).await.0, 4);
+    let (code, out, _) = command(&home, &["notify", "list"]).await;
+    assert!(code == 0 && out.lines().count() == 3 && out.contains("failed"), "{out}");
+    let (code, out, _) = command(&home, &["notify", "channels", "--json"]).await;
+    let channels: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, channels["items"][0]["kind"].as_str()), (0, Some("webhook")));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_says_what_is_wrong_and_ends_with_one_where_there_is_trouble() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "")).shell_task("good", "true");
+    let (code, out, _) = command(&home, &["doctor"]).await;
+    assert!(code == 1 && out.contains("rejoin serve"), "{out}");
+    let server = home.serve().await;
+    let (code, out, err) = command(&home, &["doctor", "--json"]).await;
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    for check in
+        ["server", "store", "writing", "disk", "clock", "supervisor", "tasks", "notify", "rights", "task files"]
+    {
+        let items = report["items"].as_array().unwrap();
+        assert!(items.iter().any(|item| item["check"] == check && item["level"] != "trouble"), "{check}: {out}");
+    }
+    assert!(receiver.has_more().is_none(), "it sends only when asked to");
+    assert_eq!(command(&home, &["doctor", "--send"]).await.0, 0);
+    assert_eq!(verified(&receiver.next().await)["type"], "test");
+    // A task that speaks of a channel that is not there.
+    let home = home
+        .task("bad", "title = \"Bad\"\n[notify]\nchannels = [\"phone\"]\n[[steps]]\nname = \"a\"\nrun = \"true\"\n");
+    let (code, out, _) = command(&home, &["doctor"]).await;
+    assert!(code == 1 && out.contains("\"phone\"") && out.contains("trouble"), "{out}");
+    server.stop().await;
+}
+
+#[test]
+fn a_channel_that_cannot_be_is_refused_with_its_place_and_the_way_out() {
+    let refused = |text: &str| {
+        let none = std::collections::BTreeMap::new();
+        rejoin::config::Config::from_text(None, &format!("[notify.channels.x]\n{text}"), &none).unwrap_err().to_string()
+    };
+    for (text, part) in [
+        ("kind = \"pigeon\"", "unknown variant"),
+        ("kind = \"webhook\"\nsecret = { env = \"S\" }", "url is missing"),
+        ("kind = \"webhook\"\nurl = \"https://a\"", "secret is missing"),
+        ("kind = \"webhook\"\nurl = \"https://a\"\nsecret = \"x\"", "never stands in this file"),
+        ("kind = \"webhook\"\nurl = \"https://a\"\nsecret = { pipe = \"x\" }", "{ env = "),
+        ("kind = \"webhook\"\nurl = \"a\"\nsecret = { env = \"S\" }", "must begin with"),
+        ("kind = \"webhook\"\nurl = \"https://me:pw@a\"\nsecret = { env = \"S\" }", "must not have a name or password"),
+        ("kind = \"webhook\"\nurl = \"https://a\"\nsecret = { env = \"S\" }\ntopic = \"t\"", "topic does not go with"),
+        ("kind = \"ntfy\"", "topic is missing"),
+        ("kind = \"ntfy\"\ntopic = \"t\"\npriority = 9", "from 1 to 5"),
+        ("kind = \"ntfy\"\ntopic = \"t\"\non = [\"sometimes\"]", "\"recovered\""),
+        ("kind = \"ntfy\"\ntopic = \"t\"\nquiet = \"late\"", "22:00-07:00"),
+        ("kind = \"ntfy\"\ntopic = \"t\"\nquiet = \"22:00-07:00\"\ntz = \"Nowhere\"", "not a time zone"),
+        ("kind = \"ntfy\"\ntopic = \"t\"\ntpoic = \"t\"", "unknown field"),
+        ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b\"\nto = \"c@d\"\ntls = \"none\"", "on this machine"),
+        ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b\"\nto = \"c@d\"\nuser = \"u\"", "go together"),
+        ("kind = \"healthchecks\"\non = [\"failed\"]", "do not go with healthchecks"),
+    ] {
+        let said = refused(text);
+        assert!(said.contains(part) && said.contains("notify.channels.x"), "{said}");
+    }
+}
