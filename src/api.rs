@@ -40,6 +40,7 @@ pub mod frame;
 pub mod hub;
 pub mod ingest;
 pub mod live;
+pub mod metrics;
 pub mod notice;
 pub mod once;
 pub mod outgoing;
@@ -78,6 +79,8 @@ pub struct Api {
     pub planner: Arc<Notify>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
+    /// Who may read the metrics, and how many tasks have series of their own.
+    pub scrape: Arc<metrics::Scrape>,
     /// Where the outputs of tool calls are.
     pub output_dir: Arc<std::path::Path>,
 }
@@ -131,6 +134,7 @@ pub fn router(api: Api) -> Router {
         .route("/api/{*rest}", any(no_such_call))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
+        .route("/metrics", get(metrics::page))
         .fallback(get(web::page))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn(error::as_problem))

@@ -58,6 +58,8 @@ pub struct Config {
     pub schedule: ScheduleDefaults,
     /// What is kept.
     pub retention: Retention,
+    /// Who may read `/metrics`, and how much is there.
+    pub metrics: Metrics,
     /// The server's own log.
     pub log: Log,
 }
@@ -76,6 +78,7 @@ impl Default for Config {
             runs: Runs::default(),
             schedule: ScheduleDefaults::default(),
             retention: Retention::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -299,6 +302,22 @@ pub struct Retention {
 impl Default for Retention {
     fn default() -> Self {
         Self { runs: 100, days: 90, events: 1_000_000, bytes: 1 << 30, every: Duration::from_secs(600) }
+    }
+}
+
+/// `/metrics`, for Prometheus.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whether it is shown to everybody who reaches the server, without a credential.
+    pub open: bool,
+    /// How many tasks have series of their own: the oldest ones. 0 is none.
+    pub tasks: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { open: false, tasks: 100 }
     }
 }
 

@@ -4,6 +4,8 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod failpoint;
+pub mod logging;
+pub mod metrics;
 pub mod shutdown;
 
 pub mod record;

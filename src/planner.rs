@@ -94,6 +94,7 @@ impl Planner {
             before = std::mem::replace(held, until);
             before != until
         });
+        self.publisher.metrics().hold_schedules(until.is_some());
         match until {
             Some(until) if before.is_none() => {
                 error!(%until, "the clock is more than an hour behind what is stored: schedules are held until it has caught up");

@@ -15,6 +15,7 @@ use super::ring;
 use super::topic::{Offer, QueueLimits, Topic};
 use crate::clock::Clock;
 use crate::event::{Seq, TaskId};
+use crate::metrics::Metrics;
 use crate::store::StoreError;
 
 /// How much the stream keeps in memory.
@@ -75,6 +76,7 @@ pub(super) struct Intake {
     pub(super) queues_bytes: Arc<Semaphore>,
     pub(super) limits: Limits,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 #[derive(Debug, Default)]

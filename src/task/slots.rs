@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::registry::Task;
 use crate::event::{Gen, RunId};
+use crate::metrics::tally::{self, Happened};
 use crate::record::{Run, wire_time};
 use crate::schedule::plan::{self, Outcome};
 use crate::store::{TaskNo, from_sql, sql};
@@ -76,6 +77,10 @@ pub fn note(
     let outcome = name(row.outcome);
     let count = sql(row.count.number());
     let is_closed = matches!(row.outcome, Outcome::Skipped | Outcome::Missed | Outcome::Disabled);
+    tally::note(Happened::SlotsDue(row.count.number()));
+    if is_closed || matches!(row.outcome, Outcome::Coalesced { .. }) {
+        tally::note(Happened::SlotsClosed(outcome, row.count.number()));
+    }
     if let Some((first, last_outcome, last_reason, _)) = &before
         && is_closed
         && last_outcome == outcome
@@ -133,25 +138,36 @@ impl Start {
 /// When the store cannot be written.
 pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlite::Result<()> {
     let outcome = if start.late { "late" } else { "ran" };
-    connection
+    let begun = connection
         .prepare_cached(
             "UPDATE slots SET outcome = ?2, late_ms = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
-        .execute(params![run.to_string(), outcome, sql(start.late_ms)])
-        .map(drop)
+        .execute(params![run.to_string(), outcome, sql(start.late_ms)])?;
+    // A retry starts too, and its slot has run already.
+    if begun > 0 {
+        tally::note(Happened::SlotsClosed(outcome, 1));
+        tally::note(Happened::SlotStarted { late_ms: start.late_ms });
+    }
+    Ok(())
 }
 
 /// Notes what became of the slot of a run that ended without a start.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn note_end_unstarted(connection: &Connection, run: RunId, outcome: &str, reason: &str) -> rusqlite::Result<()> {
-    connection
+pub fn note_end_unstarted(
+    connection: &Connection,
+    run: RunId,
+    outcome: &'static str,
+    reason: &str,
+) -> rusqlite::Result<()> {
+    let noted = connection
         .prepare_cached(
             "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
-        .execute(params![run.to_string(), outcome, reason])
-        .map(drop)
+        .execute(params![run.to_string(), outcome, reason])?;
+    tally::note(Happened::SlotsClosed(outcome, noted as u64));
+    Ok(())
 }
 
 /// Notes that the slot of a run that will not start became part of another run.
@@ -159,13 +175,16 @@ pub fn note_end_unstarted(connection: &Connection, run: RunId, outcome: &str, re
 /// # Errors
 /// When the store cannot be written.
 pub fn note_coalesced(connection: &Connection, run: RunId, into: RunId, reason: &str) -> rusqlite::Result<()> {
+    let open = "SELECT count(*) FROM slots WHERE run = ?1 AND outcome IN ('pending', 'queued')";
+    let open: i64 = connection.prepare_cached(open)?.query_row([run.to_string()], |row| row.get(0))?;
     connection
         .prepare_cached(
             "UPDATE slots SET outcome = 'coalesced', run = ?2, reason = ?3
              WHERE run = ?1 AND outcome IN ('pending', 'queued', 'coalesced')",
         )?
-        .execute(params![run.to_string(), into.to_string(), reason])
-        .map(drop)
+        .execute(params![run.to_string(), into.to_string(), reason])?;
+    tally::note(Happened::SlotsClosed("coalesced", from_sql(open)));
+    Ok(())
 }
 
 /// The slots of a task, newest first, before one.
