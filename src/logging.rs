@@ -5,10 +5,13 @@
 use std::fmt::{self, Write};
 use std::io::IsTerminal;
 
+use tracing::Subscriber;
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{self, FormatFields, Writer};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Log, LogFormat};
 
@@ -19,15 +22,23 @@ pub fn start(config: &Log) {
         Ok(filter) if !filter.is_empty() => filter,
         _ => format!("tokio_cron_scheduler=warn,{},rejoin::delivery=off", config.filter),
     };
+    // A second server in one process (tests) keeps the log of the first.
+    let _ = log(config.format, &filter, std::io::stderr().is_terminal(), std::io::stderr).try_init();
+}
+
+/// A log in this form, of what the filter lets through, written there; with colours where those are seen.
+pub fn log<W>(format: LogFormat, filter: &str, colours: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let filter = EnvFilter::builder().parse_lossy(filter);
     // A log that cannot be written (the disk is full) is no reason to fail: the other choice ends the thread that
     // wanted to say something by a panic.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    // A second server in one process (tests) keeps the log of the first.
-    let _ = match config.format {
-        LogFormat::Json => log.json().try_init(),
-        LogFormat::Text => log.fmt_fields(fields()).with_ansi(std::io::stderr().is_terminal()).try_init(),
-    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).log_internal_errors(false);
+    match format {
+        LogFormat::Json => Box::new(log.json().finish()),
+        LogFormat::Text => Box::new(log.fmt_fields(fields()).with_ansi(colours).finish()),
+    }
 }
 
 /// How the fields of a line of text, and of the spans it stands in, are written: the message, then `name=value`.

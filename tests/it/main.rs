@@ -26,6 +26,7 @@ mod feed;
 mod feed_faults;
 mod feed_stage;
 mod frames;
+mod grafana;
 mod harness;
 mod house;
 #[cfg(feature = "failpoints")]
@@ -34,6 +35,8 @@ mod kills;
 mod kills_recorder;
 #[cfg(feature = "failpoints")]
 mod kills_scene;
+mod logs;
+mod metrics;
 mod policies;
 mod process;
 mod producer;
@@ -46,6 +49,7 @@ mod rows_stage;
 mod schedule_bell;
 mod schedule_plan;
 mod schedule_timing;
+mod scrape;
 mod slow;
 mod steps;
 mod stop;
