@@ -45,6 +45,7 @@ pub mod housekeeping;
 pub mod hub;
 pub mod ingest;
 pub mod live;
+pub mod metrics;
 pub mod notice;
 pub mod notifications;
 pub mod once;
@@ -93,6 +94,8 @@ pub struct Api {
     pub about: Arc<status::About>,
     /// What the server does for itself.
     pub housekeeping: Housekeeping,
+    /// Who may read the metrics, and how many tasks have series of their own.
+    pub scrape: Arc<metrics::Scrape>,
     /// Where the outputs of tool calls are.
     pub output_dir: Arc<std::path::Path>,
 }
@@ -155,6 +158,7 @@ pub fn router(api: Api) -> Router {
         .route("/api/{*rest}", any(no_such_call))
         .route("/healthz", get(status::healthz))
         .route("/readyz", get(status::readyz))
+        .route("/metrics", get(metrics::page))
         .fallback(get(web::page))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn(error::as_problem))

@@ -66,6 +66,8 @@ pub struct Config {
     pub housekeeping: Housekeeping,
     /// Copies of the store that it makes by itself.
     pub backup: Backup,
+    /// Who may read `/metrics`, and how much is there.
+    pub metrics: Metrics,
     /// The server's own log.
     pub log: Log,
 }
@@ -87,6 +89,7 @@ impl Default for Config {
             retention: Retention::default(),
             housekeeping: Housekeeping::default(),
             backup: Backup::default(),
+            metrics: Metrics::default(),
             log: Log::default(),
         }
     }
@@ -397,6 +400,22 @@ pub struct Backup {
 impl Default for Backup {
     fn default() -> Self {
         Self { folder: PathBuf::new(), every: Duration::from_secs(24 * 3600), keep: 7, outputs: true }
+    }
+}
+
+/// `/metrics`, for Prometheus.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Whether it is shown to everybody who reaches the server, without a credential.
+    pub open: bool,
+    /// How many tasks have series of their own: the oldest ones. 0 is none.
+    pub tasks: usize,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { open: false, tasks: 100 }
     }
 }
 

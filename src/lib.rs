@@ -5,6 +5,8 @@ pub mod config;
 pub mod egress;
 pub mod event;
 pub mod failpoint;
+pub mod logging;
+pub mod metrics;
 pub mod shutdown;
 
 pub mod record;

@@ -144,6 +144,7 @@ impl Planner {
             before = std::mem::replace(held, until);
             before != until
         });
+        self.publisher.metrics().hold_schedules(until.is_some());
         match until {
             Some(until) if before.is_none() => {
                 error!(

@@ -25,6 +25,7 @@ use crate::api::command::Commands;
 use crate::api::door::Door;
 use crate::api::hub::{Closing, Hub, SocketLimits};
 use crate::api::live::{Live, LiveLimits};
+use crate::api::metrics::Scrape;
 use crate::api::notice::Notices;
 use crate::api::once::Keys;
 use crate::api::socket::{self, Tcp, Unix};
@@ -32,8 +33,9 @@ use crate::api::status::About;
 use crate::api::wire::Viewer;
 use crate::api::{Api, router};
 use crate::clock::Clock;
-use crate::config::{Config, LogFormat};
+use crate::config::Config;
 use crate::housekeeping::Housekeeping;
+use crate::logging;
 use crate::notify::Notifier;
 use crate::planner::Planner;
 use crate::run::process::StopStages;
@@ -86,7 +88,7 @@ pub struct Server {
 /// # Errors
 /// When it cannot start; each says what to do.
 pub async fn serve(config: Config) -> Result<()> {
-    log_to_stderr(&config);
+    logging::start(&config.log);
     shutdown::share_heaps();
     shutdown::survive_file_limit();
     shutdown::raise_descriptor_limit();
@@ -94,24 +96,6 @@ pub async fn serve(config: Config) -> Result<()> {
     server.greet();
     shutdown::asked().await?;
     server.stop().await
-}
-
-fn log_to_stderr(config: &Config) {
-    use tracing_subscriber::EnvFilter;
-    // One line for each delivered event would flood a busy log: held back unless asked for.
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => filter,
-        _ => format!("tokio_cron_scheduler=warn,{},rejoin::delivery=off", config.log.filter),
-    };
-    let filter = EnvFilter::builder().parse_lossy(filter);
-    // A log that cannot be written (the disk is full) is no reason to fail: the other choice ends the thread that
-    // wanted to say something by a panic.
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
-    // A second server in one process (tests) keeps the log of the first.
-    let _ = match config.log.format {
-        LogFormat::Json => log.json().try_init(),
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
-    };
 }
 
 /// A bind that others can reach must be safe some other way.
@@ -377,13 +361,14 @@ pub async fn assemble(
     let token = auth::token(&config.data_dir)?;
     let authority =
         Authority::load(&token, store, publisher.clone(), config.auth.session_days, config.auth.code_life).await?;
+    let scrape = Scrape::new(&config.metrics, &config.data_dir)?;
     let (page, own_port) = (format!("http://{address}"), Some(address.port()));
     let notifier =
         Notifier::new(&config.notify, registry.clone(), publisher.clone(), Arc::clone(store), page, own_port);
     let housekeeping =
         Housekeeping::load(config, store, publisher.clone(), registry.clone(), Arc::clone(&output_dir)).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
-    Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), housekeeping, output_dir))
+    Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), housekeeping, scrape, output_dir))
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {
@@ -411,6 +396,7 @@ fn api(
     notifier: Notifier,
     authority: Arc<Authority>,
     housekeeping: Housekeeping,
+    scrape: Scrape,
     output_dir: Arc<Path>,
 ) -> Api {
     let stream = &config.stream;
@@ -457,6 +443,7 @@ fn api(
         live,
         planner: Arc::new(Notify::new()),
         trust: Arc::default(),
+        scrape: Arc::new(scrape),
         about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
         housekeeping,
         output_dir,

@@ -81,9 +81,30 @@ struct Known {
     ended: bool,
 }
 
+/// A token of which only the hash is kept.
+pub struct Hashed([u8; 32]);
+
+impl std::fmt::Debug for Hashed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hashed")
+    }
+}
+
+impl Hashed {
+    /// The hash of a token.
+    pub fn of(token: &str) -> Self {
+        Self(hash(token))
+    }
+
+    /// Whether it is this one. Compared as hashes of one length, in a time that does not tell how far they agree.
+    pub fn is(&self, token: &str) -> bool {
+        hash(token).ct_eq(&self.0).into()
+    }
+}
+
 /// Knows who may come in.
 pub struct Authority {
-    token: [u8; 32],
+    token: Hashed,
     devices: Mutex<HashMap<[u8; 32], Known>>,
     codes: Mutex<Vec<([u8; 32], Instant)>>,
     publisher: Publisher,
@@ -112,11 +133,22 @@ fn secret<const N: usize>() -> String {
 /// # Errors
 /// When it cannot be made or read, or when others may read it.
 pub fn token(dir: &Path) -> Result<String> {
+    token_in(&dir.join("token"))
+}
+
+/// The token that is good for reading metrics and for nothing else; made likewise.
+///
+/// # Errors
+/// As for [`token`].
+pub fn metrics_token(dir: &Path) -> Result<String> {
+    token_in(&dir.join("metrics-token"))
+}
+
+fn token_in(path: &Path) -> Result<String> {
     use std::os::unix::fs::PermissionsExt;
-    let path = dir.join("token");
     let failed = || format!("cannot use {}", path.display());
     let mut options = std::fs::OpenOptions::new();
-    match options.write(true).create_new(true).mode(0o600).open(&path) {
+    match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             let token = secret::<32>();
             file.write_all(token.as_bytes()).with_context(failed)?;
@@ -125,14 +157,14 @@ pub fn token(dir: &Path) -> Result<String> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error).with_context(failed),
     }
-    let mode = std::fs::metadata(&path).with_context(failed)?.permissions().mode();
+    let mode = std::fs::metadata(path).with_context(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         bail!(
             "{} can be read by others: chmod 600 it, and replace the token if others may have read it (delete the file and start again)",
             path.display()
         );
     }
-    let token = std::fs::read_to_string(&path).with_context(failed)?.trim().to_owned();
+    let token = std::fs::read_to_string(path).with_context(failed)?.trim().to_owned();
     if token.len() < 32 {
         bail!(
             "{} holds no token of at least 32 characters: delete the file and start again to have one made",
@@ -156,7 +188,7 @@ impl Authority {
     ) -> Result<Self, StoreError> {
         let devices = store.read(read_devices).await?;
         Ok(Self {
-            token: hash(token),
+            token: Hashed::of(token),
             devices: Mutex::new(devices),
             codes: Mutex::default(),
             publisher,
@@ -167,12 +199,7 @@ impl Authority {
 
     /// Who has this token, if it is one.
     pub fn by_token(&self, token: &str) -> Option<Credential> {
-        // Compared as hashes of one length, in a time that does not tell how far they agree.
-        bool::from(hash(token).ct_eq(&self.token)).then(|| Credential {
-            id: "token".into(),
-            user: "admin".into(),
-            kind: Kind::Token,
-        })
+        self.token.is(token).then(|| Credential { id: "token".into(), user: "admin".into(), kind: Kind::Token })
     }
 
     /// Who has this cookie.

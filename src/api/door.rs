@@ -85,10 +85,7 @@ impl Door {
     /// Who the `Authorization` header names: `None` without one, `Err` when it names nobody.
     pub fn by_header(&self, headers: &HeaderMap) -> Option<Result<Credential, Refused>> {
         let value = headers.get(header::AUTHORIZATION)?;
-        // The name of the scheme is in any case (RFC 9110, 11.1).
-        let token = value.to_str().ok().and_then(|text| text.split_once(' '));
-        let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("Bearer")).map(|(_, token)| token);
-        Some(token.and_then(|token| self.authority.by_token(token.trim())).ok_or(Refused::Unknown))
+        Some(bearer(value).and_then(|token| self.authority.by_token(token)).ok_or(Refused::Unknown))
     }
 
     /// Who the cookie names.
@@ -118,6 +115,13 @@ impl Door {
         }
         Ok(())
     }
+}
+
+/// The token in an `Authorization` header.
+pub fn bearer(value: &HeaderValue) -> Option<&str> {
+    // The name of the scheme is in any case (RFC 9110, 11.1).
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim())
 }
 
 /// The name in a `Host` header, without the port.

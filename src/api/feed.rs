@@ -74,13 +74,17 @@ pub async fn open(
     let live = api.live.clone();
     let member = match live.hub.enter_stream(credential.id.clone(), credential.user.clone()) {
         Ok(member) => member,
-        Err(closing) => return Ok(response(Body::from(Goodbye::from(closing).text()))),
+        Err(closing) => {
+            api.publisher.metrics().closed.add(closing.word, 1);
+            return Ok(response(Body::from(Goodbye::from(closing).text())));
+        }
     };
     // Behind the entry: who is signed out from here on is found among the streams.
     live.authority.stands(credential).map_err(|_| ApiError::unauthenticated())?;
     let peer = Arc::clone(&member.handle.peer);
     let sub = Sub::enter(&live.viewer, topic, &peer, None).ok_or_else(|| ApiError::no_task(task))?;
     info!(connection = peer.id, user = %credential.user, task = %id, "watcher connected by events");
+    api.publisher.metrics().opened.add("events", 1);
     // It is counted among the sockets from here on, and would keep a place of those who only ask for hours.
     came.place.give_back();
     let (chunks, mut body) = mpsc::channel::<Bytes>(1);
@@ -225,7 +229,9 @@ impl Feed {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        let End::Said(goodbye) = end else { return };
+        let closed = &self.live.viewer.publisher.metrics().closed;
+        let End::Said(goodbye) = end else { return closed.add("gone", 1) };
+        closed.add(goodbye.word, 1);
         info!(connection = self.member.handle.peer.id, code = goodbye.word, "a stream of events is ended");
         let say = async {
             // Behind what was handed over before; then until the network has it.

@@ -328,6 +328,13 @@ impl Hub {
         self.sockets().by_number.len()
     }
 
+    /// How many of them are sockets, and how many streams of events. O(open).
+    pub fn count_by_kind(&self) -> (usize, usize) {
+        let sockets = self.sockets();
+        let named = sockets.by_number.values().filter(|handle| handle.named).count();
+        (named, sockets.by_number.len() - named)
+    }
+
     fn all(&self) -> Vec<Arc<Handle>> {
         self.sockets().by_number.values().cloned().collect()
     }

@@ -102,6 +102,17 @@ enum End {
     Close(Closing),
 }
 
+impl End {
+    /// Its name among those that are counted.
+    const fn word(&self) -> &'static str {
+        match self {
+            Self::Gone => "gone",
+            Self::Left => "left",
+            Self::Close(closing) => closing.word,
+        }
+    }
+}
+
 impl From<Closing> for End {
     fn from(closing: Closing) -> Self {
         Self::Close(closing)
@@ -141,6 +152,8 @@ impl Live {
                 Err(end) => end,
             },
         };
+        let closed = &self.viewer.publisher.metrics().closed;
+        closed.add(end.word(), 1);
         match end {
             End::Gone => {}
             End::Left => Box::pin(wire.answer_close()).await,
@@ -166,6 +179,7 @@ impl Live {
         // Behind the entry: who is signed out from here on is found among the sockets.
         self.authority.stands(&credential).map_err(|_| Closing::EXPIRED)?;
         info!(connection = member.handle.peer.id, user = %credential.user, attempt = hello.attempt, "watcher connected");
+        self.viewer.publisher.metrics().opened.add("websocket", 1);
         let limits = &self.limits;
         let welcome = json!({
             "type": "welcome", "protocol": frame::PROTOCOL, "connection": format!("c-{}", member.handle.peer.id),

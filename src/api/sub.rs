@@ -9,6 +9,7 @@ use tracing::info;
 use super::frame::{self, Said};
 use super::wire::Viewer;
 use crate::event::{Gen, Seq};
+use crate::metrics::Metrics;
 use crate::store::StoreError;
 use crate::stream::delta::Piece;
 use crate::stream::forwarder::{Peer, Watcher};
@@ -71,9 +72,12 @@ pub enum Next {
 
 impl Next {
     /// None where it is to be read from the file first.
-    fn of(pull: Pull) -> Option<Self> {
+    fn of(pull: Pull, metrics: &Metrics) -> Option<Self> {
         match pull {
-            Pull::Slice(slice) => Some(Self::Events(slice)),
+            Pull::Slice(slice) => {
+                metrics.delivered.add(slice.last.0 + 1 - slice.first.0);
+                Some(Self::Events(slice))
+            }
             Pull::Nothing => Some(Self::Nothing),
             Pull::Lost(lost) => Some(Self::Lost(lost)),
             Pull::InLog => None,
@@ -97,7 +101,7 @@ impl Sub {
     /// # Errors
     /// When the file cannot be read, or is damaged.
     pub async fn next(&mut self, viewer: &Viewer, max_bytes: usize) -> Result<Next, StoreError> {
-        match Next::of(self.reader.pull(max_bytes)) {
+        match Next::of(self.reader.pull(max_bytes), viewer.publisher.metrics()) {
             Some(next) => Ok(next),
             // Boxed: what is seldom needed is not kept room for by every watcher.
             None => Box::pin(self.next_of_file(viewer, max_bytes)).await,
@@ -106,12 +110,12 @@ impl Sub {
 
     async fn next_of_file(&mut self, viewer: &Viewer, max_bytes: usize) -> Result<Next, StoreError> {
         self.reader.fetch(&viewer.store).await?;
-        if let Some(next) = Next::of(self.reader.pull(max_bytes)) {
+        if let Some(next) = Next::of(self.reader.pull(max_bytes), viewer.publisher.metrics()) {
             return Ok(next);
         }
         // Read and not there: the task was deleted or retention took it, which the file knows before memory does.
         viewer.publisher.settled().await?;
-        Next::of(self.reader.pull(max_bytes))
+        Next::of(self.reader.pull(max_bytes), viewer.publisher.metrics())
             .ok_or_else(|| StoreError::Broken("an event of the log is not there".to_owned()))
     }
 
@@ -127,6 +131,9 @@ impl Sub {
         span: Span,
     ) -> Result<Answer, StoreError> {
         let Position { generation, after } = position;
+        if after != Some(Seq(0)) {
+            viewer.publisher.metrics().reconnects.add(1);
+        }
         let Some(after) = after else {
             return self.reset(viewer, limits, Why::Generation, Seq(0), true).await.map(Answer::Begins);
         };
@@ -136,6 +143,7 @@ impl Sub {
                 self.reader.seek(log.generation, from);
                 if after > Seq(0) {
                     let missed = log.head.0 + 1 - from.0;
+                    viewer.publisher.metrics().replayed.add(missed);
                     info!(task = %self.reader.topic().id, missed, "watcher resumed; what it missed is replayed");
                 }
                 self.catch_up = Some(log.head);
@@ -191,7 +199,8 @@ impl Sub {
         self.reader.seek(generation, seq.next());
         self.reader.show_again();
         let log = Bounds { generation, head, ..self.reader.bounds() };
-        info!(task = %self.reader.topic().id, ?why, %have, "watcher starts again behind a snapshot");
+        info!(task = %self.reader.topic().id, why = why.as_str(), %have, "watcher starts again behind a snapshot");
+        viewer.publisher.metrics().resets.add(why.as_str(), 1);
         (self.catch_up, self.begins) = (Some(head), true);
         let subscribed = again.then(|| self.subscribed("reset", &log, seq.next()));
         let rest = [frame::reset(self.named, &log, why, have), frame::snapshot(self.named, &snapshot, &json!(view))];
@@ -243,7 +252,7 @@ impl Sub {
         let (task, user, session) = (&self.reader.topic().id, &peer.user, peer.id);
         for (seq, event) in events {
             let kind = log::kind_of(event);
-            info!(target: "rejoin::delivery", %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
+            info!(target: "rejoin::delivery", connection = session, %user, %task, kind, %seq, "Sent {kind} message to user={user}, session=c-{session}, chat={task}");
         }
     }
 }

@@ -218,9 +218,20 @@ impl Viewer {
     }
 }
 
-fn last_ended_run(connection: &Connection, no: crate::store::TaskNo) -> rusqlite::Result<Option<Run>> {
+/// The newest run of a task that has ended.
+pub(super) fn last_ended_run(connection: &Connection, no: crate::store::TaskNo) -> rusqlite::Result<Option<Run>> {
     let sql = "SELECT run FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
                ORDER BY id DESC LIMIT 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([no.0])?;
+    let text: Option<String> = rows.next()?.map(|row| row.get(0)).transpose()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+}
+
+/// The newest run of a task that succeeded, among its last 1,000: one that never does is not looked at for ever.
+pub(super) fn last_success(connection: &Connection, no: crate::store::TaskNo) -> rusqlite::Result<Option<Run>> {
+    let sql = "SELECT run FROM (SELECT id, state, run FROM runs WHERE task = ?1 ORDER BY id DESC LIMIT 1000)
+               WHERE state = 'succeeded' ORDER BY id DESC LIMIT 1";
     let mut statement = connection.prepare_cached(sql)?;
     let mut rows = statement.query([no.0])?;
     let text: Option<String> = rows.next()?.map(|row| row.get(0)).transpose()?;

@@ -643,7 +643,7 @@ impl Runs {
             match (stop, run) {
                 (Some(stop), Some(run)) => runs.shared.workshop.carry_out(known, topic, run, stop).await,
                 // It was stopped on its way here.
-                _ => info!(%id, %task, "a run that was called off does not start"),
+                _ => info!(run = %id, %task, "a run that was called off does not start"),
             }
         });
     }

@@ -94,7 +94,8 @@ impl Forwarder {
         for watcher in self.watchers.iter() {
             if watcher.peer.is_closed() {
                 let user = &watcher.peer.user;
-                debug!(target: "rejoin::delivery", "WebSocket closed for user={user}, chat={task} - skipping {kind} message");
+                let connection = watcher.peer.id;
+                debug!(target: "rejoin::delivery", connection, %user, %task, kind, "WebSocket closed for user={user}, chat={task} - skipping {kind} message");
             } else {
                 watcher.peer.wake.raise();
             }
@@ -175,6 +176,17 @@ impl Connections {
         })?
     }
 
+    /// How many watch the task, and how far the last of them is behind its newest event. O(watchers of the task).
+    pub fn lag(&self, task: &TaskId, head: Seq) -> (usize, u64) {
+        let lag = self.topics.read(task, |topic| {
+            let live = topic.watchers.iter().filter(|(_, watcher)| !watcher.peer.is_closed());
+            live.fold((0, 0), |(count, most), (_, watcher)| {
+                (count + 1, most.max((head.0 + 1).saturating_sub(watcher.next().0)))
+            })
+        });
+        lag.unwrap_or((0, 0))
+    }
+
     fn next_version(&self) -> u64 {
         self.versions.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -194,10 +206,10 @@ impl Forwarder {
     fn tell_of(&mut self, task: &TaskId, newcomer: Option<Arc<Peer>>) {
         if let Some(peer) = newcomer {
             if self.ever {
-                info!(connection = peer.id, "Detected WebSocket reconnection for chat={task}, resuming updates");
+                info!(connection = peer.id, user = %peer.user, %task, "Detected WebSocket reconnection for chat={task}, resuming updates");
             }
             let user = &peer.user;
-            info!(connection = peer.id, "WebSocket forwarder created: task={task}, chat={task}, user={user}");
+            info!(connection = peer.id, %user, %task, "WebSocket forwarder created: task={task}, chat={task}, user={user}");
         }
         self.ever = true;
     }

@@ -17,6 +17,7 @@ use super::ring;
 use super::topic::{Offer, QueueLimits, Topic};
 use crate::clock::Clock;
 use crate::event::{Seq, TaskId};
+use crate::metrics::Metrics;
 use crate::store::StoreError;
 
 /// How much the stream keeps in memory.
@@ -83,6 +84,7 @@ pub(super) struct Intake {
     pub(super) crowded: watch::Sender<()>,
     pub(super) limits: Limits,
     pub(super) clock: Clock,
+    pub(super) metrics: Metrics,
 }
 
 impl Intake {

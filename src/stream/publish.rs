@@ -20,6 +20,7 @@ use super::writer::{Ending, Rounds, Stepper, Writer};
 pub use super::intake::{Limits, Writable};
 use crate::clock::Clock;
 use crate::event::{Body, Gen, RunId, Seq, TaskId};
+use crate::metrics::Metrics;
 use crate::store::{StoreError, TaskNo};
 
 /// Offers events to the writer and asks it for changes of state. Cheap to clone.
@@ -69,6 +70,7 @@ impl Publisher {
             crowded: watch::Sender::new(()),
             limits,
             clock,
+            metrics: Metrics::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -318,8 +320,7 @@ impl Publisher {
     /// Gives back memory: rings of tasks that fell quiet, and the least recently used where all rings together
     /// take too much. O(tasks log tasks); called from time to time, and when they are too much.
     pub fn tidy(&self) {
-        let topics: Vec<_> =
-            self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let topics = self.topics();
         let now = Instant::now();
         let mut used: Vec<(Instant, usize, Arc<Topic>)> = Vec::new();
         let mut total = 0;
@@ -427,5 +428,23 @@ impl Publisher {
     /// The clock that events are stamped with.
     pub fn clock(&self) -> &Clock {
         &self.shared.clock
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// The streams of all tasks.
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How many events and bytes wait for the writer. O(tasks).
+    pub fn waiting(&self) -> (usize, usize) {
+        let Limits { queue, queues_bytes, .. } = &self.shared.limits;
+        let events =
+            self.topics().into_iter().map(|topic| queue.events.saturating_sub(topic.slots.available_permits()));
+        (events.sum(), queues_bytes.saturating_sub(self.shared.queues_bytes.available_permits()))
     }
 }

@@ -48,6 +48,19 @@ pub enum Why {
     Future,
 }
 
+impl Why {
+    /// Its name, on the wire and elsewhere.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TooFar => "too_far",
+            Self::FromStart => "from_start",
+            Self::Retention => "retention",
+            Self::Generation => "generation",
+            Self::Future => "future",
+        }
+    }
+}
+
 /// What the resume table says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {

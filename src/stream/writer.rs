@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::Notify;
@@ -16,9 +16,10 @@ use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight}
 use super::log;
 use super::numbering::{Numbering, Numberings};
 use super::topic::{Offer, Queue, Refused, Topic, Work};
-use crate::event::Seq;
+use crate::event::{Seq, State, Status};
 use crate::failpoint;
-use crate::record::Fold;
+use crate::metrics::tally;
+use crate::record::{Fold, Mark};
 use crate::store::StoreError;
 
 /// The most events of one group (`docs/protocol.md`, invariant 1).
@@ -278,7 +279,9 @@ impl Intake {
             }
             return batches;
         }
+        let begun = Instant::now();
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        tally::begin();
         let mut numberings = Numberings::new(Arc::clone(&self.ends));
         let mut jobs = jobs.into_iter();
         let (mut answers, mut follows) = (Vec::new(), Vec::new());
@@ -308,6 +311,7 @@ impl Intake {
             // A failed COMMIT may leave the transaction open or may have ended it: both are fine.
             let _ = connection.execute_batch("ROLLBACK");
             drop(gate);
+            self.metrics.commits_failed.add(1);
             for (answer, _) in answers {
                 answer(Err(error.clone()));
             }
@@ -318,6 +322,7 @@ impl Intake {
             return batches;
         }
         drop(gate);
+        self.count(begun, &numberings.all);
         failpoint::hit("committed-not-woken");
         self.note_writable();
         for follow in follows {
@@ -334,6 +339,33 @@ impl Intake {
         }
         self.acknowledge(batches, acks);
         Vec::new()
+    }
+
+    /// Counts what is saved.
+    fn count(&self, begun: Instant, numberings: &[Numbering]) {
+        let events = numberings.iter().map(|numbering| numbering.kinds.len() as u64).sum();
+        let segments = numberings.iter().flat_map(|numbering| &numbering.segments);
+        let bytes = segments.map(|segment| segment.event_bytes()).sum();
+        self.metrics.committed(begun.elapsed(), events, bytes, tally::take());
+        for event in numberings.iter().flat_map(|numbering| &numbering.numbered) {
+            if let (Some(_), Mark::Status(status)) = (event.run, &event.mark) {
+                self.count_status(status);
+            }
+        }
+    }
+
+    fn count_status(&self, status: &Status) {
+        let metrics = &self.metrics;
+        match status.state {
+            State::Queued => metrics.runs_made.add(status.trigger.as_deref().unwrap_or_default(), 1),
+            State::Started => metrics.runs_started.add(1),
+            State::Succeeded => metrics.ended("succeeded", status.duration_ms),
+            State::Failed => metrics.ended("failed", status.duration_ms),
+            State::Cancelled => metrics.ended("cancelled", status.duration_ms),
+            State::TimedOut => metrics.ended("timed_out", status.duration_ms),
+            State::Interrupted => metrics.ended("interrupted", status.duration_ms),
+            _ => {}
+        }
     }
 
     fn show(&self, numbering: Numbering) {
@@ -468,15 +500,16 @@ fn run_job(
         job.refuse(&error);
         return Err(error);
     }
+    let tallied = tally::mark();
     // A panic in a job undoes that job; its asker is told by the drop of the answer.
     let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
     let Ok(Acted { offers, follow, answer }) = acted else {
         error!("a change of state ended by a panic; it is undone");
-        return undo_job(connection);
+        return undo_job(connection, tallied);
     };
     let Ok(offers) = offers else {
         answers.push((answer, Ok(Vec::new())));
-        return undo_job(connection);
+        return undo_job(connection, tallied);
     };
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
@@ -489,7 +522,7 @@ fn run_job(
     if numbered.is_err() {
         numberings.back_to(before);
         answers.push((answer, numbered));
-        return undo_job(connection);
+        return undo_job(connection, tallied);
     }
     answers.push((answer, numbered));
     follows.extend(follow);
@@ -497,7 +530,8 @@ fn run_job(
     Ok(())
 }
 
-fn undo_job(connection: &Connection) -> Result<(), StoreError> {
+fn undo_job(connection: &Connection, tallied: usize) -> Result<(), StoreError> {
+    tally::back_to(tallied);
     if connection.is_autocommit() {
         return Err(StoreError::NotWritable("the transaction was ended by the store".to_owned()));
     }

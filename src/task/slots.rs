@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
 use crate::event::{Gen, RunId};
+use crate::metrics::tally::{self, Happened};
 use crate::record::{Run, wire_time};
 use crate::schedule::plan::{self, Outcome};
 use crate::schedule::timing::Timing;
@@ -82,6 +83,10 @@ pub fn note(
     let outcome = name(row.outcome);
     let count = sql(row.count);
     let is_closed = matches!(row.outcome, Outcome::Skipped | Outcome::Missed | Outcome::Disabled);
+    tally::note(Happened::SlotsDue(row.count));
+    if is_closed || matches!(row.outcome, Outcome::Coalesced { .. }) {
+        tally::note(Happened::SlotsClosed(outcome, row.count));
+    }
     if let Some((first, last_outcome, last_reason, _)) = &before
         && is_closed
         && last_outcome == outcome
@@ -137,14 +142,23 @@ impl Start {
 /// When the store cannot be written.
 pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlite::Result<()> {
     let tolerance = i64::try_from(start.tolerance.as_micros()).unwrap_or(i64::MAX);
-    connection
+    let begun: Option<(bool, i64)> = connection
         .prepare_cached(
             "UPDATE slots SET late_ms = max(0, ?2 - coalesce(planned_for, scheduled_for)) / 1000,
                outcome = CASE WHEN ?3 OR ?2 - coalesce(planned_for, scheduled_for) > ?4 THEN 'late' ELSE 'ran' END
-             WHERE run = ?1 AND outcome IN ('pending', 'queued')",
+             WHERE run = ?1 AND outcome IN ('pending', 'queued')
+             RETURNING outcome = 'late', late_ms",
         )?
-        .execute(params![run.to_string(), start.now.as_microsecond(), start.is_caught_up, tolerance])
-        .map(drop)
+        .query_row(params![run.to_string(), start.now.as_microsecond(), start.is_caught_up, tolerance], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    // A retry starts too, and its slot has run already.
+    if let Some((is_late, late_ms)) = begun {
+        tally::note(Happened::SlotsClosed(if is_late { "late" } else { "ran" }, 1));
+        tally::note(Happened::SlotStarted { late_ms: from_sql(late_ms) });
+    }
+    Ok(())
 }
 
 /// Notes what became of the slot of a run that ended without a start. Where that was a retry the slot has run: it stays
@@ -152,12 +166,18 @@ pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlit
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn note_end_unstarted(connection: &Connection, run: RunId, outcome: &str, reason: &str) -> rusqlite::Result<()> {
+pub fn note_end_unstarted(
+    connection: &Connection,
+    run: RunId,
+    outcome: &'static str,
+    reason: &str,
+) -> rusqlite::Result<()> {
     let noted = connection
         .prepare_cached(
             "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
         .execute(params![run.to_string(), outcome, reason])?;
+    tally::note(Happened::SlotsClosed(outcome, noted as u64));
     if noted == 0 {
         let reason = format!("it ran, its retry did not: {reason}");
         connection
@@ -186,13 +206,16 @@ pub fn note_retry(connection: &Connection, run: RunId, retry: RunId) -> rusqlite
 /// # Errors
 /// When the store cannot be written.
 pub fn note_coalesced(connection: &Connection, run: RunId, into: RunId, reason: &str) -> rusqlite::Result<()> {
+    let open = "SELECT count(*) FROM slots WHERE run = ?1 AND outcome IN ('pending', 'queued')";
+    let open: i64 = connection.prepare_cached(open)?.query_row([run.to_string()], |row| row.get(0))?;
     connection
         .prepare_cached(
             "UPDATE slots SET outcome = 'coalesced', run = ?2, reason = ?3
              WHERE run = ?1 AND outcome IN ('pending', 'queued', 'coalesced')",
         )?
-        .execute(params![run.to_string(), into.to_string(), reason])
-        .map(drop)
+        .execute(params![run.to_string(), into.to_string(), reason])?;
+    tally::note(Happened::SlotsClosed("coalesced", from_sql(open)));
+    Ok(())
 }
 
 /// The slots behind a moment that have their row already, first and last of each, in order: asked where a clock was wrong.

@@ -105,7 +105,8 @@ async fn use_code(server: &InProcess, code: &str) -> Response {
 
 #[test]
 fn the_list_of_calls_above_is_the_list_of_routes() {
-    let open = ["/live", "/healthz", "/readyz", "/api", "/api/{*rest}"];
+    // Who may read the metrics is asked in `metrics`.
+    let open = ["/live", "/healthz", "/readyz", "/metrics", "/api", "/api/{*rest}"];
     let router = include_str!("../../src/api.rs");
     for route in router.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap()) {
         let is_it = |path: &str| {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::oneshot;
+use tracing::info;
 
 use super::line::{self, Line, Meaning, Said};
 use super::{Elsewhere, ended, lost_result};
@@ -346,6 +347,7 @@ impl Feed {
         // What came before must be in the log: only then is it known which calls are open.
         self.settle().await?;
         let status = ended(&self.seat, &self.run, status, self.publisher.clock().now());
+        let (state, reason, duration_ms) = (status.state, status.reason.clone(), status.duration_ms);
         let mut batch = Batch::new(&self.seat.topic.id, self.seat.id, at);
         let closing = {
             let tail = self.seat.topic.tail();
@@ -359,7 +361,9 @@ impl Feed {
         let saved = self.publisher.offer_batch(&self.seat.topic, batch, &self.turn, n).await?;
         self.taken = n;
         self.flights.push_back(Flight { lines: 1, ends: true, saved });
-        self.landed().await
+        self.landed().await?;
+        info!(run = %self.seat.id, task = %self.seat.topic.id, ?state, reason, duration_ms, "run ended");
+        Ok(())
     }
 }
 

@@ -73,6 +73,7 @@ impl Runs {
     /// Holds a run that was opened by hand: it takes events at once.
     pub(super) fn begin_elsewhere(&self, id: RunId, topic: Arc<Topic>) {
         self.shared.workshop.note_unwatched(&topic.id);
+        info!(run = %id, task = %topic.id, "run starts elsewhere");
         let free_from = Instant::now() + FREE_AFTER.min(self.shared.patience.lease / 2);
         self.hold(Elsewhere::new(id, topic, 0, Some(free_from)));
     }
@@ -89,7 +90,7 @@ impl Runs {
         if run.stopping.is_some() {
             seat.raise(StopCause::Asked);
         }
-        info!(%id, %task, last_n = saved, "a run that is carried out elsewhere goes on");
+        info!(run = %id, %task, last_n = saved, "a run that is carried out elsewhere goes on");
         self.hold(seat);
         true
     }
