@@ -8,4 +8,5 @@ pub mod supervisor;
 
 pub mod runner;
 
+pub mod places;
 pub mod queue;

@@ -34,6 +34,7 @@ mod kills;
 mod kills_recorder;
 #[cfg(feature = "failpoints")]
 mod kills_scene;
+mod places;
 mod policies;
 mod process;
 mod producer;
