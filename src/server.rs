@@ -236,6 +236,7 @@ impl Server {
     fn spawn_parts(&mut self) -> Result<()> {
         let Api { viewer, runs, publisher, store, live, planner, .. } = self.api.clone();
         self.tasks.spawn(runs.clone().dispatch());
+        self.tasks.spawn(runs.clone().line_up_retries());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
         let (held, clock_held) = watch::channel(None);

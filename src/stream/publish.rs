@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::batch::{Batch, Producer, Turn};
 use super::changes::Changes;
+use super::ends::Decide;
 use super::forwarder::Connections;
 use super::intake::{Acted, Intake, Job, places, weight};
 use super::log;
@@ -61,11 +62,18 @@ impl Publisher {
             writable: watch::Sender::new(Writable::Yes),
             changes: Changes::default(),
             gate: Mutex::new(()),
+            ends: Arc::default(),
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
             limits,
             clock,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Says who decides what follows the end of a run; to be said once, before any run ends. What follows is saved
+    /// in the transaction of the end.
+    pub fn on_end(&self, decide: Decide) {
+        self.shared.ends.set(decide);
     }
 
     /// Opens the stream of a task as it stands in the store.
@@ -250,8 +258,11 @@ impl Publisher {
     }
 
     /// As [`transact`](Self::transact); `follow` says what brings memory up to what was saved. That is done after
-    /// the commit and before anyone is shown an event of it.
-    async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
+    /// the commit, in the order of the changes, and before anyone is shown an event of it.
+    ///
+    /// # Errors
+    /// As for [`transact`](Self::transact).
+    pub async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,

@@ -278,7 +278,7 @@ impl Intake {
             return batches;
         }
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut numberings = Numberings::default();
+        let mut numberings = Numberings::new(Arc::clone(&self.ends));
         let mut jobs = jobs.into_iter();
         let (mut answers, mut follows) = (Vec::new(), Vec::new());
         let mut acks = Vec::new();
@@ -336,7 +336,7 @@ impl Intake {
     }
 
     fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, kinds, numbered, producers, staged, .. } = numbering;
+        let Numbering { topic, segments, kinds, numbered, producers, staged, afters, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
         let apply = |fold: &mut Fold| {
@@ -353,6 +353,9 @@ impl Intake {
         topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
         if changes_task {
             self.changes.note(id);
+        }
+        for after in afters {
+            after();
         }
     }
 

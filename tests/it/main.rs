@@ -40,6 +40,7 @@ mod process;
 mod producer;
 mod proxy;
 mod resume;
+mod retries;
 mod rows;
 mod rows_cli;
 mod rows_events;

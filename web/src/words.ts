@@ -177,7 +177,7 @@ export function policyWords(policy: Policy | null | undefined): string[] {
       break;
   }
   if (policy.timeout) words.push(`Ends after ${spanWords(policy.timeout)} at the latest`);
-  if (policy.idle_timeout) words.push(`Ends after ${spanWords(policy.idle_timeout)} without output`);
+  if (policy.idle_timeout && policy.idle_timeout !== 'none') words.push(`Ends after ${spanWords(policy.idle_timeout)} without output`);
   if (policy.retries) words.push(policy.retries === 1 ? 'One retry' : `Up to ${policy.retries} retries`);
   return words;
 }
