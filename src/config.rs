@@ -12,14 +12,16 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
+pub use pools::{PoolName, PoolSize};
 pub use trust::{Untrusted, trusted};
 
 use place::{Place, key_at, table};
 
 use crate::store::Durability;
-use crate::task::definition::{Backoff, Catchup, OnCrash, Overlap, Policy};
+use crate::task::definition::{Backoff, Catchup, OnCrash, Overlap, Policy, Terms};
 
 pub mod place;
+pub mod pools;
 pub mod trust;
 pub mod units;
 
@@ -30,7 +32,7 @@ pub const DEFAULT_FILE: &str = "config.toml";
 pub const PREFIX: &str = "REJOIN__";
 
 /// Sections that other versions know: named, so that nobody believes they are in force.
-const NOT_IN_THIS_VERSION: [&str; 4] = ["agents", "notify", "pools", "tls"];
+const NOT_IN_THIS_VERSION: [&str; 3] = ["agents", "notify", "tls"];
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -54,6 +56,8 @@ pub struct Config {
     pub stream: Stream,
     /// Runs.
     pub runs: Runs,
+    /// The pools, each with its size: how many runs of the tasks that name it are at work at once.
+    pub pools: BTreeMap<PoolName, PoolSize>,
     /// Schedules, and the policy of tasks that say nothing.
     pub schedule: ScheduleDefaults,
     /// What is kept.
@@ -74,6 +78,7 @@ impl Default for Config {
             auth: Auth::default(),
             stream: Stream::default(),
             runs: Runs::default(),
+            pools: BTreeMap::new(),
             schedule: ScheduleDefaults::default(),
             retention: Retention::default(),
             log: Log::default(),
@@ -285,6 +290,7 @@ impl ScheduleDefaults {
             retry_on: self.retry_on.clone(),
             on_crash: self.on_crash,
             pause_after: self.pause_after,
+            concurrency: None,
         }
     }
 }
@@ -574,6 +580,12 @@ impl Config {
             config = read;
         }
         Ok(config)
+    }
+
+    /// What tasks are read with.
+    pub fn terms(&self) -> Terms {
+        let pools = self.pools.keys().map(|name| name.as_str().to_owned()).collect();
+        Terms { policy: self.schedule.policy(), pools: Some(std::sync::Arc::new(pools)) }
     }
 
     /// What the types alone do not say. The key and what is wrong with it.

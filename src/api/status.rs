@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Api;
+use super::wire::PoolView;
 use crate::stream::publish::Writable;
 
 /// What does not change while the server lives, and whether it is ready.
@@ -39,6 +40,7 @@ pub async fn status(State(api): State<Api>) -> Json<Value> {
         "connections": api.live.hub.count(),
         "running": running,
         "queued": queued,
+        "pools": api.runs.pools().into_iter().map(PoolView::from).collect::<Vec<_>>(),
         "next": next.map(|(at, task)| json!({ "task": task, "at": crate::clock::rfc3339(at) })),
         "notices": api.live.notices.current(),
         "server": { "boot": api.about.boot },

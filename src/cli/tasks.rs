@@ -119,6 +119,7 @@ pub async fn show(session: &Session, words: &str) -> Result<()> {
         ("kept in", Some(task.source)),
         ("schedule", task.schedule_text),
         ("next", task.next_at.map(|at| times::with_distance(at, now, &zone))),
+        ("pool", task.policy.get("concurrency").and_then(Value::as_str).map(str::to_owned)),
         ("params", Some(params.join(", "))),
         ("last run", task.last_run.map(|run| format!("{} {}", run.id, in_short(&run, now)))),
         ("attention", task.attention.map(|attention| attention.summary)),

@@ -9,7 +9,7 @@ use super::failure::{Failure, Result};
 use super::place::Where;
 use super::screen::Screen;
 use crate::config::Config;
-use crate::task::definition::Policy;
+use crate::task::definition::Terms;
 use crate::task::folder;
 use crate::task::parse::Problem;
 
@@ -19,11 +19,11 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
     if files.is_empty() {
         files = task_files(&config.tasks_dir)?;
     }
-    let defaults = config.schedule.policy();
+    let terms = config.terms();
     let mut bad = 0;
     let mut results = Vec::new();
     for file in &files {
-        let problems = check(file, &defaults);
+        let problems = check(file, &terms);
         bad += usize::from(!problems.is_empty());
         let name = file.display().to_string();
         if screen.json {
@@ -45,8 +45,8 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
 }
 
 /// Reads a file as the server would, and returns what is wrong with it.
-fn check(file: &Path, defaults: &Policy) -> Vec<Problem> {
-    match folder::read(file, defaults) {
+fn check(file: &Path, terms: &Terms) -> Vec<Problem> {
+    match folder::read(file, terms) {
         (_, Ok(_)) => Vec::new(),
         (_, Err(problems)) => problems.all().to_vec(),
     }

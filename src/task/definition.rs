@@ -2,10 +2,11 @@
 //!
 //! Knows nothing of files, storage or time passing; reading and checking is in `task/parse.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::ser::SerializeMap;
@@ -206,6 +207,49 @@ pub struct Policy {
     pub on_crash: OnCrash,
     /// After how many failures in a row the task pauses itself; 0 is never.
     pub pause_after: u32,
+    /// The pool of which its runs take a place, beside one of the server's.
+    pub concurrency: Option<Arc<str>>,
+}
+
+/// What a task is read with: the policy of one that says nothing, and the pools there are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Terms {
+    /// The policy of a task that says nothing.
+    pub policy: Policy,
+    /// The pools of the configuration. None where any name is taken, as for a task of the store: it stays what it was
+    /// when its pool goes.
+    pub pools: Option<Arc<BTreeSet<String>>>,
+}
+
+impl Terms {
+    /// Why there is no such pool; none where there is.
+    pub fn no_such_pool(&self, name: &str) -> Option<String> {
+        let pools = self.pools.as_ref().filter(|pools| !pools.contains(name))?;
+        let known: Vec<String> = pools.iter().map(|pool| format!("{pool:?}")).collect();
+        Some(match known.as_slice() {
+            [] => format!("there is no pool {name:?}: name it with its size in [pools] of config.toml"),
+            _ => format!("there is no pool {name:?} in [pools] of config.toml: there are {}", known.join(", ")),
+        })
+    }
+}
+
+impl From<Policy> for Terms {
+    /// With any pool.
+    fn from(policy: Policy) -> Self {
+        Self { policy, pools: None }
+    }
+}
+
+impl From<&Policy> for Terms {
+    fn from(policy: &Policy) -> Self {
+        policy.clone().into()
+    }
+}
+
+impl From<&Terms> for Terms {
+    fn from(terms: &Terms) -> Self {
+        terms.clone()
+    }
 }
 
 impl Policy {
@@ -230,6 +274,7 @@ impl Default for Policy {
             retry_on: Vec::new(),
             on_crash: OnCrash::default(),
             pause_after: 0,
+            concurrency: None,
         }
     }
 }
@@ -454,6 +499,9 @@ impl Serialize for Policy {
         map.serialize_entry("retry_on", &self.retry_on)?;
         map.serialize_entry("on_crash", &self.on_crash)?;
         map.serialize_entry("pause_after", &self.pause_after)?;
+        if let Some(pool) = &self.concurrency {
+            map.serialize_entry("concurrency", &**pool)?;
+        }
         map.end()
     }
 }
