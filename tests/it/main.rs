@@ -36,6 +36,7 @@ mod kills_recorder;
 mod kills_scene;
 mod places;
 mod policies;
+mod pools;
 mod process;
 mod producer;
 mod proxy;
