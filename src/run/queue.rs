@@ -869,7 +869,9 @@ impl Queued {
 pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u32> {
     connection
         .prepare_cached(
-            "SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
+            // The first condition on the state is that of the index, and says nothing more.
+            "SELECT count(*) FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
+               AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
         )?
         .query_row([task.0], |row| row.get(0))
 }
