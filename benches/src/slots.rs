@@ -37,7 +37,7 @@ struct Measured {
 
 /// 10,000 slots in one second, 20 times.
 pub fn slots(bench: &Bench) -> Vec<Row> {
-    let bench = Bench { repeats: bench.repeats.max(REPETITIONS), program: bench.program.clone(), ..*bench };
+    let bench = bench.with_repeats(bench.repeats.max(REPETITIONS));
     let most = |most| Some(Bound::AtMost(most));
     let rows = [
         Row::new("slots", "10,000 slots due in one second: all have their rows", "ms", most(2000.0)),
@@ -101,8 +101,8 @@ impl Stage {
         let file = server.home().join("data/rejoin.db");
         let store = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         store.busy_timeout(Duration::from_secs(5))?;
-        let tasks: usize = store.query_row("SELECT count(*) FROM tasks", [], |row| row.get(0))?;
-        ensure!(tasks == TASKS, "{tasks} tasks are there");
+        let tasks: u32 = store.query_row("SELECT count(*) FROM tasks", [], |row| row.get(0))?;
+        ensure!(tasks as usize == TASKS, "{tasks} tasks are there");
         Ok(Self { server, store })
     }
 
@@ -115,17 +115,17 @@ impl Stage {
         let micros = i64::try_from(slot.as_micros())?;
         // Written in the transaction of the rows, and quicker to count.
         self.wait(slot, |store| {
-            let planned: usize =
+            let planned: u32 =
                 store.query_row("SELECT count(*) FROM tasks WHERE planned >= ?1", [micros], |row| row.get(0))?;
-            Ok(planned == TASKS)
+            Ok(planned as usize == TASKS)
         })?;
         let claimed = since_1970()? - slot;
-        let rows: usize = self.store.query_row(
+        let rows: u32 = self.store.query_row(
             "SELECT count(*) FROM slots WHERE scheduled_for = ?1 AND run IS NOT NULL",
             [micros],
             |row| row.get(0),
         )?;
-        ensure!(rows == TASKS, "{rows} rows with a run");
+        ensure!(rows as usize == TASKS, "{rows} rows with a run");
         self.wait(slot, |store| {
             let open = "SELECT NOT EXISTS (SELECT 1 FROM runs WHERE state IN ('queued', 'running', 'waiting'))";
             Ok(store.query_row(open, [], |row| row.get(0))?)

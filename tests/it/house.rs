@@ -383,7 +383,8 @@ fn nothing_that_is_asked_of_one_slot_or_of_open_runs_walks_through_all_that_is_k
             let mut explained = store.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
             let lines = explained.query_map([], |row| row.get::<_, String>(3)).unwrap();
             let plan: Vec<String> = lines.map(Result::unwrap).collect();
-            let by = if sql.contains("slots") { "slots_by_run (run=?)" } else { "runs_open_by_task (task=? AND state=?)" };
+            let by =
+                if sql.contains("slots") { "slots_by_run (run=?)" } else { "runs_open_by_task (task=? AND state=?)" };
             assert!(plan.iter().any(|line| line.contains(by)), "{path}: {sql}\n{plan:?}");
             asked += 1;
         }
