@@ -113,8 +113,11 @@ fn read_text(path: &Path) -> Result<String, String> {
 }
 
 /// Reads a whole folder once, in the order of the names. A folder that is not there has no tasks.
-pub fn load(dir: &Path, terms: impl Into<Terms>) -> Vec<Change> {
-    Folder::new(dir.to_owned(), terms).scan(Instant::now())
+pub fn load<'t, T>(dir: &Path, terms: &'t T) -> Vec<Change>
+where
+    Terms: From<&'t T>,
+{
+    Folder::new(dir.to_owned(), Terms::from(terms)).scan(Instant::now())
 }
 
 /// A folder and what was last told of it.

@@ -132,7 +132,10 @@ pub struct Posted {
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with it.
-pub fn from_toml(file: &str, text: &str, terms: impl Into<Terms>) -> Result<Definition, Problems> {
+pub fn from_toml<'t, T>(file: &str, text: &str, terms: &'t T) -> Result<Definition, Problems>
+where
+    Terms: From<&'t T>,
+{
     let problem = |span: Option<Range<usize>>, key: String, message: String| {
         let place = span.map(|span| Place::of(text, span.start));
         Problem {
@@ -147,7 +150,7 @@ pub fn from_toml(file: &str, text: &str, terms: impl Into<Terms>) -> Result<Defi
         .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
     let root = Node { data: table_node(table.get_ref()), span: None };
     let mut reader = Reader::default();
-    let definition = reader.definition(&root, &terms.into());
+    let definition = reader.definition(&root, &Terms::from(terms));
     reader.end(definition, problem)
 }
 
@@ -155,7 +158,10 @@ pub fn from_toml(file: &str, text: &str, terms: impl Into<Terms>) -> Result<Defi
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with it, without places.
-pub fn from_json(value: &Json, terms: impl Into<Terms>) -> Result<Posted, Problems> {
+pub fn from_json<'t, T>(value: &Json, terms: &'t T) -> Result<Posted, Problems>
+where
+    Terms: From<&'t T>,
+{
     let mut reader = Reader::default();
     let mut value = value.clone();
     let mut id = None;
@@ -176,7 +182,7 @@ pub fn from_json(value: &Json, terms: impl Into<Terms>) -> Result<Posted, Proble
         }
     }
     let root = Node { data: json_node(&value), span: None };
-    let definition = reader.definition(&root, &terms.into());
+    let definition = reader.definition(&root, &Terms::from(terms));
     let definition = reader.end(definition, without_place)?;
     let run = run.unwrap_or(!definition.agent.is_elsewhere());
     Ok(Posted { id, run, definition })
@@ -186,7 +192,10 @@ pub fn from_json(value: &Json, terms: impl Into<Terms>) -> Result<Posted, Proble
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with the result, without places.
-pub fn patched(old: &Definition, changes: &Json, terms: impl Into<Terms>) -> Result<Definition, Problems> {
+pub fn patched<'t, T>(old: &Definition, changes: &Json, terms: &'t T) -> Result<Definition, Problems>
+where
+    Terms: From<&'t T>,
+{
     let whole = |key: &str, message: &str| Problems::from(without_place(None, key.into(), message.into()));
     let Json::Object(changes) = changes else {
         return Err(whole("", "must be an object"));

@@ -293,7 +293,7 @@ fn a_pool_is_one_of_the_configuration_and_nothing_that_is_carried_out_elsewhere_
     let pools = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let terms = |names: &[&str]| Terms { policy: Policy::default(), pools: Some(Arc::new(pools(names))) };
     let text = task("[policy]\nconcurrency = \"disk\"");
-    let read = |terms: Terms| from_toml("t.toml", &text, terms).map_err(|problems| problems.to_string());
+    let read = |terms: Terms| from_toml("t.toml", &text, &terms).map_err(|problems| problems.to_string());
     assert_eq!(read(terms(&["disk", "net"])).unwrap().policy.concurrency.as_deref(), Some("disk"));
     assert_eq!(
         read(terms(&["net"])).unwrap_err(),
