@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight};
+use super::log;
 use super::numbering::{Numbering, Numberings};
 use super::topic::{Offer, Queue, Refused, Topic, Work};
 use crate::event::Seq;
@@ -478,7 +479,10 @@ fn run_job(
     };
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
-        numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        // An earlier job of the group may have deleted the task: then there is no log that could have a number.
+        if log::bounds(connection, topic.no)?.is_some() {
+            numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        }
         Ok::<_, StoreError>(numbers)
     });
     if numbered.is_err() {

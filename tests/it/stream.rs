@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use rejoin::clock::Clock;
 use rejoin::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
@@ -1675,5 +1676,34 @@ fn t_09_a_log_whose_task_is_deleted_meanwhile_gets_no_new_id() {
             assert_eq!(renewed.unwrap(), None, "{deleted_first}");
             assert!(!deleted_first || topic.tail().generation == old);
         }
+    });
+}
+
+#[test]
+fn what_is_said_of_a_task_behind_its_deletion_in_the_same_group_gets_no_number_and_fails_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let (gone, other) = (stream.task("gone").await, stream.task("other").await);
+        let hold = stream.hold().await;
+        let no = gone.no.0;
+        let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+        let delete = stream.publisher.delete(&gone, move |connection| row(connection).map_err(StoreError::from));
+        let (queued, word) = (status(State::Queued), thought("1"));
+        let begun = stream.publisher.offer(&gone, Some(RunId::new()), &queued);
+        let late = Offer::new(Some(RunId::new()), Timestamp::UNIX_EPOCH, &queued);
+        let late = vec![(Arc::clone(&gone), late)];
+        let change = stream.publisher.transact(move |_| Ok::<_, StoreError>(((), late)));
+        let said = stream.publisher.publish(&other, None, &word);
+        tokio::pin!(delete, change, said);
+        assert!(futures_util::poll!(&mut delete).is_pending());
+        assert!(futures_util::poll!(&mut change).is_pending());
+        begun.await.unwrap();
+        assert!(futures_util::poll!(&mut said).is_pending());
+        drop(hold);
+        let (deleted, changed, said) = tokio::join!(delete, change, said);
+        deleted.unwrap();
+        assert_eq!((changed.unwrap().1, said.unwrap()), (Vec::new(), Seq(1)));
+        assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes);
     });
 }
