@@ -381,8 +381,10 @@ fn nothing_that_is_asked_of_one_slot_or_of_open_runs_walks_through_all_that_is_k
         };
         for sql in texts.filter(of_one) {
             let mut explained = store.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-            let lines = explained.query_map([], |row| row.get::<_, String>(3)).unwrap();
-            let plan: Vec<String> = lines.map(Result::unwrap).collect();
+            let (mut lines, mut plan) = (explained.raw_query(), Vec::<String>::new());
+            while let Some(line) = lines.next().unwrap() {
+                plan.push(line.get(3).unwrap());
+            }
             let by =
                 if sql.contains("slots") { "slots_by_run (run=?)" } else { "runs_open_by_task (task=? AND state=?)" };
             assert!(plan.iter().any(|line| line.contains(by)), "{path}: {sql}\n{plan:?}");
