@@ -13,15 +13,17 @@ use serde::{Deserialize, Deserializer};
 use toml::{Table, Value};
 
 pub use channels::Notify;
+pub use pools::{PoolName, PoolSize};
 pub use trust::{Untrusted, trusted};
 
 use place::{Place, key_at, table};
 
 use crate::store::Durability;
-use crate::task::definition::{Backoff, Catchup, Keep, OnCrash, Overlap, Policy};
+use crate::task::definition::{Backoff, Catchup, Keep, OnCrash, Overlap, Policy, Terms};
 
 pub mod channels;
 pub mod place;
+pub mod pools;
 pub mod trust;
 pub mod units;
 
@@ -32,7 +34,7 @@ pub const DEFAULT_FILE: &str = "config.toml";
 pub const PREFIX: &str = "REJOIN__";
 
 /// Sections that other versions know: named, so that nobody believes they are in force.
-const NOT_IN_THIS_VERSION: [&str; 3] = ["agents", "pools", "tls"];
+const NOT_IN_THIS_VERSION: [&str; 2] = ["agents", "tls"];
 
 /// Everything that can be set.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -56,6 +58,8 @@ pub struct Config {
     pub stream: Stream,
     /// Runs.
     pub runs: Runs,
+    /// The pools, each with its size: how many runs of the tasks that name it are at work at once.
+    pub pools: BTreeMap<PoolName, PoolSize>,
     /// Schedules, and the policy of tasks that say nothing.
     pub schedule: ScheduleDefaults,
     /// Telling people by other ways than the page.
@@ -84,6 +88,7 @@ impl Default for Config {
             auth: Auth::default(),
             stream: Stream::default(),
             runs: Runs::default(),
+            pools: BTreeMap::new(),
             schedule: ScheduleDefaults::default(),
             notify: Notify::default(),
             retention: Retention::default(),
@@ -301,6 +306,7 @@ impl ScheduleDefaults {
             pause_after: self.pause_after,
             // Each task's own, or what `[retention]` says when it is asked.
             keep: Keep::default(),
+            concurrency: None,
         }
     }
 }
@@ -663,6 +669,12 @@ impl Config {
             config = read;
         }
         Ok(config)
+    }
+
+    /// What tasks are read with.
+    pub fn terms(&self) -> Terms {
+        let pools = self.pools.keys().map(|name| name.as_str().to_owned()).collect();
+        Terms { policy: self.schedule.policy(), pools: Some(std::sync::Arc::new(pools)) }
     }
 
     /// What the types alone do not say. The key and what is wrong with it.

@@ -24,7 +24,10 @@ use crate::stream::topic::{Offer, Topic};
 use crate::task::registry::{Registry, Task, has_open_runs, is_on, note_clock, planned};
 use crate::task::slots::{self, Noted};
 
-/// How many tasks are planned in one transaction.
+/// How many tasks are planned in the first transaction of many: few, so that their runs start before the rest has its
+/// rows.
+const FIRST_BATCH: usize = 64;
+/// How many tasks are planned in one transaction after that.
 const BATCH: usize = 512;
 /// What is overdue although it was just planned is not planned again at once.
 const BREATH: Duration = Duration::from_millis(5);
@@ -160,27 +163,21 @@ impl Planner {
 
     fn until_next(&self) -> Duration {
         let now = self.publisher.clock().now();
-        let next = self.registry.all().iter().filter_map(|task| task.next).min();
-        next.map_or(self.look_again, |next| {
+        self.registry.next_due().map_or(self.look_again, |next| {
             let left = Duration::try_from(next.duration_since(now)).unwrap_or(Duration::ZERO);
             left.clamp(BREATH, self.look_again)
         })
     }
 
     /// Plans every task whose next slot is due. Gives until when schedules are held, if they are.
-    /// O(tasks) to look, O(due) to write.
+    /// O(log tasks) to look, O(due) to write.
     async fn plan_due(&self, now: Timestamp) -> Result<Option<Timestamp>, StoreError> {
-        let tasks = self.registry.all();
         let last_stored = self.registry.last_stored();
         // Asked also while nothing is due: behind a clock that was set back nothing is, and people wonder why.
         if let Some(until) = plan::held_until(last_stored, now) {
             return Ok(Some(until));
         }
-        let due: Vec<_> = tasks
-            .into_iter()
-            .filter(|task| task.next.is_some_and(|next| next <= now))
-            .filter_map(|task| self.publisher.topic(&task.id).map(|topic| (task, topic)))
-            .collect();
+        let due = self.registry.due(now);
         if due.is_empty() && now.duration_since(last_stored) >= NOTE_CLOCK {
             let act = move |connection: &Connection| -> Result<_, StoreError> {
                 note_clock(connection, now)?;
@@ -189,8 +186,10 @@ impl Planner {
             self.publisher.transact(act).await?;
             self.registry.note_seen(now);
         }
-        for batch in due.chunks(BATCH) {
-            let batch = batch.to_vec();
+        let (first, rest) = due.split_at(due.len().min(FIRST_BATCH));
+        for batch in first.chunks(FIRST_BATCH).chain(rest.chunks(BATCH)) {
+            let with_topic = |task: &Arc<Task>| Some((Arc::clone(task), self.publisher.topic(&task.id)?));
+            let batch: Vec<_> = batch.iter().filter_map(with_topic).collect();
             let act = move |connection: &Connection| -> Result<_, StoreError> {
                 let mut planned = Vec::new();
                 let mut offers = Vec::new();
@@ -214,6 +213,8 @@ impl Planner {
                     self.runs.replace(&task.id, run);
                 }
             }
+            // Before the next batch has the writer: these are due, and the others wait for places anyway.
+            self.runs.start_ready();
             if until.is_some() {
                 return Ok(until);
             }

@@ -10,4 +10,5 @@ pub mod supervisor;
 pub mod retry;
 pub mod runner;
 
+pub mod places;
 pub mod queue;

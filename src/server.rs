@@ -38,6 +38,7 @@ use crate::housekeeping::Housekeeping;
 use crate::logging;
 use crate::notify::Notifier;
 use crate::planner::Planner;
+use crate::run::places::Places;
 use crate::run::process::StopStages;
 use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
@@ -190,7 +191,7 @@ impl Server {
     /// Reads the folder of task files once, before anything is due, and follows it from then on.
     async fn read_task_files(&mut self) {
         let dir = self.config.tasks_dir.clone();
-        let mut changes = folder::watch(dir, self.config.schedule.policy(), self.stop.clone());
+        let mut changes = folder::watch(dir, self.config.terms(), self.stop.clone());
         let registry = self.api.viewer.registry.clone();
         let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
         let mut known = match changes.recv().await {
@@ -217,7 +218,7 @@ impl Server {
             while let Some(batch) = changes.recv().await {
                 apply(&registry, batch).await;
                 planner.notify_one();
-                runs.look_again();
+                runs.reread();
             }
         });
     }
@@ -349,13 +350,13 @@ pub async fn assemble(
     exe: PathBuf,
     address: SocketAddr,
 ) -> Result<Api> {
-    let registry = Registry::load(store, publisher.clone(), config.schedule.policy(), TimeZone::system()).await?;
+    let registry = Registry::load(store, publisher.clone(), config.terms(), TimeZone::system()).await?;
     let output_dir: Arc<Path> = config.data_dir.join("output").into();
     let runs = Runs::new(
         workshop(config, &publisher, exe, &output_dir, address),
         registry.clone(),
         Arc::clone(store),
-        config.runs.places(),
+        places(config),
         Patience { lease: config.runs.external_lease, stop: config.runs.external_stop },
     );
     let token = auth::token(&config.data_dir)?;
@@ -369,6 +370,11 @@ pub async fn assemble(
         Housekeeping::load(config, store, publisher.clone(), registry.clone(), Arc::clone(&output_dir)).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
     Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), housekeeping, scrape, output_dir))
+}
+
+fn places(config: &Config) -> Places {
+    let pools = config.pools.iter().map(|(name, size)| (name.to_string(), size.get())).collect();
+    Places::new(config.runs.places(), &pools)
 }
 
 fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &Path, address: SocketAddr) -> Workshop {

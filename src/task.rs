@@ -1,5 +1,6 @@
 //! Tasks: what they are, how they are read and checked, where they come from, which there are.
 
+pub mod agenda;
 pub mod definition;
 pub mod folder;
 pub mod parse;

@@ -17,6 +17,7 @@ mod report;
 mod scenario;
 mod script;
 mod server;
+mod slots;
 mod standing;
 
 use report::Row;
@@ -34,7 +35,7 @@ struct Options {
     /// How often each row is measured.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
-    /// Only these: S1 to S7, look-up, idle, store.
+    /// Only these: S1 to S7, slots, look-up, idle, store.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How many events S2 publishes for its sustained rate; 0 leaves that out.
@@ -62,6 +63,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("S5", scenario::s5),
     ("S6", scenario::s6),
     ("S7", scenario::s7),
+    ("slots", slots::slots),
     ("look-up", lookup::lookup),
     ("idle", standing::idle),
     ("store", standing::store),

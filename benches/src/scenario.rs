@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What is measured, and how often.
+#[derive(Clone)]
 pub struct Bench {
     /// The server's program.
     pub program: PathBuf,
@@ -46,6 +47,11 @@ pub fn external(id: &str) -> (String, String) {
 impl Bench {
     fn start(&self) -> Result<Server> {
         Server::start(&self.program, &self.under, [external(TASK)])
+    }
+
+    /// The same, each row measured so often.
+    pub fn with_repeats(&self, repeats: usize) -> Self {
+        Self { repeats, ..self.clone() }
     }
 
     /// Measures rows again and again; each time gives one sample of each. What goes wrong once makes them void. A

@@ -15,7 +15,8 @@ pub const SERVER_CORE: usize = 0;
 /// The core of the load client.
 pub const CLIENT_CORE: usize = 1;
 
-/// Every socket of the load client shows the same token. What is set here is the only thing that is not as shipped.
+/// Every socket of the load client shows the same token. What is set here, and what a scenario adds, is the only thing
+/// that is not as shipped.
 const CONFIG: &str = "[stream]\nconnections_per_credential = 10_000\n";
 
 /// One server with its data.
@@ -23,6 +24,7 @@ pub struct Server {
     child: Child,
     home: TempDir,
     program: PathBuf,
+    config: String,
     /// Where it listens.
     pub address: SocketAddr,
     /// Its credential.
@@ -47,15 +49,34 @@ impl Server {
     /// # Errors
     /// When it does not start.
     pub fn start(program: &Path, under: &Path, tasks: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
+        Self::start_with(program, under, tasks, "")
+    }
+
+    /// The same with more in its `config.toml`.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with(
+        program: &Path,
+        under: &Path,
+        tasks: impl IntoIterator<Item = (String, String)>,
+        config: &str,
+    ) -> Result<Self> {
         let home = tempfile::Builder::new().prefix("bench-").tempdir_in(under)?;
         let folder = home.path().join("tasks");
         std::fs::create_dir(&folder)?;
         for (id, text) in tasks {
             std::fs::write(folder.join(format!("{id}.toml")), text)?;
         }
-        let (child, address) = spawn(program, home.path(), "127.0.0.1:0")?;
+        let config = format!("{CONFIG}{config}");
+        let (child, address) = spawn(program, home.path(), "127.0.0.1:0", &config)?;
         let token = std::fs::read_to_string(home.path().join("data/token"))?.trim().to_owned();
-        Ok(Self { child, home, program: program.to_owned(), address, token })
+        Ok(Self { child, home, program: program.to_owned(), config, address, token })
+    }
+
+    /// The folder of its configuration; its data is in `data`, its task files are in `tasks`.
+    pub fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// Its process.
@@ -79,7 +100,7 @@ impl Server {
     /// When it does not start.
     pub fn start_again(&mut self) -> Result<Duration> {
         let started = Instant::now();
-        let (child, address) = spawn(&self.program, self.home.path(), &self.address.to_string())?;
+        let (child, address) = spawn(&self.program, self.home.path(), &self.address.to_string(), &self.config)?;
         ensure!(address == self.address, "it listens elsewhere: {address}");
         self.child = child;
         Ok(started.elapsed())
@@ -137,9 +158,9 @@ impl Drop for Server {
     }
 }
 
-fn spawn(program: &Path, home: &Path, listen: &str) -> Result<(Child, SocketAddr)> {
+fn spawn(program: &Path, home: &Path, listen: &str, more: &str) -> Result<(Child, SocketAddr)> {
     let mut config = format!("listen = \"{listen}\"\ndata_dir = \"data\"\ntasks_dir = \"tasks\"\n");
-    let _ = write!(config, "{CONFIG}");
+    let _ = write!(config, "{more}");
     let path = home.join("config.toml");
     std::fs::write(&path, config)?;
     let log = std::fs::File::options().create(true).append(true).open(home.join("log"))?;

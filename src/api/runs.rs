@@ -15,6 +15,7 @@ use super::auth::Credential;
 use super::error::{ApiError, run_id, task_id};
 use super::once::Key;
 use super::socket::Came;
+use super::wire::WaitsView;
 use super::{Api, One, json_body, limit};
 use crate::event::{RunId, TaskId};
 use crate::record::{Run, RunState};
@@ -86,13 +87,11 @@ fn fresh(api: &Api, run: Run) -> Value {
     as_it_is(&api.runs, run)
 }
 
-/// A run as it is at this moment, with its place in the queue.
+/// A run as it is at this moment, with what it waits for.
 pub fn as_it_is(runs: &Runs, run: Run) -> Value {
     let run = runs.open_run(&run.task, run.id).unwrap_or(run);
     let mut value = json!(run);
-    if run.state == RunState::Queued {
-        value["queue_position"] = json!(runs.position(run.id));
-    }
+    value["waits"] = json!(runs.waits(run.id).map(WaitsView::from));
     value
 }
 

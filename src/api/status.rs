@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::Api;
 use super::error::ApiError;
+use super::wire::PoolView;
 use crate::clock::rfc3339;
 use crate::stream::publish::Writable;
 
@@ -44,6 +45,7 @@ pub async fn status(State(api): State<Api>) -> Json<Value> {
         "connections": api.live.hub.count(),
         "running": running,
         "queued": queued,
+        "pools": api.runs.pools().into_iter().map(PoolView::from).collect::<Vec<_>>(),
         "next": next.map(|(at, task)| json!({ "task": task, "at": rfc3339(at) })),
         "clock": {
             "now": rfc3339(api.publisher.clock().now()),

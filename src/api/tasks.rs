@@ -78,7 +78,7 @@ pub async fn add(
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body = json_body(&headers, &body)?;
-    let posted = parse::from_json(&body, api.viewer.registry.defaults())?;
+    let posted = parse::from_json(&body, api.viewer.registry.terms())?;
     let runs_now = posted.run && posted.definition.schedule.is_none();
     let once = api.acts.keys.enter(Key::of(&headers)?, &format!("POST /tasks {body}"), &credential).await?;
     let id = match once.done().await? {
@@ -118,11 +118,11 @@ pub async fn patch(
     if once.done().await?.is_none() {
         let task = known(&api, &id)?;
         refuse_file(&task)?;
-        let definition = parse::patched(&task.definition, &body, api.viewer.registry.defaults())?;
+        let definition = parse::patched(&task.definition, &body, api.viewer.registry.terms())?;
         let also = noting(&once, &task.id);
         api.viewer.registry.redefine(&task.id, definition, None, also).await?;
         api.planner.notify_one();
-        api.runs.look_again();
+        api.runs.reread();
     }
     show(State(api), Path(id)).await
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::event::{RunId, Seq, TaskId};
 use crate::record::{Run, RunState, wire_time};
+use crate::run::places::{PoolState, Waits, What};
 use crate::run::queue;
 use crate::schedule::words::words;
 use crate::store::{Store, StoreError};
@@ -100,6 +101,56 @@ fn shorten(value: &mut Value, longest: usize) {
         Value::Array(items) => items.iter_mut().for_each(|item| shorten(item, longest)),
         Value::Object(members) => members.values_mut().for_each(|member| shorten(member, longest)),
         _ => {}
+    }
+}
+
+/// What a run waits for, as clients see it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WaitsView {
+    /// `run`, `pool`, `place`, `retry` or `claim`.
+    #[serde(rename = "for")]
+    what: &'static str,
+    /// The pool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<String>,
+    /// Which it is, from 1, of those that wait for the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<usize>,
+    /// When its time comes.
+    #[serde(with = "wire_time::option", skip_serializing_if = "Option::is_none")]
+    until: Option<Timestamp>,
+}
+
+impl From<Waits> for WaitsView {
+    fn from(waits: Waits) -> Self {
+        let (what, pool, until) = match waits.what {
+            What::Run => ("run", None, None),
+            What::Pool(pool) => ("pool", Some(pool.to_string()), None),
+            What::Place => ("place", None, None),
+            What::Retry(until) => ("retry", None, Some(until)),
+            What::Claim => ("claim", None, None),
+        };
+        Self { what, pool, position: waits.position, until }
+    }
+}
+
+/// The server's places, or a pool, as clients see them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PoolView {
+    /// `all` for the server's places.
+    name: String,
+    /// How many places it has.
+    size: usize,
+    /// How many of them are taken.
+    running: usize,
+    /// How many runs wait of those that need one.
+    queued: usize,
+}
+
+impl From<PoolState> for PoolView {
+    fn from(pool: PoolState) -> Self {
+        let PoolState { name, size, running, queued } = pool;
+        Self { name: name.to_string(), size, running, queued }
     }
 }
 

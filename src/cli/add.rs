@@ -118,6 +118,9 @@ struct PolicyFlags {
     /// After how many failures in a row the task pauses itself; 0 is never
     #[arg(long, value_name = "N")]
     pause_after: Option<u32>,
+    /// The pool of which its runs take a place
+    #[arg(long, value_name = "POOL")]
+    concurrency: Option<String>,
 }
 
 impl ScheduleFlags {
@@ -161,6 +164,7 @@ impl PolicyFlags {
             ("retry_on", (!self.retry_on.is_empty()).then(|| self.retry_on.clone().into())),
             ("on_crash", self.on_crash.clone().map(Value::from)),
             ("pause_after", self.pause_after.map(Value::from)),
+            ("concurrency", self.concurrency.clone().map(Value::from)),
         ]);
         (!policy.is_empty()).then_some(Value::Object(policy))
     }

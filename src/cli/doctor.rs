@@ -178,7 +178,7 @@ fn rights(name: &str, folder: &Path) -> Finding {
 }
 
 fn task_files(config: &Config) -> Vec<Finding> {
-    let policy = config.schedule.policy();
+    let terms = config.terms();
     let mut findings = Vec::new();
     let mut good = 0;
     for entry in std::fs::read_dir(&config.tasks_dir).into_iter().flatten().flatten() {
@@ -186,7 +186,7 @@ fn task_files(config: &Config) -> Vec<Finding> {
         if path.extension().is_none_or(|extension| extension != "toml") {
             continue;
         }
-        match folder::read(&path, &policy).1 {
+        match folder::read(&path, &terms).1 {
             Ok(definition) => {
                 good += 1;
                 for name in definition

@@ -9,7 +9,7 @@ use super::add::{self, Until};
 use super::failure::{Failure, Result};
 use super::tasks::{read, resolve, width};
 use super::watch::{self, Viewer};
-use super::wire::{Event, Run};
+use super::wire::{Event, Run, Waits};
 use super::{table, times};
 use crate::event::RunId;
 
@@ -53,10 +53,27 @@ pub async fn list(session: &Session, task: Option<String>, state: Option<String>
             run.state,
             when.map(|at| times::with_distance(at, now, &zone)).unwrap_or_default(),
             run.duration_ms.map(times::duration).unwrap_or_default(),
-            run.reason.or(found).unwrap_or_default(),
+            run.reason.or(found).or_else(|| run.waits.as_ref().map(|waits| in_words(waits, now))).unwrap_or_default(),
         ]);
     }
     session.screen.line(&table::list(&["RUN", "TASK", "STATE", "STARTED", "TOOK", "WHY"], &rows, width(session)))
+}
+
+/// What a run waits for, for people.
+fn in_words(waits: &Waits, now: Timestamp) -> String {
+    let what = match (waits.what.as_str(), &waits.pool, waits.until) {
+        ("run", ..) => "waits for other runs of its task".to_owned(),
+        ("pool", Some(pool), _) => format!("waits for a place in pool {pool}"),
+        ("place", ..) => "waits for a place".to_owned(),
+        ("retry", _, Some(until)) => format!("is tried again {}", times::distance(until, now)),
+        ("claim", ..) => "waits for a program that asks for it".to_owned(),
+        (other, ..) => format!("waits for {other}"),
+    };
+    match waits.position {
+        Some(1) => format!("{what}, first in line"),
+        Some(position) => format!("{what}, number {position} in line"),
+        None => what,
+    }
 }
 
 /// Shows a run.
@@ -82,7 +99,7 @@ pub async fn show(session: &Session, id: &str) -> Result<()> {
         ("slot", time(run.scheduled_for)),
         ("not before", time(run.not_before.filter(|_| run.started_at.is_none()))),
         ("queued", time(run.queued_at)),
-        ("place", run.queue_position.map(|place| format!("{place} in the queue"))),
+        ("waits", run.waits.as_ref().map(|waits| in_words(waits, now))),
         ("started", time(run.started_at)),
         ("ended", time(run.ended_at)),
         ("took", run.duration_ms.map(times::duration)),

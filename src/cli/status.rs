@@ -27,9 +27,15 @@ pub async fn status(session: &Session) -> Result<()> {
         ("version", Some(status.version)),
         ("up for", Some(times::duration(status.uptime_s.saturating_mul(1000)))),
         ("runs", Some(format!("{} running, {} queued", status.running, status.queued))),
-        ("watchers", Some(status.connections.to_string())),
-        ("next", next),
     ];
+    facts.extend(status.pools.iter().map(|pool| {
+        let stands = format!("{} of {} taken, {} waiting", pool.running, pool.size, pool.queued);
+        match pool.name.as_str() {
+            "all" => ("places", Some(stands)),
+            name => ("pool", Some(format!("{name}: {stands}"))),
+        }
+    }));
+    facts.extend([("watchers", Some(status.connections.to_string())), ("next", next)]);
     facts.extend(
         status
             .notices

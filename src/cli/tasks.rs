@@ -120,6 +120,7 @@ pub async fn show(session: &Session, words: &str) -> Result<()> {
         ("schedule", task.schedule_words),
         ("next", task.next_at.map(|at| times::with_distance(at, now, &zone))),
         ("planned for", task.next_planned_for.map(|at| times::with_distance(at, now, &zone))),
+        ("pool", task.policy.get("concurrency").and_then(Value::as_str).map(str::to_owned)),
         ("params", Some(params.join(", "))),
         ("last run", task.last_run.map(|run| format!("{} {}", run.id, in_short(&run, now)))),
         ("attention", task.attention.map(|attention| attention.summary)),

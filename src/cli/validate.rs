@@ -12,7 +12,7 @@ use super::screen::Screen;
 use crate::config::Config;
 use crate::schedule::timing::Timing;
 use crate::schedule::words::words;
-use crate::task::definition::{Policy, Schedule};
+use crate::task::definition::{Schedule, Terms};
 use crate::task::folder;
 use crate::task::parse::Problem;
 
@@ -22,11 +22,11 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
     if files.is_empty() {
         files = task_files(&config.tasks_dir)?;
     }
-    let defaults = config.schedule.policy();
+    let terms = config.terms();
     let mut bad = 0;
     let mut results = Vec::new();
     for file in &files {
-        let (schedule, problems) = check(file, &defaults);
+        let (schedule, problems) = check(file, &terms);
         bad += usize::from(!problems.is_empty());
         let name = file.display().to_string();
         if screen.json {
@@ -51,8 +51,8 @@ pub fn validate(screen: &Screen, place: &Where, mut files: Vec<PathBuf>) -> Resu
 }
 
 /// Reads a file as the server would; gives its schedule in words, and what is wrong with it.
-fn check(file: &Path, defaults: &Policy) -> (Option<String>, Vec<Problem>) {
-    match folder::read(file, defaults) {
+fn check(file: &Path, terms: &Terms) -> (Option<String>, Vec<Problem>) {
+    match folder::read(file, terms) {
         (_, Ok(task)) => (task.schedule.as_ref().and_then(in_words), Vec::new()),
         (_, Err(problems)) => (None, problems.all().to_vec()),
     }

@@ -35,6 +35,9 @@ pub struct Task {
     pub error: Option<FileError>,
     /// When it runs by itself, in words.
     pub schedule_words: Option<String>,
+    /// How it runs.
+    #[serde(default, deserialize_with = "or_default")]
+    pub policy: Map<String, Value>,
     /// The parameters it takes.
     #[serde(default, deserialize_with = "or_default")]
     pub params: Map<String, Value>,
@@ -114,8 +117,8 @@ pub struct Run {
     pub text: Option<String>,
     /// What it found.
     pub attention: Option<Attention>,
-    /// How many runs are before it.
-    pub queue_position: Option<u64>,
+    /// What it waits for.
+    pub waits: Option<Waits>,
 }
 
 impl Run {
@@ -123,6 +126,20 @@ impl Run {
     pub fn is_over(&self) -> bool {
         matches!(self.state.as_str(), "succeeded" | "failed" | "cancelled" | "timed_out" | "interrupted")
     }
+}
+
+/// What a run waits for.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Waits {
+    /// `run`, `pool`, `place`, `retry` or `claim`.
+    #[serde(rename = "for", default, deserialize_with = "or_default")]
+    pub what: String,
+    /// The pool.
+    pub pool: Option<String>,
+    /// Which it is of those that wait for the same.
+    pub position: Option<u64>,
+    /// When its time comes.
+    pub until: Option<Timestamp>,
 }
 
 /// The answer to a task or a run that was made.
@@ -228,11 +245,31 @@ pub struct Status {
     /// How many runs wait.
     #[serde(default, deserialize_with = "or_default")]
     pub queued: u64,
+    /// The server's places, then the pools.
+    #[serde(default, deserialize_with = "or_default")]
+    pub pools: Vec<Pool>,
     /// What runs next by itself.
     pub next: Option<NextSlot>,
     /// What it has to say.
     #[serde(default, deserialize_with = "or_default")]
     pub notices: Vec<Notice>,
+}
+
+/// Places that runs take.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Pool {
+    /// Its name; `all` for the server's.
+    #[serde(default, deserialize_with = "or_default")]
+    pub name: String,
+    /// How many there are.
+    #[serde(default, deserialize_with = "or_default")]
+    pub size: u64,
+    /// How many are taken.
+    #[serde(default, deserialize_with = "or_default")]
+    pub running: u64,
+    /// How many runs wait of those that need one.
+    #[serde(default, deserialize_with = "or_default")]
+    pub queued: u64,
 }
 
 /// What runs next by itself.

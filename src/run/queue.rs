@@ -1,10 +1,11 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Map, Value};
@@ -15,6 +16,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use super::external::{self, Elsewhere, lasted, lost_result};
+use super::places::{Kind, Manner, Places, PoolState, Waits};
 use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -30,8 +32,6 @@ use crate::task::slots;
 
 pub mod elsewhere;
 pub mod retries;
-
-use retries::Retries;
 
 /// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
 const MAX_PARAMS: usize = 32 * 1024;
@@ -112,9 +112,9 @@ struct Shared {
     workshop: Workshop,
     registry: Registry,
     store: Arc<Store>,
-    /// How many may be at work at once.
-    places: usize,
     lists: Mutex<Lists>,
+    /// Held while runs are given places and their starts are handed to the writer, so that both have one order.
+    starting: Mutex<()>,
     /// Rung for the dispatcher when a run was queued or has ended.
     bell: Notify,
     /// Rung when a retry was made that waits for its time.
@@ -141,31 +141,23 @@ pub struct Patience {
     pub stop: Duration,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Lists {
-    /// In the order of their making.
-    waiting: BTreeMap<RunId, TaskId>,
-    /// Those that do once more what failed: until they are due, and until they start.
-    retries: Retries,
-    working: HashMap<RunId, Working>,
+    /// Who waits, who is at work, on the way to it or elsewhere, and who is next.
+    places: Places,
+    /// How those at work here are stopped.
+    working: HashMap<RunId, watch::Sender<Option<StopCause>>>,
     /// At work by programs that this server did not start: they take no place.
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
-    /// On their way to a program elsewhere.
-    giving: HashMap<RunId, TaskId>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
-}
-
-#[derive(Debug)]
-struct Working {
-    task: TaskId,
-    stop: watch::Sender<Option<StopCause>>,
 }
 
 /// A run that has its place and is not yet at work.
 struct Next {
     id: RunId,
     task: TaskId,
+    stop: watch::Receiver<Option<StopCause>>,
     token: TaskTrackerToken,
 }
 
@@ -174,16 +166,9 @@ impl Lists {
         self.working.contains_key(&id) || self.elsewhere.contains_key(&id)
     }
 
-    /// The tasks that have a run at work: those of one task follow each other.
-    fn busy(&self) -> HashSet<&TaskId> {
-        let elsewhere = self.elsewhere.values().map(|seat| &seat.topic.id);
-        self.working.values().map(|run| &run.task).chain(elsewhere).chain(self.giving.values()).collect()
-    }
-
     /// The runs of a task that are at work, here or elsewhere.
     fn at_work_of(&self, task: &TaskId) -> Vec<RunId> {
-        let here = self.working.iter().filter(|(_, run)| run.task == *task).map(|(id, _)| *id);
-        here.chain(self.elsewhere.iter().filter(|(_, seat)| seat.topic.id == *task).map(|(id, _)| *id)).collect()
+        self.places.at_work_of(task).into_iter().filter(|id| self.is_at_work(*id)).collect()
     }
 
     /// Stops a run that is at work, if it is; the first cause counts.
@@ -192,8 +177,8 @@ impl Lists {
             seat.raise(why);
             return true;
         }
-        let Some(working) = self.working.get(&id) else { return false };
-        working.stop.send_if_modified(|cause| {
+        let Some(stop) = self.working.get(&id) else { return false };
+        stop.send_if_modified(|cause| {
             let first = cause.is_none();
             *cause = cause.or(Some(why));
             first
@@ -214,13 +199,13 @@ where
 
 impl Runs {
     /// No runs yet; [`Runs::recover`] finds those of before.
-    pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: usize, patience: Patience) -> Self {
+    pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: Places, patience: Patience) -> Self {
         let shared = Shared {
             workshop,
             registry,
             store,
-            places,
-            lists: Mutex::default(),
+            lists: Mutex::new(Lists { places, working: HashMap::new(), elsewhere: HashMap::new(), closed: false }),
+            starting: Mutex::default(),
             bell: Notify::new(),
             again: Notify::new(),
             ended: Notify::new(),
@@ -347,18 +332,45 @@ impl Runs {
 
     /// Puts a run whose `queued` event is saved into the order; a retry, once it is due.
     pub fn note_queued(&self, id: RunId, task: TaskId) {
-        let mut lists = self.lists();
-        if self.keep_until_due(&mut lists, id, &task) {
-            drop(lists);
+        let kind = self.kind_of(id, &task);
+        {
+            let mut lists = self.lists();
+            let manner = self.manner(&task);
+            lists.places.add(id, &task, kind, manner);
+        }
+        if matches!(kind, Kind::Retry { due: Some(_) }) {
             return self.shared.again.notify_one();
         }
-        lists.waiting.insert(id, task);
-        drop(lists);
         self.look_again();
     }
 
-    /// Looks again for runs that may start: one waits, or its task is carried out by another agent now.
-    pub fn look_again(&self) {
+    /// How the runs of a task are let in, as its definition says now. Asked with the lists in hand, so that what is asked
+    /// last is noted last.
+    fn manner(&self, task: &TaskId) -> Manner {
+        let Some(task) = self.shared.registry.get(task) else { return Manner::default() };
+        let policy = &task.definition.policy;
+        Manner {
+            pool: policy.concurrency.clone(),
+            side_by_side: policy.overlap == Overlap::Allow,
+            elsewhere: task.definition.agent.is_elsewhere(),
+        }
+    }
+
+    /// Lets runs in as their definitions say now: some of them have changed.
+    pub fn reread(&self) {
+        {
+            let mut lists = self.lists();
+            let tasks: Vec<TaskId> = lists.places.tasks().cloned().collect();
+            for task in tasks {
+                let manner = self.manner(&task);
+                lists.places.set_manner(&task, manner);
+            }
+        }
+        self.look_again();
+    }
+
+    /// Looks again for runs that may start: one waits, or has ended.
+    fn look_again(&self) {
         self.shared.bell.notify_one();
         self.shared.offered.notify_waiters();
     }
@@ -389,16 +401,20 @@ impl Runs {
         self.publisher().topic(task)?.tail().fold.run(id).cloned()
     }
 
-    /// How many wait before this run; `None` when it does not wait.
-    pub fn position(&self, id: RunId) -> Option<usize> {
-        let lists = self.lists();
-        lists.waiting.contains_key(&id).then(|| lists.waiting.range(..id).count())
+    /// What this run waits for; `None` when it does not wait.
+    pub fn waits(&self, id: RunId) -> Option<Waits> {
+        self.lists().places.waits(id)
+    }
+
+    /// How the server's places and the pools stand.
+    pub fn pools(&self) -> Vec<PoolState> {
+        self.lists().places.pools()
     }
 
     /// How many are at work, and how many wait.
     pub fn counts(&self) -> (usize, usize) {
         let lists = self.lists();
-        (lists.working.len() + lists.elsewhere.len(), lists.waiting.len() + lists.retries.not_due())
+        (lists.working.len() + lists.elsewhere.len(), lists.places.queued())
     }
 
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
@@ -428,7 +444,7 @@ impl Runs {
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
         let (at_work, waited) = {
             let mut lists = self.lists();
-            (lists.raise(id, StopCause::Asked), lists.take_out(id))
+            (lists.raise(id, StopCause::Asked), lists.places.take_out(id))
         };
         let done = self.end_unless_at_work(id, at_work).await;
         if let (Err(error), Some(task)) = (&done, waited)
@@ -483,8 +499,7 @@ impl Runs {
                 topic.map(|topic| topic.tail().fold.runs().map(|run| run.id).collect()).unwrap_or_default();
             {
                 let lists = self.lists();
-                ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
-                ids.extend(lists.retries.of(task));
+                ids.extend(lists.places.waiting_of(task));
                 ids.extend(lists.at_work_of(task));
             }
             if ids.is_empty() {
@@ -511,12 +526,7 @@ impl Runs {
     /// # Errors
     /// [`RunError`]: their end cannot be saved.
     pub async fn call_off_scheduled(&self, task: &TaskId) -> Result<(), RunError> {
-        let waiting: Vec<RunId> = {
-            let lists = self.lists();
-            let in_line = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
-            let waiting: BTreeSet<RunId> = in_line.chain(lists.retries.of(task)).collect();
-            waiting.into_iter().collect()
-        };
+        let waiting = self.lists().places.waiting_of(task);
         let (runs, task) = (self.clone(), task.clone());
         to_the_end(async move { runs.call_off(&task, waiting).await }).await
     }
@@ -524,7 +534,7 @@ impl Runs {
     async fn call_off(&self, task: &TaskId, waiting: Vec<RunId>) -> Result<(), RunError> {
         for id in waiting {
             let by_itself = self.find(id).await?.is_by_itself();
-            if by_itself && self.lists().take_out(id).is_some() {
+            if by_itself && self.lists().places.take_out(id).is_some() {
                 let end = Unstarted::called_off(task);
                 if let Err(error) = self.end_waiting(task, id, end).await {
                     self.note_queued(id, task.clone());
@@ -546,7 +556,7 @@ impl Runs {
         let given_up: Vec<RunId> = {
             let mut lists = self.lists();
             // Before the stop: none of them may start in the place that comes free.
-            let given_up = scheduled.into_iter().filter(|id| lists.take_out(*id).is_some()).collect();
+            let given_up = scheduled.into_iter().filter(|id| lists.places.take_out(*id).is_some()).collect();
             // The one before may have ended by itself meanwhile, and this one be at work.
             for id in lists.at_work_of(task).into_iter().filter(|id| *id != by) {
                 lists.raise(id, StopCause::Replaced);
@@ -577,20 +587,14 @@ impl Runs {
 
     /// Whether a run of the task waits or is at work.
     pub fn has_runs(&self, task: &TaskId) -> bool {
-        let lists = self.lists();
-        lists.waiting.values().any(|of| of == task)
-            || lists.retries.has_any_of(task)
-            || lists.working.values().any(|run| run.task == *task)
-            || lists.elsewhere.values().any(|seat| seat.topic.id == *task)
+        self.lists().places.has_any_of(task)
     }
 
     /// Starts runs as places come free, until the server goes down. Runs of one task follow each other, unless its
     /// policy lets them run side by side.
     pub async fn dispatch(self) {
         loop {
-            while let Some(next) = self.take_next() {
-                self.start(next);
-            }
+            self.start_ready();
             if self.lists().closed {
                 return;
             }
@@ -599,36 +603,32 @@ impl Runs {
         }
     }
 
-    /// The first that may start now. O(waiting + working).
-    fn take_next(&self) -> Option<Next> {
-        let mut lists = self.lists();
-        if lists.closed || lists.working.len() >= self.shared.places {
-            return None;
+    /// Starts every run that may start, in their order.
+    pub fn start_ready(&self) {
+        let _starting = self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(next) = self.take_next() {
+            self.start(next);
         }
-        let busy = lists.busy();
-        let may_start = |id: RunId, task: &TaskId| {
-            let follows = busy.contains(task) || self.waits_for_a_retry(&lists, id, task);
-            !follows || self.runs_side_by_side(task)
-        };
-        let mut waiting = lists.waiting.iter();
-        let (id, task) = waiting.find(|(id, task)| may_start(**id, task) && !self.is_elsewhere(task))?;
-        let (id, task) = (*id, task.clone());
-        lists.take_out(id);
-        let stop = watch::Sender::new(None);
-        lists.working.insert(id, Working { task: task.clone(), stop });
-        // Taken under the lock that `closed` is set under: whoever waits for the end of all waits for this one.
-        let token = self.shared.tracker.token();
-        Some(Next { id, task, token })
     }
 
-    fn runs_side_by_side(&self, task: &TaskId) -> bool {
-        self.shared.registry.get(task).is_some_and(|task| task.definition.policy.overlap == Overlap::Allow)
+    /// The first that may start now: it has its place from here on.
+    fn take_next(&self) -> Option<Next> {
+        let mut lists = self.lists();
+        if lists.closed {
+            return None;
+        }
+        let (id, task) = lists.places.start_next()?;
+        let (sender, stop) = watch::channel(None);
+        lists.working.insert(id, sender);
+        // Taken under the lock that `closed` is set under: whoever waits for the end of all waits for this one.
+        let token = self.shared.tracker.token();
+        Some(Next { id, task, stop, token })
     }
 
     fn start(&self, next: Next) {
         let runs = self.clone();
-        let Next { id, task, token } = next;
-        tokio::spawn(async move {
+        let Next { id, task, stop, token } = next;
+        let mut work = Box::pin(async move {
             let _token = token;
             let _place = Place { runs: runs.clone(), id };
             // The definition is taken now, not when the run was queued.
@@ -638,14 +638,17 @@ impl Runs {
                 // Since it was taken from the list: it waits for someone who asks for work.
                 return runs.note_queued(id, task);
             }
-            let stop = runs.lists().working.get(&id).map(|working| working.stop.subscribe());
             let run = topic.tail().fold.run(id).cloned();
-            match (stop, run) {
-                (Some(stop), Some(run)) => runs.shared.workshop.carry_out(known, topic, run, stop).await,
+            match run {
+                Some(run) => runs.shared.workshop.carry_out(known, topic, run, stop).await,
                 // It was stopped on its way here.
-                _ => info!(run = %id, %task, "a run that was called off does not start"),
+                None => info!(run = %id, %task, "a run that was called off does not start"),
             }
         });
+        // As far as it goes at once, which is until its start is with the writer: starts are saved in this order.
+        if (&mut work).now_or_never().is_none() {
+            tokio::spawn(work);
+        }
     }
 
     /// Ends what an earlier server left behind, then takes up what waits: survivors of its commands are killed,
@@ -817,7 +820,12 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.runs.lists().working.remove(&self.id).is_none() {
+        let had_place = {
+            let mut lists = self.runs.lists();
+            lists.working.remove(&self.id);
+            lists.places.leave(self.id)
+        };
+        if !had_place {
             error!(run = %self.id, "a run gave back a place that it did not have");
         }
         self.runs.shared.ended.notify_waiters();
@@ -869,7 +877,9 @@ impl Queued {
 pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u32> {
     connection
         .prepare_cached(
-            "SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
+            // The first condition on the state is that of the index, and says nothing more.
+            "SELECT count(*) FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
+               AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
         )?
         .query_row([task.0], |row| row.get(0))
 }

@@ -2,10 +2,11 @@
 //!
 //! Knows nothing of files, storage or time passing; reading and checking is in `task/parse.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::ser::SerializeMap;
@@ -229,6 +230,49 @@ pub struct Policy {
     pub pause_after: u32,
     /// What is kept of its runs.
     pub keep: Keep,
+    /// The pool of which its runs take a place, beside one of the server's.
+    pub concurrency: Option<Arc<str>>,
+}
+
+/// What a task is read with: the policy of one that says nothing, and the pools there are.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Terms {
+    /// The policy of a task that says nothing.
+    pub policy: Policy,
+    /// The pools of the configuration. None where any name is taken, as for a task of the store: it stays what it was
+    /// when its pool goes.
+    pub pools: Option<Arc<BTreeSet<String>>>,
+}
+
+impl Terms {
+    /// Why there is no such pool; none where there is.
+    pub fn no_such_pool(&self, name: &str) -> Option<String> {
+        let pools = self.pools.as_ref().filter(|pools| !pools.contains(name))?;
+        let known: Vec<String> = pools.iter().map(|pool| format!("{pool:?}")).collect();
+        Some(match known.as_slice() {
+            [] => format!("there is no pool {name:?}: name it with its size in [pools] of config.toml"),
+            _ => format!("there is no pool {name:?} in [pools] of config.toml: there are {}", known.join(", ")),
+        })
+    }
+}
+
+impl From<Policy> for Terms {
+    /// With any pool.
+    fn from(policy: Policy) -> Self {
+        Self { policy, pools: None }
+    }
+}
+
+impl From<&Policy> for Terms {
+    fn from(policy: &Policy) -> Self {
+        policy.clone().into()
+    }
+}
+
+impl From<&Terms> for Terms {
+    fn from(terms: &Terms) -> Self {
+        terms.clone()
+    }
 }
 
 impl Policy {
@@ -278,6 +322,7 @@ impl Default for Policy {
             on_crash: OnCrash::default(),
             pause_after: 0,
             keep: Keep::default(),
+            concurrency: None,
         }
     }
 }
@@ -518,6 +563,9 @@ impl Serialize for Policy {
         // What it leaves to the server stays the server's to say, also when that changes.
         if !self.keep.is_empty() {
             map.serialize_entry("keep", &self.keep)?;
+        }
+        if let Some(pool) = &self.concurrency {
+            map.serialize_entry("concurrency", &**pool)?;
         }
         map.end()
     }

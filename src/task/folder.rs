@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::trust::trusted;
 use crate::event::TaskId;
-use crate::task::definition::{Definition, Policy};
+use crate::task::definition::{Definition, Terms};
 use crate::task::parse::{self, Problem, Problems};
 
 /// How long a file may be away before its task is gone: editors save by unlink and create.
@@ -76,7 +76,7 @@ struct Found {
 
 /// Reads one task file: its id, which is its name, and what it says. The file and its folder must be
 /// [`trusted`].
-pub fn read(path: &Path, defaults: &Policy) -> (Option<TaskId>, Result<Definition, Problems>) {
+pub fn read(path: &Path, terms: &Terms) -> (Option<TaskId>, Result<Definition, Problems>) {
     let name = path.display().to_string();
     let problem = |message: String| {
         Problems::from(Problem { file: Some(name.clone()), line: None, column: None, key: String::new(), message })
@@ -89,9 +89,8 @@ pub fn read(path: &Path, defaults: &Policy) -> (Option<TaskId>, Result<Definitio
         Ok(id) => id,
         Err(why) => return (None, Err(problem(why))),
     };
-    let definition = read_text(path)
-        .map_err(problem)
-        .and_then(|text| parse::from_toml(&path.display().to_string(), &text, defaults));
+    let definition =
+        read_text(path).map_err(problem).and_then(|text| parse::from_toml(&path.display().to_string(), &text, terms));
     (Some(id), definition)
 }
 
@@ -114,23 +113,26 @@ fn read_text(path: &Path) -> Result<String, String> {
 }
 
 /// Reads a whole folder once, in the order of the names. A folder that is not there has no tasks.
-pub fn load(dir: &Path, defaults: &Policy) -> Vec<Change> {
-    Folder::new(dir.to_owned(), defaults.clone()).scan(Instant::now())
+pub fn load<'t, T>(dir: &Path, terms: &'t T) -> Vec<Change>
+where
+    Terms: From<&'t T>,
+{
+    Folder::new(dir.to_owned(), Terms::from(terms)).scan(Instant::now())
 }
 
 /// A folder and what was last told of it.
 #[derive(Debug)]
 pub struct Folder {
     dir: PathBuf,
-    defaults: Policy,
+    terms: Terms,
     told: BTreeMap<PathBuf, Found>,
     away: BTreeMap<PathBuf, Instant>,
 }
 
 impl Folder {
-    /// A folder of which nothing was told yet. `defaults` is the policy of tasks that say nothing.
-    pub fn new(dir: PathBuf, defaults: Policy) -> Self {
-        Self { dir, defaults, told: BTreeMap::new(), away: BTreeMap::new() }
+    /// A folder of which nothing was told yet. `terms` is what tasks are read with.
+    pub fn new(dir: PathBuf, terms: impl Into<Terms>) -> Self {
+        Self { dir, terms: terms.into(), told: BTreeMap::new(), away: BTreeMap::new() }
     }
 
     /// Reads the folder and tells what is different from what was told before. Reads files: not for an async task.
@@ -151,7 +153,7 @@ impl Folder {
         };
         for path in &paths {
             self.away.remove(path);
-            let (id, read) = read(path, &self.defaults);
+            let (id, read) = read(path, &self.terms);
             // A file that went between listing and reading is away, not bad.
             if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
                 continue;
@@ -213,13 +215,14 @@ impl Folder {
 
 /// Reads the folder now and whenever it changes, until `stop` or until nobody listens any more. The first message
 /// is the folder as it stands, even if there is nothing in it; later ones hold at least one change.
-pub fn watch(dir: PathBuf, defaults: Policy, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
+pub fn watch(dir: PathBuf, terms: impl Into<Terms>, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(CHANGES_CAPACITY);
+    let folder = Folder::new(dir, terms);
     tokio::spawn(async move {
         // A `select` so that a full channel does not outlive the stop.
         tokio::select! {
             () = stop.cancelled() => {}
-            () = follow(Folder::new(dir, defaults), sender) => {}
+            () = follow(folder, sender) => {}
         }
     });
     receiver

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -17,7 +18,7 @@ use crate::event::TaskId;
 use crate::schedule::timing::Timing;
 use crate::task::definition::{
     Action, AgentKind, Backoff, Catchup, Definition, Keep, OnCrash, OnError, Overlap, Param, Policy, Schedule,
-    SecretSource, Step, When,
+    SecretSource, Step, Terms, When,
 };
 
 use reader::{Open, Reader, not_known};
@@ -129,14 +130,17 @@ pub struct Posted {
     pub definition: Definition,
 }
 
-/// Reads a task file. `file` is its name for the problems; `defaults` the policy of a task that says nothing.
+/// Reads a task file. `file` is its name for the problems; `terms` what a task is read with.
 ///
 /// A single time in the past is no problem here, as a file stays when its time has come; whoever puts a *new or
 /// changed* schedule in force asks [`crate::schedule::timing::check`].
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with it.
-pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition, Problems> {
+pub fn from_toml<'t, T>(file: &str, text: &str, terms: &'t T) -> Result<Definition, Problems>
+where
+    Terms: From<&'t T>,
+{
     let problem = |span: Option<Range<usize>>, key: String, message: String| {
         let place = span.map(|span| Place::of(text, span.start));
         Problem {
@@ -151,7 +155,7 @@ pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition
         .map_err(|error| Problems::from(problem(error.span(), String::new(), error.message().to_owned())))?;
     let root = Node { data: table_node(table.get_ref()), span: None };
     let mut reader = Reader::default();
-    let definition = reader.definition(&root, defaults);
+    let definition = reader.definition(&root, &Terms::from(terms));
     reader.end(definition, problem)
 }
 
@@ -159,7 +163,10 @@ pub fn from_toml(file: &str, text: &str, defaults: &Policy) -> Result<Definition
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with it, without places.
-pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
+pub fn from_json<'t, T>(value: &Json, terms: &'t T) -> Result<Posted, Problems>
+where
+    Terms: From<&'t T>,
+{
     let mut reader = Reader::default();
     let mut value = value.clone();
     let mut id = None;
@@ -180,7 +187,7 @@ pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
         }
     }
     let root = Node { data: json_node(&value), span: None };
-    let definition = reader.definition(&root, defaults);
+    let definition = reader.definition(&root, &Terms::from(terms));
     let definition = reader.end(definition, without_place)?;
     let run = run.unwrap_or(!definition.agent.is_elsewhere());
     Ok(Posted { id, run, definition })
@@ -190,7 +197,10 @@ pub fn from_json(value: &Json, defaults: &Policy) -> Result<Posted, Problems> {
 ///
 /// # Errors
 /// [`Problems`]: everything that is wrong with the result, without places.
-pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<Definition, Problems> {
+pub fn patched<'t, T>(old: &Definition, changes: &Json, terms: &'t T) -> Result<Definition, Problems>
+where
+    Terms: From<&'t T>,
+{
     let whole = |key: &str, message: &str| Problems::from(without_place(None, key.into(), message.into()));
     let Json::Object(changes) = changes else {
         return Err(whole("", "must be an object"));
@@ -210,7 +220,7 @@ pub fn patched(old: &Definition, changes: &Json, defaults: &Policy) -> Result<De
             }
         }
     }
-    from_json(&task, defaults).map(|posted| posted.definition)
+    from_json(&task, terms).map(|posted| posted.definition)
 }
 
 /// Reads a schedule alone, as it stands in a task: what is refused there is refused here.
@@ -290,7 +300,7 @@ fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Probl
 }
 
 impl Reader {
-    fn definition(&mut self, root: &Node, defaults: &Policy) -> Option<Definition> {
+    fn definition(&mut self, root: &Node, terms: &Terms) -> Option<Definition> {
         const KNOWN: [&str; 11] = [
             "title",
             "description",
@@ -310,9 +320,16 @@ impl Reader {
         let agent = self.agent(&mut open);
         let schedule = open.take("schedule").and_then(|node| self.schedule("schedule", node));
         let policy = match open.take("policy") {
-            Some(node) => self.policy(node, defaults),
-            None => Some(defaults.clone()),
+            Some(node) => self.policy(node, terms),
+            None => Some(terms.policy.clone()),
         };
+        if agent.is_some_and(AgentKind::is_elsewhere)
+            && policy.as_ref().is_some_and(|policy| policy.concurrency.is_some())
+        {
+            let span = member_span(open.take("policy"), "concurrency");
+            let message = "agent \"external\" takes no places here: take it out, or agent".to_owned();
+            self.wrong("policy.concurrency", span, message);
+        }
         let notify = open.take("notify").map(|node| self.telling(node)).unwrap_or_default();
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
@@ -349,7 +366,7 @@ impl Reader {
                 self.wrong(name, node.span.clone(), message);
             }
         }
-        self.close(open, &KNOWN, &["stagger", "keep", "concurrency", "allow", "deny", "on_approval"]);
+        self.close(open, &KNOWN, &["stagger", "keep", "allow", "deny", "on_approval"]);
         Some(Definition {
             title: title?,
             description,
@@ -450,8 +467,8 @@ impl Reader {
         Some(schedule)
     }
 
-    fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
-        const KNOWN: [&str; 13] = [
+    fn policy(&mut self, node: &Node, terms: &Terms) -> Option<Policy> {
+        const KNOWN: [&str; 14] = [
             "overlap",
             "queue_limit",
             "catchup",
@@ -465,8 +482,9 @@ impl Reader {
             "on_crash",
             "pause_after",
             "keep",
+            "concurrency",
         ];
-        const LATER: [&str; 1] = ["concurrency"];
+        let defaults = &terms.policy;
         let mut open = self.open("policy", node)?;
         let overlap = [
             ("skip", Some(Overlap::Skip)),
@@ -497,7 +515,8 @@ impl Reader {
         let on_crash = self.word(&mut open, "on_crash", &on_crash).unwrap_or(defaults.on_crash);
         let pause_after = self.number(&mut open, "pause_after", 0, Policy::MAX_PAUSE_AFTER.into());
         let keep = open.take("keep").map(|node| self.keep(node));
-        self.close(open, &KNOWN, &LATER);
+        let concurrency = self.pool(&mut open, terms);
+        self.close(open, &KNOWN, &[]);
         Some(Policy {
             overlap,
             queue_limit: queue_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.queue_limit),
@@ -512,7 +531,18 @@ impl Reader {
             on_crash,
             pause_after: pause_after.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.pause_after),
             keep: keep.unwrap_or(defaults.keep),
+            concurrency,
         })
+    }
+
+    fn pool(&mut self, open: &mut Open<'_>, terms: &Terms) -> Option<Arc<str>> {
+        let span = open.take("concurrency").and_then(|node| node.span.clone());
+        let name = self.line(open, "concurrency")?;
+        if let Some(why) = terms.no_such_pool(&name) {
+            self.wrong(open.key("concurrency"), span, why);
+            return None;
+        }
+        Some(name.into())
     }
 
     fn backoff(&mut self, open: &mut Open<'_>) -> Option<Backoff> {

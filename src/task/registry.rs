@@ -11,7 +11,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::definition::{Definition, Policy};
+use super::agenda::{Agenda, Entry};
+use super::definition::{Definition, Terms};
 use super::parse::{self, Problem};
 use super::slots;
 use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
@@ -129,16 +130,48 @@ pub struct Registry {
 #[derive(Debug)]
 struct Shared {
     publisher: Publisher,
-    tasks: RwLock<BTreeMap<TaskId, Arc<Task>>>,
+    tasks: RwLock<Tasks>,
     /// Files that never had a good version.
     broken: RwLock<BTreeMap<TaskId, Problem>>,
-    /// The policy of a task that says nothing.
-    defaults: Policy,
+    /// What tasks are read with.
+    terms: Terms,
     zone: TimeZone,
     /// The newest time at which schedules were looked at, in microseconds.
     seen: AtomicI64,
     /// Held over one change of a definition, in the store and here.
     edits: tokio::sync::Mutex<()>,
+}
+
+/// The tasks, and when they are due.
+#[derive(Debug, Default)]
+struct Tasks {
+    by_id: BTreeMap<TaskId, Arc<Task>>,
+    agenda: Agenda,
+}
+
+impl Tasks {
+    fn put(&mut self, task: &Arc<Task>) {
+        let before = self.by_id.insert(task.id.clone(), Arc::clone(task));
+        self.agenda.note(&task.id, before.map(|before| entry(&before)), Some(entry(task)));
+    }
+
+    fn change(&mut self, id: &TaskId, change: impl FnOnce(&mut Task)) -> Option<Arc<Task>> {
+        let task = self.by_id.get_mut(id)?;
+        let before = entry(task);
+        change(Arc::make_mut(task));
+        self.agenda.note(id, Some(before), Some(entry(task)));
+        Some(Arc::clone(task))
+    }
+
+    fn remove(&mut self, id: &TaskId) {
+        if let Some(task) = self.by_id.remove(id) {
+            self.agenda.note(id, Some(entry(&task)), None);
+        }
+    }
+}
+
+fn entry(task: &Task) -> Entry {
+    Entry { next: task.next, planned: task.planned }
 }
 
 impl Registry {
@@ -149,7 +182,7 @@ impl Registry {
     pub async fn load(
         store: &Arc<Store>,
         publisher: Publisher,
-        defaults: Policy,
+        terms: Terms,
         zone: TimeZone,
     ) -> Result<Self, TaskError> {
         let rows = store.read(read_rows).await?;
@@ -159,7 +192,7 @@ impl Registry {
                 publisher,
                 tasks: RwLock::default(),
                 broken: RwLock::default(),
-                defaults,
+                terms,
                 zone,
                 seen: AtomicI64::new(seen.as_microsecond()),
                 edits: tokio::sync::Mutex::default(),
@@ -172,24 +205,28 @@ impl Registry {
     }
 
     fn open(&self, row: Row) {
-        let definition = match serde_json::from_str(&row.definition)
-            .map_err(|error| error.to_string())
-            .and_then(|json| parse::from_json(&json, &self.shared.defaults).map_err(|problems| problems.to_string()))
-        {
-            Ok(posted) => posted.definition,
-            Err(error) => {
-                // Another version wrote what this one refuses: the task stays, with its history, and says so.
-                tracing::error!(task = %row.id, %error, "the stored task cannot be used by this version");
-                let problem = Problem { file: None, line: None, column: None, key: String::new(), message: error };
-                self.broken_mut().insert(row.id, problem);
-                return;
-            }
-        };
+        let definition =
+            match serde_json::from_str(&row.definition).map_err(|error| error.to_string()).and_then(|json| {
+                parse::from_json(&json, &self.shared.terms.policy).map_err(|problems| problems.to_string())
+            }) {
+                Ok(posted) => posted.definition,
+                Err(error) => {
+                    // Another version wrote what this one refuses: the task stays, with its history, and says so.
+                    tracing::error!(task = %row.id, %error, "the stored task cannot be used by this version");
+                    let problem = Problem { file: None, line: None, column: None, key: String::new(), message: error };
+                    self.broken_mut().insert(row.id, problem);
+                    return;
+                }
+            };
         let timing = self.timing(&definition, &row.id, row.seed).ok().flatten();
         let start =
             Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
         let next = timing.as_ref().and_then(|timing| next_planned(timing, row.anchor, row.planned));
+        let problem = self.pool_is_gone(&definition);
+        if let Some(problem) = &problem {
+            tracing::error!(task = %row.id, %problem, "the pool of a task is gone");
+        }
         self.set(Task {
             id: row.id,
             no: row.no,
@@ -197,7 +234,7 @@ impl Registry {
             timing,
             source: row.source,
             path: None,
-            problem: None,
+            problem,
             enabled: row.enabled,
             paused: row.paused,
             anchor: row.anchor,
@@ -205,6 +242,14 @@ impl Registry {
             next,
             seed: row.seed,
         });
+    }
+
+    /// What is said of a task of the store whose pool is not in the configuration any more: it is none of the task's doing,
+    /// so its runs go on, one at a time.
+    fn pool_is_gone(&self, definition: &Definition) -> Option<Problem> {
+        let why = self.shared.terms.no_such_pool(definition.policy.concurrency.as_deref()?)?;
+        let message = format!("{why}; until then one run of it is at work at a time");
+        Some(Problem { file: None, line: None, column: None, key: "policy.concurrency".to_owned(), message })
     }
 
     fn timing(&self, definition: &Definition, id: &TaskId, seed: u64) -> Result<Option<Arc<Timing>>, Wrong> {
@@ -215,7 +260,7 @@ impl Registry {
 
     /// The newest time that is stored of schedules: a clock far behind it is wrong.
     pub fn last_stored(&self) -> Timestamp {
-        let planned = self.all().iter().map(|task| task.planned).max();
+        let planned = self.newest_planned();
         let seen = Timestamp::from_microsecond(self.shared.seen.load(Ordering::Relaxed)).unwrap_or_default();
         planned.map_or(seen, |planned| planned.max(seen))
     }
@@ -272,12 +317,32 @@ impl Registry {
 
     /// One task.
     pub fn get(&self, id: &TaskId) -> Option<Arc<Task>> {
-        self.shared.tasks.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.tasks().by_id.get(id).cloned()
     }
 
     /// All tasks by their ids.
     pub fn all(&self) -> Vec<Arc<Task>> {
-        self.shared.tasks.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.tasks().by_id.values().cloned().collect()
+    }
+
+    /// The tasks whose next slot is due, in the order of those slots. O(log tasks), beside what it gives.
+    pub fn due(&self, now: Timestamp) -> Vec<Arc<Task>> {
+        let tasks = self.tasks();
+        tasks.agenda.due(now).filter_map(|id| tasks.by_id.get(id).cloned()).collect()
+    }
+
+    /// When the next task is due.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.tasks().agenda.next()
+    }
+
+    /// The newest time up to which a task is planned.
+    pub fn newest_planned(&self) -> Option<Timestamp> {
+        self.tasks().agenda.newest_planned()
+    }
+
+    fn tasks(&self) -> std::sync::RwLockReadGuard<'_, Tasks> {
+        self.shared.tasks.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The files that never had a good version, and what is wrong with each.
@@ -285,9 +350,9 @@ impl Registry {
         self.shared.broken.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The policy of a task that says nothing.
-    pub fn defaults(&self) -> &Policy {
-        &self.shared.defaults
+    /// What tasks are read with.
+    pub fn terms(&self) -> &Terms {
+        &self.shared.terms
     }
 
     /// The zone of schedules that name none.
@@ -537,7 +602,7 @@ impl Registry {
     fn forget(&self, id: &TaskId, no: TaskNo) {
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
         // Another of the same name may be there already.
-        if tasks.get(id).is_some_and(|there| there.no == no) {
+        if tasks.by_id.get(id).is_some_and(|there| there.no == no) {
             tasks.remove(id);
         }
     }
@@ -588,7 +653,7 @@ impl Registry {
     fn set(&self, task: Task) -> Arc<Task> {
         let task = Arc::new(task);
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
-        tasks.insert(task.id.clone(), Arc::clone(&task));
+        tasks.put(&task);
         drop(tasks);
         self.shared.publisher.changes().note(&task.id);
         task
@@ -597,10 +662,7 @@ impl Registry {
     /// Changes a task in memory; one that was removed meanwhile has nothing left to change.
     fn change(&self, id: &TaskId, change: impl FnOnce(&mut Task)) -> Result<Arc<Task>, TaskError> {
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
-        let task = tasks.get_mut(id).map(|task| {
-            change(Arc::make_mut(task));
-            Arc::clone(task)
-        });
+        let task = tasks.change(id, change);
         drop(tasks);
         self.shared.publisher.changes().note(id);
         task.ok_or_else(|| TaskError::NotFound(id.clone()))

@@ -302,11 +302,12 @@ async fn runs_by_hand_wait_in_turn_have_a_place_and_are_at_most_ten() {
     assert_eq!((status, &problem["code"]), (429, &json!("limit")));
     for (place, run) in waiting.iter().enumerate() {
         let (_, run) = client.get(&format!("/runs/{run}")).await;
-        assert_eq!((&run["state"], &run["queue_position"]), (&json!("queued"), &json!(place)));
+        assert_eq!((&run["state"], &run["waits"]), (&json!("queued"), &json!({"for": "run", "position": place + 1})));
     }
     let (status, stopped) = client.post(&format!("/runs/{}/stop", waiting[0]), json!({})).await;
     assert_eq!((status, &stopped["state"]), (202, &json!("cancelled")));
-    assert_eq!(client.get(&format!("/runs/{}", waiting[1])).await.1["queue_position"], 0);
+    assert_eq!(client.get(&format!("/runs/{}", waiting[1])).await.1["waits"]["position"], 1);
+    assert_eq!(client.get(&format!("/runs/{first}")).await.1["waits"], Value::Null, "it is at work");
     for run in waiting.iter().rev() {
         client.post(&format!("/runs/{run}/stop"), json!({})).await;
     }

@@ -394,3 +394,33 @@ fn every_promise_stands_in_the_table_once() {
         }
     }
 }
+
+/// What is asked for each slot and each start must not take longer the more is kept.
+#[test]
+fn nothing_that_is_asked_of_one_slot_or_of_open_runs_walks_through_all_that_is_kept() {
+    let store = rusqlite::Connection::open_in_memory().unwrap();
+    for schema in files("src/store/schema", &[".sql"]) {
+        store.execute_batch(&std::fs::read_to_string(schema).unwrap()).unwrap();
+    }
+    let mut asked = 0;
+    for path in ["src/task/slots.rs", "src/task/registry.rs", "src/run/queue.rs"] {
+        let text = std::fs::read_to_string(root().join(path)).unwrap();
+        let texts = text.split('"').skip(1).step_by(2);
+        let of_one = |sql: &&str| {
+            sql.contains("slots") && sql.contains("WHERE run = ?1")
+                || sql.contains("FROM runs") && sql.contains("WHERE task = ?1 AND state IN")
+        };
+        for sql in texts.filter(of_one) {
+            let mut explained = store.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let (mut lines, mut plan) = (explained.raw_query(), Vec::<String>::new());
+            while let Some(line) = lines.next().unwrap() {
+                plan.push(line.get(3).unwrap());
+            }
+            let by =
+                if sql.contains("slots") { "slots_by_run (run=?)" } else { "runs_open_by_task (task=? AND state=?)" };
+            assert!(plan.iter().any(|line| line.contains(by)), "{path}: {sql}\n{plan:?}");
+            asked += 1;
+        }
+    }
+    assert!(asked >= 5, "only {asked} statements were found");
+}

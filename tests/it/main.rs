@@ -1,6 +1,7 @@
 //! Rejoin from the outside and between its parts. One binary, so that it links once.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where by panicking")]
 
+mod agenda;
 mod api;
 mod attack;
 mod backup;
@@ -45,7 +46,9 @@ mod logs;
 mod metrics;
 mod notify;
 mod notify_receivers;
+mod places;
 mod policies;
+mod pools;
 mod process;
 mod producer;
 mod proxy;

@@ -290,7 +290,7 @@ async fn a_pending_retry_survives_the_server_and_starts_when_it_is_due_and_not_b
     let server = home.serve_at(clock.clone()).await;
     let again = server.client.get(&format!("/runs/{}", text(&retry["id"]))).await.1;
     assert_eq!((&again["state"], &again["not_before"]), (&json!("queued"), &retry["not_before"]));
-    assert_eq!(again["queue_position"], Value::Null, "it is not in line yet");
+    assert_eq!(again["waits"], json!({"for": "retry", "until": retry["not_before"]}), "it is not in line yet");
     // The clock goes on while the server runs.
     clock.set(now + SignedDuration::from_hours(1));
     let over = server.client.ended(&text(&retry["id"])).await;

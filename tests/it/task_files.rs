@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rejoin::task::definition::{
     Action, AgentKind, Backoff, Catchup, Definition, Keep, OnCrash, OnError, Overlap, Param, Policy, Schedule,
-    SecretSource, Step, When,
+    SecretSource, Step, Terms, When,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use rejoin::task::telling::{Occasion, Telling};
@@ -111,6 +112,7 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
         on_crash: OnCrash::Retry,
         pause_after: 9,
         keep: Keep { runs: Some(7), ..Keep::default() },
+        concurrency: None,
     };
     let read = |text: &str| from_toml("t.toml", text, &defaults).unwrap().policy;
     assert_eq!(read(&task("")), defaults);
@@ -242,6 +244,8 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
             "[secrets]\nKEY = { env = \"X\", file = \"y\" }",
             "tasks/t.toml:3:7: secrets.KEY: takes one of { env = \"VARIABLE\" } and { file = \"path\" }; its value never stands in a task",
         ),
+        ("[policy]\nconcurrency = 3", "tasks/t.toml:3:15: policy.concurrency: must be text, is a number"),
+        ("[policy]\nconcurrency = \"\"", "tasks/t.toml:3:15: policy.concurrency: must not be empty"),
         ("[secrets]\nKEY = \"hunter2\"", "tasks/t.toml:3:7: secrets.KEY: must be a table, is text"),
         ("summary = \"x\"", "tasks/t.toml:2:11: summary: goes with attention, which is not there"),
         ("attention = \"1 +\"", "tasks/t.toml:2:13: attention: is not a condition: "),
@@ -317,11 +321,27 @@ fn each_mistake_in_a_step_is_told_with_its_place() {
 }
 
 #[test]
-fn every_policy_of_other_versions_is_refused_by_name() {
-    for key in ["concurrency"] {
-        let said = refused(&task(&format!("[policy]\n{key} = 1")));
-        assert_eq!(said, format!("tasks/t.toml:3:1: policy.{key}: comes later: this version does not act on it"));
-    }
+fn a_pool_is_one_of_the_configuration_and_nothing_that_is_carried_out_elsewhere_takes_its_places() {
+    let pools = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let terms = |names: &[&str]| Terms { policy: Policy::default(), pools: Some(Arc::new(pools(names))) };
+    let text = task("[policy]\nconcurrency = \"disk\"");
+    let read = |terms: Terms| from_toml("t.toml", &text, &terms).map_err(|problems| problems.to_string());
+    assert_eq!(read(terms(&["disk", "net"])).unwrap().policy.concurrency.as_deref(), Some("disk"));
+    assert_eq!(
+        read(terms(&["net"])).unwrap_err(),
+        "t.toml:3:15: policy.concurrency: there is no pool \"disk\" in [pools] of config.toml: there are \"net\""
+    );
+    assert_eq!(
+        read(terms(&[])).unwrap_err(),
+        "t.toml:3:15: policy.concurrency: there is no pool \"disk\": name it with its size in [pools] of config.toml"
+    );
+    // A task of the store stays what it is when its pool goes.
+    assert_eq!(read(Policy::default().into()).unwrap().policy.concurrency.as_deref(), Some("disk"));
+    let elsewhere = "title = \"T\"\nagent = \"external\"\n[policy]\nconcurrency = \"disk\"\n";
+    assert_eq!(
+        refused(elsewhere),
+        "tasks/t.toml:4:15: policy.concurrency: agent \"external\" takes no places here: take it out, or agent"
+    );
 }
 
 #[test]
@@ -634,8 +654,9 @@ fn definitions() -> impl Strategy<Value = Definition> {
     let codes = prop::collection::btree_set(1u8..=255, 0..4).prop_map(|codes| codes.into_iter().collect());
     let on_crash = prop::sample::select(vec![OnCrash::Fail, OnCrash::Retry]);
     let retry = (prop::option::of(lengths()), 0u32..=100, waits, codes, on_crash, 0u32..=1000);
-    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), retry, keep).prop_map(
-        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, retry, keep)| {
+    let pool = prop::option::of("[a-z0-9_-]{1,64}".prop_map(Arc::<str>::from));
+    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), retry, keep, pool).prop_map(
+        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, retry, keep, concurrency)| {
             let (idle_timeout, retries, backoff, retry_on, on_crash, pause_after) = retry;
             Policy {
                 overlap,
@@ -651,6 +672,7 @@ fn definitions() -> impl Strategy<Value = Definition> {
                 on_crash,
                 pause_after,
                 keep,
+                concurrency,
             }
         },
     );

@@ -65,11 +65,6 @@ impl Runs {
         self.shared.leaving.cancelled().await;
     }
 
-    /// Whether a task's runs are carried out elsewhere.
-    pub(super) fn is_elsewhere(&self, task: &TaskId) -> bool {
-        self.shared.registry.get(task).is_some_and(|task| task.definition.agent.is_elsewhere())
-    }
-
     /// Holds a run that was opened by hand: it takes events at once.
     pub(super) fn begin_elsewhere(&self, id: RunId, topic: Arc<Topic>) {
         self.shared.workshop.note_unwatched(&topic.id);
@@ -96,7 +91,11 @@ impl Runs {
     }
 
     fn hold(&self, seat: Arc<Elsewhere>) {
-        self.lists().elsewhere.insert(seat.id, Arc::clone(&seat));
+        {
+            let mut lists = self.lists();
+            lists.places.note_elsewhere(seat.id, &seat.topic.id);
+            lists.elsewhere.insert(seat.id, Arc::clone(&seat));
+        }
         self.shared.offered.notify_waiters();
         let runs = self.clone();
         self.shared.keepers.spawn(async move {
@@ -105,7 +104,11 @@ impl Runs {
                 () = runs.leaving() => {}
                 () = runs.keep(&seat) => {
                     seat.end();
-                    runs.lists().elsewhere.remove(&seat.id);
+                    {
+                        let mut lists = runs.lists();
+                        lists.elsewhere.remove(&seat.id);
+                        lists.places.leave(seat.id);
+                    }
                     runs.shared.ended.notify_waiters();
                     runs.look_again();
                 }
@@ -253,16 +256,7 @@ impl Runs {
             return Free::Opened(Arc::clone(seat));
         }
         let until = opened.iter().filter_map(|seat| seat.free_from()).min();
-        let side_by_side = self.runs_side_by_side(task);
-        if lists.busy().contains(task) && !side_by_side {
-            return Free::Not(until);
-        }
-        let may_start = |id: RunId| side_by_side || !self.waits_for_a_retry(&lists, id, task);
-        let mut waiting = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
-        let Some(id) = waiting.find(|id| may_start(*id)) else { return Free::Not(until) };
-        lists.take_out(id);
-        lists.giving.insert(id, task.clone());
-        Free::Queued(id)
+        lists.places.give_next_of(task).map_or(Free::Not(until), Free::Queued)
     }
 
     /// Gives a run away; `None` when it is over.
@@ -282,13 +276,12 @@ impl Runs {
             }
             Free::Queued(id) => {
                 let begun = self.begin(task, id, also).await;
-                if let Ok(Some(seat)) = &begun {
-                    // At work before it is no longer on its way: in between no other of the task begins.
-                    self.hold(Arc::clone(seat));
+                if !matches!(begun, Ok(Some(_))) {
+                    self.lists().places.leave(id);
                 }
-                self.lists().giving.remove(&id);
                 match begun {
                     Ok(Some(seat)) => {
+                        self.hold(Arc::clone(&seat));
                         let run = seat.topic.tail().fold.run(id).cloned();
                         Ok(run)
                     }

@@ -1,7 +1,6 @@
 //! The retries: made in the transaction that saves the end of the attempt before, waiting here until they are due, then
 //! in line with the other runs. What follows an end is decided by `run/retry.rs`.
 
-use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +13,7 @@ use crate::config::units::duration_words;
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
+use crate::run::places::{Due, Kind};
 use crate::run::retry::{self, Next, Past};
 use crate::run::runner::{CALLED_OFF, StopCause, reasoned};
 use crate::store::{StoreError, TaskNo};
@@ -29,99 +29,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// waited for. One that is only slowed down a little to be right again comes to it earlier.
 const SET_BACK: u32 = 8;
 
-/// The retries that wait: until they are due here, and in line with the others from then on until they start.
-#[derive(Debug, Default)]
-pub(super) struct Retries {
-    waiting: BTreeMap<RunId, Pending>,
-    /// How many each task has.
-    of: HashMap<TaskId, usize>,
-}
-
-#[derive(Debug)]
-struct Pending {
-    task: TaskId,
-    /// When it is due, by the clock of the machine; or, should that be set back meanwhile, by the time that passed.
-    at: Timestamp,
-    by: Instant,
-    in_line: bool,
-}
-
-impl Retries {
-    fn add(&mut self, id: RunId, pending: Pending) {
-        let task = pending.task.clone();
-        if self.waiting.insert(id, pending).is_none() {
-            *self.of.entry(task).or_default() += 1;
-        }
-    }
-
-    /// Takes a retry out that starts or is over; gives its task.
-    pub(super) fn remove(&mut self, id: RunId) -> Option<TaskId> {
-        let Pending { task, .. } = self.waiting.remove(&id)?;
-        if let Some(count) = self.of.get_mut(&task) {
-            *count -= 1;
-            if *count == 0 {
-                self.of.remove(&task);
-            }
-        }
-        Some(task)
-    }
-
-    /// The retries of a task.
-    pub(super) fn of(&self, task: &TaskId) -> Vec<RunId> {
-        if !self.has_any_of(task) {
-            return Vec::new();
-        }
-        self.waiting.iter().filter(|(_, pending)| pending.task == *task).map(|(id, _)| *id).collect()
-    }
-
-    /// Whether a task has a retry that waits.
-    pub(super) fn has_any_of(&self, task: &TaskId) -> bool {
-        self.of.contains_key(task)
-    }
-
-    /// Whether this run is a retry that waits.
-    pub(super) fn has(&self, id: RunId) -> bool {
-        self.waiting.contains_key(&id)
-    }
-
-    /// How many are not due yet.
-    pub(super) fn not_due(&self) -> usize {
-        self.waiting.values().filter(|pending| !pending.in_line).count()
-    }
-
-    /// Those that are due now and not yet in line.
-    fn line_up(&mut self, wall: Timestamp, now: Instant) -> Vec<(RunId, TaskId)> {
-        let due = self.waiting.iter_mut().filter(|(_, pending)| !pending.in_line);
-        let due = due.filter(|(_, pending)| pending.at <= wall || pending.by <= now);
-        due.map(|(id, pending)| {
-            pending.in_line = true;
-            (*id, pending.task.clone())
-        })
-        .collect()
-    }
-
-    /// How long until the next is due.
-    fn until_next(&self, wall: Timestamp, now: Instant) -> Option<Duration> {
-        let left = |pending: &Pending| {
-            let by_clock = Duration::try_from(pending.at.duration_since(wall)).unwrap_or(Duration::ZERO);
-            by_clock.min(pending.by.saturating_duration_since(now))
-        };
-        self.waiting.values().filter(|pending| !pending.in_line).map(left).min()
-    }
-}
-
 impl Lists {
-    /// Takes a run out that waits, in line or for its time; gives its task.
-    pub(super) fn take_out(&mut self, id: RunId) -> Option<TaskId> {
-        let retry = self.retries.remove(id);
-        self.waiting.remove(&id).or(retry)
-    }
-
     /// Whether someone, or a newer slot, has ended this run: what it says itself is no failure any more.
     fn is_given_up(&self, id: RunId) -> bool {
         let cause = match (self.elsewhere.get(&id), self.working.get(&id)) {
             (Some(seat), _) => seat.stop_cause(),
-            (_, Some(working)) => *working.stop.borrow(),
+            (_, Some(stop)) => *stop.borrow(),
             _ => None,
         };
         matches!(cause, Some(StopCause::Asked | StopCause::Replaced))
@@ -129,25 +42,18 @@ impl Lists {
 }
 
 impl Runs {
-    /// Whether a run has to let a retry of its task go first: one that is pending counts as a run that is not over. What
-    /// a person has started waits for none.
-    pub(super) fn waits_for_a_retry(&self, lists: &Lists, id: RunId, task: &TaskId) -> bool {
-        lists.retries.has_any_of(task)
-            && !lists.retries.has(id)
-            && self.open_run(task, id).is_some_and(|run| run.is_by_itself())
-    }
-
-    /// Keeps a retry until it is due; false when it is.
-    pub(super) fn keep_until_due(&self, lists: &mut Lists, id: RunId, task: &TaskId) -> bool {
-        let Some(run) = self.open_run(task, id) else { return false };
-        let Some(at) = run.not_before else { return false };
+    /// What made a run that waits, and for a retry, when it is due.
+    pub(super) fn kind_of(&self, id: RunId, task: &TaskId) -> Kind {
+        // One that is over already does not start, and holds up nobody until then.
+        let Some(run) = self.open_run(task, id) else { return Kind::Hand };
+        let Some(at) = run.not_before else {
+            return if run.is_by_itself() { Kind::Slot } else { Kind::Hand };
+        };
         let until = |from: Timestamp| Duration::try_from(at.duration_since(from)).unwrap_or(Duration::ZERO);
         // Over a start of the server too a clock that was set back does not make the wait longer than it was drawn.
         let left = until(self.publisher().clock().now()).min(until(run.queued_at));
-        let in_line = left.is_zero();
         let by = Instant::now() + left + left / SET_BACK + LOOK_AGAIN;
-        lists.retries.add(id, Pending { task: task.clone(), at, by, in_line });
-        !in_line
+        Kind::Retry { due: (!left.is_zero()).then_some(Due { at, by }) }
     }
 
     /// The run that does once more what this one was to do; none, as long as nobody did.
@@ -186,15 +92,14 @@ impl Runs {
         let (wall, now) = (self.publisher().clock().now(), Instant::now());
         let (due, next) = {
             let mut lists = self.lists();
-            let due = lists.retries.line_up(wall, now);
-            let is_due = !due.is_empty();
-            lists.waiting.extend(due);
-            (is_due, lists.retries.until_next(wall, now))
+            (lists.places.line_up_due(wall, now), lists.places.next_due())
         };
         if due {
             self.look_again();
         }
-        next
+        let Due { at, by } = next?;
+        let by_clock = Duration::try_from(at.duration_since(wall)).unwrap_or(Duration::ZERO);
+        Some(by_clock.min(by.saturating_duration_since(now)))
     }
 
     /// What follows the end of a run: called by the writer, in the transaction of the end.
@@ -279,7 +184,7 @@ impl Runs {
             runs.registry().note_paused(&id, no, true);
             let mut lists = runs.lists();
             for id in waiting {
-                lists.take_out(id);
+                lists.places.take_out(id);
             }
         };
         Ok(Following { offers, after: Some(Box::new(after)) })

@@ -58,3 +58,7 @@ CREATE TABLE notifications (
 ) STRICT;
 CREATE INDEX notifications_waiting ON notifications (channel, next) WHERE next IS NOT NULL;
 CREATE INDEX notifications_by_task ON notifications (task, n);
+
+-- What is asked whenever a slot is planned or its run starts, however many slots and ended runs are kept.
+CREATE INDEX slots_by_run ON slots (run) WHERE run IS NOT NULL;
+CREATE INDEX runs_open_by_task ON runs (task, state) WHERE state IN ('queued', 'running', 'waiting');

@@ -40,7 +40,18 @@ export interface Run {
   attention?: { summary: string } | null;
   params?: Record<string, unknown> | null;
   stopping?: { stage: string; since: string } | null;
-  queue_position?: number | null;
+  /** What it waits for, where one run or a list of runs is asked for; null for one that does not wait. */
+  waits?: Waits | null;
+}
+
+/** What a run waits for. */
+export interface Waits {
+  /** Another run of its task, a place of its pool, a place of the server, its time, or a program that asks for it. */
+  for: 'run' | 'pool' | 'place' | 'retry' | 'claim';
+  pool?: string;
+  /** Which it is, from 1, of those that wait for the same. */
+  position?: number;
+  until?: string;
 }
 
 export interface FileError {
