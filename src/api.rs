@@ -29,8 +29,10 @@ use socket::Came;
 use wire::Viewer;
 
 pub mod act;
+pub mod attention;
 pub mod auth;
 pub mod board;
+pub mod calendar;
 pub mod command;
 pub mod door;
 pub mod error;
@@ -76,6 +78,8 @@ pub struct Api {
     pub live: Arc<Live>,
     /// Rung when a schedule changed.
     pub planner: Arc<Notify>,
+    /// Rung when something was snoozed.
+    pub snoozed: Arc<Notify>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
     /// Where the outputs of tool calls are.
@@ -93,6 +97,7 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
         .route("/tasks/{task}/events", get(events_of_task))
+        .route("/calendar", get(calendar::calendar))
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
@@ -101,6 +106,9 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{run}/message", post(runs::message))
         .route("/runs/{run}/approve", post(runs::approve))
         .route("/runs/{run}/deny", post(runs::deny))
+        .route("/runs/{run}/acknowledge", post(attention::acknowledge))
+        .route("/runs/{run}/snooze", post(attention::snooze))
+        .route("/attention", get(attention::list))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))

@@ -3,5 +3,6 @@
 //! This module decides and rings; it knows nothing of storage, runs or connections.
 
 pub mod bell;
+pub mod calendar;
 pub mod plan;
 pub mod timing;

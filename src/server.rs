@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::api::act::Acts;
+use crate::api::attention;
 use crate::api::auth::{self, Authority};
 use crate::api::board::Board;
 use crate::api::command::Commands;
@@ -234,7 +235,7 @@ impl Server {
     }
 
     fn spawn_parts(&mut self) -> Result<()> {
-        let Api { viewer, runs, publisher, store, live, planner, .. } = self.api.clone();
+        let Api { viewer, runs, publisher, store, live, planner, snoozed, .. } = self.api.clone();
         self.tasks.spawn(runs.clone().dispatch());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
@@ -244,6 +245,8 @@ impl Server {
         self.tasks.spawn(planner.run(self.no_more.clone()));
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
+        let (stop, of) = (self.stop.clone(), publisher.clone());
+        self.tasks.spawn(attention::follow(Arc::clone(&store), of, snoozed, stop));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let limits = self.config.retention.clone();
@@ -447,6 +450,7 @@ fn api(
         door: Arc::new(door),
         live,
         planner: Arc::new(Notify::new()),
+        snoozed: Arc::new(Notify::new()),
         about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
         output_dir,
     }

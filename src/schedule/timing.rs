@@ -164,6 +164,11 @@ impl Timing {
     /// How many moments are after `after` and at or before `until`. Exact and immediate for `every` and `at`; a cron
     /// expression is counted one by one up to [`COUNT_LIMIT`].
     pub fn count(&self, anchor: Timestamp, after: Timestamp, until: Timestamp) -> Count {
+        self.count_upto(anchor, after, until, COUNT_LIMIT)
+    }
+
+    /// The same, with a cron expression counted up to `most` only.
+    pub fn count_upto(&self, anchor: Timestamp, after: Timestamp, until: Timestamp, most: u64) -> Count {
         if until <= after {
             return Count::Exactly(0);
         }
@@ -180,7 +185,7 @@ impl Timing {
                 let mut number = 0;
                 let mut at = after;
                 while let Some(next) = self.next_after(anchor, at).filter(|next| *next <= until) {
-                    if number == COUNT_LIMIT {
+                    if number == most {
                         return Count::AtLeast(number);
                     }
                     number += 1;

@@ -68,6 +68,7 @@ const SQL: &[&str] = &[
     "stream::checkpoint",
     "task::registry",
     "task::slots",
+    "run::attention",
     "run::queue",
     "run::runner",
     "retention",

@@ -3,7 +3,9 @@
 
 mod api;
 mod attack;
+mod attention;
 mod bounds;
+mod calendar;
 mod cli;
 mod cli_commands;
 mod cli_live;
