@@ -93,6 +93,7 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}", get(tasks::show).patch(tasks::patch).delete(tasks::remove))
         .route("/tasks/{task}/pause", post(tasks::pause))
         .route("/tasks/{task}/resume", post(tasks::resume))
+        .route("/tasks/{task}/export", get(tasks::export))
         .route("/tasks/{task}/next", get(tasks::next))
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))

@@ -35,6 +35,17 @@ export interface Run {
   params?: Record<string, unknown> | null;
   stopping?: { stage: string; since: string } | null;
   queue_position?: number | null;
+  /** What it waits for, and at which place in that line. */
+  waits?: Waits | null;
+  /** Not before then: a retry. */
+  not_before?: string | null;
+}
+
+export interface Waits {
+  for: 'run' | 'pool' | 'place' | 'retry' | 'claim';
+  pool?: string | null;
+  position?: number | null;
+  until?: string | null;
 }
 
 export interface FileError {
@@ -60,7 +71,15 @@ export interface Policy {
   catchup_limit?: number | null;
   timeout?: string | null;
   idle_timeout?: string | null;
+  queue_limit?: number | null;
   retries?: number | null;
+  /** `30s..10m`: the first pause and the longest. */
+  backoff?: string | null;
+  /** Exit codes; after any failure without. */
+  retry_on?: number[] | null;
+  on_crash?: string | null;
+  pause_after?: number | null;
+  concurrency?: string | null;
   [other: string]: unknown;
 }
 
@@ -87,7 +106,8 @@ export interface Task {
   last_run?: Run | null;
   last_ended?: Run | null;
   active_runs?: number | null;
-  attention?: { run: string; summary: string } | null;
+  /** What its runs have found and nobody has answered: the newest, and how many there are. */
+  attention?: { run: string; summary: string; at?: string | null; count?: number | null } | null;
   gen?: string | null;
   oldest?: number | null;
   head?: number | null;
