@@ -67,7 +67,7 @@ export const POLICY: readonly Group[] = [
         help: '“auto” is one period of the schedule, at most a day.',
         kind: 'text',
         like: 'auto, 6h',
-        with: ['catchup', ['last', 'all']],
+        with: ['catchup', ['', 'last', 'all']],
       },
       {
         key: 'catchup_limit',
@@ -283,8 +283,10 @@ export function definitionOf(draft: Draft, was: Definition = {}): Definition {
   put('attention', draft.attention, draft.attention.trim() !== '');
   put('summary', draft.summary, draft.summary.trim() !== '');
   // What is chosen and left empty is refused with its reason, and not taken for something else.
-  const schedule = scheduleOf(draft) ?? (draft.kind === 'none' ? null : { [draft.kind]: '' });
-  put('schedule', schedule, schedule !== null);
+  const schedule = scheduleOf(draft) ?? { [draft.kind]: '' };
+  const own = ['cron', 'every', 'at', 'tz', ...SCHEDULE.map(({ key }) => key)];
+  const others = Object.entries(table(was.schedule)).filter(([key]) => !own.includes(key));
+  put('schedule', { ...Object.fromEntries(others), ...schedule }, draft.kind !== 'none');
   const policy = given(fields, draft.policy, table(was.policy));
   put('policy', policy, Object.keys(policy).length > 0);
   const params = draft.params.map((param) => [
@@ -296,11 +298,20 @@ export function definitionOf(draft: Draft, was: Definition = {}): Definition {
   return task;
 }
 
+/** JSON with sorted keys: what is the same task is the same text. */
+function canonical(value: unknown): string {
+  return JSON.stringify(value, (_, one: unknown) =>
+    typeof one === 'object' && one !== null && !Array.isArray(one)
+      ? Object.fromEntries(Object.entries(one).sort(([a], [b]) => (a < b ? -1 : 1)))
+      : one,
+  );
+}
+
 /** The members that are others than before; null takes one away. */
 export function changesBetween(was: Definition, now: Definition): Definition {
   const changes: Definition = {};
   for (const key of new Set([...Object.keys(was), ...Object.keys(now)])) {
-    if (JSON.stringify(was[key]) !== JSON.stringify(now[key])) changes[key] = now[key] ?? null;
+    if (canonical(was[key]) !== canonical(now[key])) changes[key] = now[key] ?? null;
   }
   return changes;
 }

@@ -122,7 +122,7 @@ export class PageApi extends Api {
       headers: { 'Idempotency-Key': key },
     });
   change = (task: string, changes: Definition) => this.call<Task>('PATCH', ofTask(task), { body: changes });
-  remove = (task: string) => this.call<void>('DELETE', ofTask(task));
+  remove = (task: string) => this.call<void>('DELETE', ofTask(task), { query: { stop: true } });
   exportUrl = (task: string) => this.base + ofTask(task, '/export');
 
   outputUrl = (run: string, call: string) => this.base + ofRun(run, `/output/${encodeURIComponent(call)}`);
