@@ -106,7 +106,7 @@ agent = "steps"
 overlap = "queue"
 
 [[steps]]
-run = "sleep 120"
+run = "sleep 600"
 `;
 
 async function shipped() {

@@ -196,7 +196,8 @@ function ordinal(n: number): string {
 /** What a queued run waits for: `Third in pool backup`. */
 export function waitWords(run: Run, now: number): string {
   const { waits } = run;
-  const position = waits?.position ?? run.queue_position;
+  // Of older servers: how many are before it.
+  const position = waits?.position ?? (run.queue_position == null ? null : run.queue_position + 1);
   const place = position ? ordinal(position) : null;
   const first = (words: string) => words.charAt(0).toUpperCase() + words.slice(1);
   const until = waits?.until ?? run.not_before;

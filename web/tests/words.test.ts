@@ -80,7 +80,7 @@ test('a place in a queue is said in words', () => {
   expect(said({ waits: { for: 'run', position: 1 } })).toBe('Waits for the run before it');
   expect(said({ waits: { for: 'run', position: 2 } })).toBe('Second in line behind the run before');
   expect(said({ waits: { for: 'retry', until: '2026-11-20T20:10:00Z' } })).toBe('Tries again in 10 min');
-  expect(said({ queue_position: 1 })).toBe('First in line');
+  expect(said({ queue_position: 0 })).toBe('First in line');
   expect(said({})).toBe('');
 });
 
