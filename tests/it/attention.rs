@@ -1,11 +1,16 @@
 //! What runs have found: shown until a person has answered, and pushed to all who look.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{Client, Home, InProcess, Watcher};
+
+/// How long a change of the list may take on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A task that finds what its parameter says, if it says anything.
 const FINDS: &str = r#"
@@ -56,8 +61,10 @@ async fn looker(server: &InProcess) -> Watcher {
 /// Reads on until the list says this of what the task has found.
 async fn told(watcher: &mut Watcher, good: impl Fn(&Value) -> bool) -> Value {
     let is_it = |item: &Value| item["id"] == "finds" && good(&item["attention"]);
-    let frames =
-        watcher.until(|frame| frame["type"] == "tasks" && frame["items"].as_array().unwrap().iter().any(&is_it)).await;
+    let coming =
+        watcher.until(|frame| frame["type"] == "tasks" && frame["items"].as_array().unwrap().iter().any(&is_it));
+    // Heartbeats come for ever.
+    let frames = tokio::time::timeout(PATIENCE, coming).await.expect("the list never said so");
     let items = frames.last().unwrap()["items"].as_array().unwrap().clone();
     items.into_iter().find(is_it).unwrap()["attention"].clone()
 }

@@ -11,6 +11,8 @@ export interface Field {
   choices?: readonly [value: string, words: string][];
   /** What such a value looks like. */
   like?: string;
+  /** It is there only where somebody set it. */
+  unset?: boolean;
   /** Another field that it goes with, and the values of that. */
   with?: readonly [key: string, values: readonly string[]];
 }
@@ -83,12 +85,112 @@ export const POLICY: readonly Group[] = [
     title: 'How long a run may take',
     fields: [
       { key: 'timeout', label: 'Ends after', help: 'The whole run.', kind: 'text', like: '20m, 1h30m' },
+      {
+        key: 'idle_timeout',
+        label: 'Ends without a sign of life after',
+        help: '“none” waits for ever.',
+        kind: 'text',
+        like: 'none, 5m',
+      },
+    ],
+  },
+  {
+    title: 'If a run fails',
+    fields: [
+      {
+        key: 'retries',
+        label: 'Try so many times more',
+        help: 'A stop is no failure.',
+        kind: 'number',
+        like: '0',
+      },
+      {
+        key: 'backoff',
+        label: 'Apart',
+        help: 'The first pause and the longest; each is twice the one before.',
+        kind: 'text',
+        like: '30s..10m',
+      },
+      {
+        key: 'retry_on',
+        label: 'Only after these exit codes',
+        help: 'After any failure when it is left empty.',
+        kind: 'numbers',
+        like: '75, 111',
+      },
+      {
+        key: 'on_crash',
+        label: 'If the server went down under it',
+        help: 'What a run that was cut off counts as.',
+        kind: 'choice',
+        choices: [
+          ['fail', 'it has failed'],
+          ['retry', 'try it again'],
+        ],
+      },
+      {
+        key: 'pause_after',
+        label: 'Pause after so many failures in a row',
+        help: '0 never does.',
+        kind: 'number',
+        like: '0',
+      },
+    ],
+  },
+  {
+    title: 'Beside other tasks',
+    fields: [
+      {
+        key: 'concurrency',
+        label: 'Takes a place of the pool',
+        help: 'One of [pools] in config.toml; none when it is left empty.',
+        kind: 'text',
+        like: 'backup',
+        unset: true,
+      },
     ],
   },
 ];
 
 /** Beside `cron`, `every`, `at` and `tz`. */
-export const SCHEDULE: readonly Field[] = [];
+export const SCHEDULE: readonly Field[] = [
+  {
+    key: 'jitter',
+    label: 'Later by chance, up to',
+    help: 'Drawn anew for each time; nothing when it is left empty.',
+    kind: 'text',
+    like: '5m',
+    unset: true,
+  },
+  {
+    key: 'stagger',
+    label: 'Apart from other tasks',
+    help: 'Always later by the same, which its name decides.',
+    kind: 'flag',
+    unset: true,
+  },
+];
+
+/**
+ * The keys of the policy that a server knows, as it has them for a task that says nothing: what such a task would be
+ * says it. Those that may be unset are not in there.
+ */
+export function known(groups: readonly Group[], defaults: Record<string, unknown> | null): Group[] {
+  return groups
+    .map((group) => ({
+      ...group,
+      fields: group.fields.filter(({ key, unset }) => defaults === null || unset === true || key in defaults),
+    }))
+    .filter(({ fields }) => fields.length > 0);
+}
+
+/** What a field stands at when it is left alone. */
+export function defaultWords(field: Field, defaults: Record<string, unknown> | null): string {
+  const value = defaults?.[field.key];
+  if (field.kind === 'choice') return field.choices?.find(([name]) => name === value)?.[1] ?? '';
+  if (Array.isArray(value)) return value.join(', ');
+  return text(value);
+}
 
 export const SCHEDULE_KINDS = [
   ['none', 'Only when asked'],

@@ -263,8 +263,41 @@ export const SLOT_WORDS: Record<SlotShape, string> = {
   queued: 'Waits',
 };
 
+export const OCCASION_WORDS: Record<string, string> = {
+  failed: 'failures',
+  recovered: 'recoveries',
+  attention: 'findings',
+  missed: 'missed times',
+  late: 'late starts',
+  slow: 'unusually long runs',
+  waiting: 'runs that wait for you',
+  test: 'a test',
+};
+
+export const DELIVERY_WORDS: Record<string, string> = {
+  pending: 'On its way',
+  sent: 'Sent',
+  failed: 'Not delivered',
+  held: 'Held in quiet hours',
+  dropped: 'Left out',
+};
+
+export function deliveryTone(state: string): Tone {
+  switch (state) {
+    case 'sent':
+      return 'good';
+    case 'failed':
+      return 'bad';
+    case 'pending':
+    case 'held':
+      return 'wait';
+    default:
+      return 'quiet';
+  }
+}
+
 /** What happens by itself, said as rules of this task. */
-export function policyWords(policy: Policy | null | undefined): string[] {
+export function policyWords(policy: Policy | null | undefined, isScheduled = true): string[] {
   if (!policy) return [];
   const words: string[] = [];
   switch (policy.overlap) {
@@ -283,7 +316,8 @@ export function policyWords(policy: Policy | null | undefined): string[] {
   }
   const { catchup_window: span } = policy;
   const window = span && span !== 'auto' ? ` of the last ${spanWords(span)}` : '';
-  switch (policy.catchup) {
+  // Without a schedule no time passes that could be missed.
+  switch (isScheduled ? policy.catchup : null) {
     case 'none':
       words.push('Does not make up for missed times');
       break;

@@ -51,10 +51,33 @@ export interface Calendar {
   left_off: number;
 }
 
+/** A way by which people are told. */
+export interface Channel {
+  name: string;
+  kind?: string | null;
+  on?: string[] | null;
+  quiet?: string | null;
+}
+
+/** What was told, to whom, and whether it arrived. */
+export interface Delivery {
+  id: string;
+  at: string;
+  channel: string;
+  event: string;
+  task?: string | null;
+  run?: string | null;
+  text?: string | null;
+  state: string;
+  attempts?: number | null;
+  last_error?: string | null;
+}
+
 export interface Preview {
   items: Upcoming[];
   text?: string | null;
   words?: string | null;
+  zone?: string | null;
 }
 
 /** A task as a file has it. */
@@ -107,14 +130,24 @@ export class PageApi extends Api {
   snooze = (run: string, span: string) =>
     this.call<Finding>('POST', ofRun(run, '/snooze'), { body: { for: span } });
 
+  channels = () => this.call<PageOf<Channel>>('GET', '/notify');
+  deliveries = (cursor: string | null, limit = 30) =>
+    this.call<PageOf<Delivery>>('GET', '/notifications', { query: { cursor, limit } });
+  testChannel = (channel: string) =>
+    this.call<Delivery>('POST', `/notify/${encodeURIComponent(channel)}/test`);
+
   definition = (task: string) => this.call<Task & { definition: Definition }>('GET', ofTask(task));
   /** Says what is wrong with it, and does nothing. */
-  tryOut = (task: string | null, definition: Definition, signal: AbortSignal) =>
-    this.call<unknown>(task === null ? 'POST' : 'PATCH', task === null ? '/tasks' : ofTask(task), {
-      query: { dry_run: true },
-      body: definition,
-      signal,
-    });
+  tryOut = (task: string | null, definition: Definition, signal?: AbortSignal) =>
+    this.call<{ definition?: Definition }>(
+      task === null ? 'POST' : 'PATCH',
+      task === null ? '/tasks' : ofTask(task),
+      {
+        query: { dry_run: true },
+        body: definition,
+        signal,
+      },
+    );
   /** With its key it is made once, however often it is sent. */
   add = (definition: Definition, key: string) =>
     this.call<{ task: Task; run: Run | null }>('POST', '/tasks', {

@@ -6,6 +6,7 @@ export type Route =
   | { name: 'edit'; task: string }
   | { name: 'new'; from: string | null }
   | { name: 'calendar' }
+  | { name: 'notifications' }
   | { name: 'unknown'; path: string };
 
 export function parsePath(path: string): Route {
@@ -13,6 +14,7 @@ export function parsePath(path: string): Route {
   if (parts.length === 0) return { name: 'overview' };
   const [first, task, second, run] = parts;
   if (first === 'calendar' && parts.length === 1) return { name: 'calendar' };
+  if (first === 'notifications' && parts.length === 1) return { name: 'notifications' };
   if (first === 'new' && parts.length <= 2)
     return { name: 'new', from: task === undefined ? null : decode(task) };
   if (first === 'tasks' && task !== undefined) {
