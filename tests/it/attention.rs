@@ -151,7 +151,8 @@ async fn what_was_found_and_answered_is_known_after_a_restart() {
     let found = find(&server.client, "a disk is gone").await;
     server.stop().await;
     let server = home.serve().await;
-    assert_eq!(attention(&server.client).await["run"], json!(found));
+    let shown = attention(&server.client).await;
+    assert_eq!((&shown["run"], &shown["count"]), (&json!(found), &json!(1)));
     assert_eq!(in_state(&server.client, "acknowledged").await, [seen]);
     server.stop().await;
 }
