@@ -17,7 +17,7 @@ pub use trust::{Untrusted, trusted};
 use place::{Place, key_at, table};
 
 use crate::store::Durability;
-use crate::task::definition::{Catchup, Overlap, Policy};
+use crate::task::definition::{Backoff, Catchup, OnCrash, Overlap, Policy};
 
 pub mod place;
 pub mod trust;
@@ -251,6 +251,19 @@ pub struct ScheduleDefaults {
     /// See [`Policy::timeout`].
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub timeout: Duration,
+    /// See [`Policy::idle_timeout`]; `none` is none.
+    #[serde(deserialize_with = "none_or_duration")]
+    pub idle_timeout: Option<Duration>,
+    /// See [`Policy::retries`].
+    pub retries: u32,
+    /// See [`Policy::backoff`].
+    pub backoff: Backoff,
+    /// See [`Policy::retry_on`].
+    pub retry_on: Vec<u8>,
+    /// See [`Policy::on_crash`].
+    pub on_crash: OnCrash,
+    /// See [`Policy::pause_after`].
+    pub pause_after: u32,
     /// How often due slots are looked for in any case, should nothing wake the planner.
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub look_again: Duration,
@@ -266,15 +279,34 @@ impl ScheduleDefaults {
             catchup_window: self.catchup_window,
             catchup_limit: self.catchup_limit,
             timeout: self.timeout,
+            idle_timeout: self.idle_timeout,
+            retries: self.retries,
+            backoff: self.backoff,
+            retry_on: self.retry_on.clone(),
+            on_crash: self.on_crash,
+            pause_after: self.pause_after,
         }
     }
 }
 
 impl Default for ScheduleDefaults {
     fn default() -> Self {
-        let Policy { overlap, queue_limit, catchup, catchup_window, catchup_limit, timeout } = Policy::default();
-        let look_again = Duration::from_secs(30);
-        Self { overlap, queue_limit, catchup, catchup_window, catchup_limit, timeout, look_again }
+        let policy = Policy::default();
+        Self {
+            overlap: policy.overlap,
+            queue_limit: policy.queue_limit,
+            catchup: policy.catchup,
+            catchup_window: policy.catchup_window,
+            catchup_limit: policy.catchup_limit,
+            timeout: policy.timeout,
+            idle_timeout: policy.idle_timeout,
+            retries: policy.retries,
+            backoff: policy.backoff,
+            retry_on: policy.retry_on,
+            on_crash: policy.on_crash,
+            pause_after: policy.pause_after,
+            look_again: Duration::from_secs(30),
+        }
     }
 }
 
@@ -377,8 +409,17 @@ impl<'de> Deserialize<'de> for Network {
 
 /// Reads `auto` or a length of time.
 fn auto_or_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    word_or_duration("auto", from)
+}
+
+/// Reads `none` or a length of time.
+fn none_or_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    word_or_duration("none", from)
+}
+
+fn word_or_duration<'de, D: Deserializer<'de>>(word: &str, from: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(from)?;
-    if text == "auto" {
+    if text == word {
         return Ok(None);
     }
     units::duration(&text).map(Some).map_err(serde::de::Error::custom)
@@ -572,6 +613,19 @@ impl Config {
         }
         if self.schedule.catchup_window == Some(Duration::ZERO) {
             return Err(("schedule.catchup_window", "must be more than nothing; catchup = \"none\" is never".into()));
+        }
+        if self.schedule.idle_timeout == Some(Duration::ZERO) {
+            return Err(("schedule.idle_timeout", "must be more than nothing; \"none\" is never".into()));
+        }
+        let at_most = [
+            ("schedule.retries", self.schedule.retries, Policy::MAX_RETRIES),
+            ("schedule.pause_after", self.schedule.pause_after, Policy::MAX_PAUSE_AFTER),
+        ];
+        if let Some((key, _, most)) = at_most.iter().find(|(_, value, most)| value > most) {
+            return Err((key, format!("must be at most {most}")));
+        }
+        if self.schedule.retry_on.contains(&0) {
+            return Err(("schedule.retry_on", "0 is not the exit code of a failure: those are from 1 to 255".into()));
         }
         if self.stream.life <= self.stream.heartbeat {
             return Err(("stream.life", "must be more than stream.heartbeat, or every watcher is cut off".into()));

@@ -282,6 +282,9 @@ pub struct Status {
     /// The slot of the run, or of the skipped or missed time.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "wire_time::option")]
     pub scheduled_for: Option<Timestamp>,
+    /// The run is a retry, and starts no sooner (`queued`).
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "wire_time::option")]
+    pub not_before: Option<Timestamp>,
     /// The parameters of the run (`queued`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<serde_json::Map<String, serde_json::Value>>,
@@ -321,6 +324,7 @@ impl Status {
             retry_of: None,
             trigger: None,
             scheduled_for: None,
+            not_before: None,
             params: None,
             duration_ms: None,
             exit: None,

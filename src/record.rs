@@ -80,6 +80,9 @@ pub struct Run {
     /// The slot it is for, unless a person started it.
     #[serde(with = "wire_time::option")]
     pub scheduled_for: Option<Timestamp>,
+    /// Set where it was made because the attempt before it failed: it starts no sooner.
+    #[serde(default, with = "wire_time::option")]
+    pub not_before: Option<Timestamp>,
     /// When it was put into the queue.
     #[serde(with = "wire_time")]
     pub queued_at: Timestamp,
@@ -123,6 +126,7 @@ impl Run {
             retry_of: status.retry_of,
             trigger: status.trigger.clone().unwrap_or_else(|| "hand".to_owned()),
             scheduled_for: status.scheduled_for,
+            not_before: status.not_before,
             queued_at: at,
             started_at: None,
             ended_at: None,
@@ -137,6 +141,11 @@ impl Run {
             stopping: None,
             last_n: None,
         }
+    }
+
+    /// Whether the server made it, by a schedule or as a retry, and no person: a task that is paused starts no such run.
+    pub fn is_by_itself(&self) -> bool {
+        self.scheduled_for.is_some() || self.not_before.is_some()
     }
 
     /// The run as it was before it ended; one that has not ended is as it is.

@@ -4,9 +4,11 @@ pub mod attention;
 pub mod draft;
 pub mod external;
 pub mod process;
+pub mod pulse;
 pub mod secrets;
 pub mod supervisor;
 
+pub mod retry;
 pub mod runner;
 
 pub mod queue;

@@ -54,10 +54,8 @@ use crate::task::registry::{Registry, Source};
 
 /// How often the write-ahead log is looked at.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// How often memory is given back.
+/// How often memory is given back: what the stream no longer needs, and what is free to the system.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
-/// How often memory that is free is given back to the system.
-const GIVE_BACK_EVERY: Duration = Duration::from_secs(60);
 /// How many sockets are told per second that the server goes down.
 const GOODBYES_PER_SECOND: usize = 500;
 /// How often it is looked who is no longer signed in: as soon as a revoked one is let go.
@@ -237,6 +235,7 @@ impl Server {
     fn spawn_parts(&mut self) -> Result<()> {
         let Api { viewer, runs, publisher, store, live, planner, snoozed, .. } = self.api.clone();
         self.tasks.spawn(runs.clone().dispatch());
+        self.tasks.spawn(runs.clone().line_up_retries());
         let look_again = self.config.schedule.look_again;
         let registry = viewer.registry.clone();
         let (held, clock_held) = watch::channel(None);
@@ -258,16 +257,13 @@ impl Server {
         let checkpointer = Checkpointer::new(&store)?;
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
-            let (mut tidied, mut gave_back) = (Instant::now(), Instant::now());
+            let mut tidied = Instant::now();
             while !stop.is_cancelled() {
                 std::thread::park_timeout(CHECKPOINT_EVERY);
                 checkpointer.tick(&store, &publisher);
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();
                     publisher.tidy();
-                }
-                if gave_back.elapsed() >= GIVE_BACK_EVERY {
-                    gave_back = Instant::now();
                     shutdown::give_memory_back();
                 }
             }

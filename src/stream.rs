@@ -23,6 +23,7 @@ pub mod log;
 pub mod publish;
 
 pub mod changes;
+pub mod ends;
 mod intake;
 mod numbering;
 pub mod writer;

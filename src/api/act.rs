@@ -159,7 +159,7 @@ impl Acts {
             return self.done(&done).await;
         }
         let stopped = self.runs.stop(run).await?;
-        let kept = once.keep(Done { task: stopped.task.clone(), run: Some(run) });
+        let kept = once.keep(Done { task: stopped.task.clone(), run: Some(stopped.id) });
         match tokio::time::timeout(STOP_WAITS, kept).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => debug!(%run, %error, "the run is stopped; that it was asked under this key is not noted"),

@@ -173,7 +173,8 @@ pub async fn page(api: &Api, task: &str, query: &EventsQuery) -> Result<Response
         Err(gone) => {
             let mut generation = bounds.generation;
             if gone == Gone::Future {
-                generation = api.publisher.renew(&topic, bounds.generation).await?;
+                let renewed = api.publisher.renew(&topic, bounds.generation).await?;
+                generation = renewed.ok_or_else(|| ApiError::no_task(task))?;
             }
             Err(gone.error(&bounds, generation))
         }

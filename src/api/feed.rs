@@ -25,7 +25,7 @@ use super::hub::{Closing, Member};
 use super::live::Live;
 use super::pace::Pace;
 use super::socket::{Came, Meter};
-use super::sub::{self, Position, Sub};
+use super::sub::{self, Answer, Position, Sub};
 use crate::clock::rfc3339;
 use crate::event::{Gen, Seq};
 use crate::store::StoreError;
@@ -296,10 +296,11 @@ impl Feed {
         let span = self.span();
         let answer = self.sub.answer(&self.live.viewer, self.live.limits.replay, position, span).await;
         match answer {
-            Ok(said) => {
+            Ok(Answer::Begins(said)) => {
                 self.told = self.sub.reader.next().prev();
                 self.say(said);
             }
+            Ok(Answer::NotFound(said)) => self.end_with_the_task(vec![said]),
             Err(error) => self.give_up(&error),
         }
     }
@@ -471,15 +472,16 @@ impl Feed {
         }
     }
 
+    fn end_with_the_task(&mut self, said: Vec<Said>) {
+        self.say(said);
+        self.ending = Some(Goodbye { word: "not_found", retry_ms: None });
+    }
+
     /// A position that is no longer one: the stream ends with its task, or starts again.
     async fn lose(&mut self, lost: Lost) {
         match self.sub.start_again(&self.live.viewer, self.live.limits.replay, lost).await {
-            Ok(said) => {
-                self.say(said);
-                if lost == Lost::Deleted {
-                    self.ending = Some(Goodbye { word: "not_found", retry_ms: None });
-                }
-            }
+            Ok(said) if lost == Lost::Deleted => self.end_with_the_task(said),
+            Ok(said) => self.say(said),
             Err(error) => self.give_up(&error),
         }
     }

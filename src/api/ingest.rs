@@ -113,7 +113,7 @@ pub async fn stop_asked(
         () = tokio::time::sleep(wait) => {}
     }
     let why = seat.stop_cause().map(|cause| match cause {
-        StopCause::TimedOut(_) => "timed_out",
+        StopCause::TimedOut(_) | StopCause::Silent(_) => "timed_out",
         StopCause::Asked | StopCause::Replaced | StopCause::Shutdown => "asked",
     });
     Ok(Json(json!({ "stop": why.is_some(), "why": why, "last_n": seat.producer.saved() })))

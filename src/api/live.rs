@@ -22,7 +22,7 @@ use super::notice::Notices;
 use super::outgoing::Frame;
 use super::pace::Pace;
 use super::socket::Meter;
-use super::sub::{Next, Position, Sub};
+use super::sub::{Answer, Next, Position, Sub};
 use super::websocket::{Incoming, Over, Step, WebSocket};
 use super::wire::Viewer;
 use crate::clock::{Clock, rfc3339};
@@ -543,10 +543,11 @@ impl Session {
         let (generation, after) = frame::position(&subscribe);
         let position = Position { generation, after: Some(after) };
         match sub.answer(&self.live.viewer, self.live.limits.replay, position, Span::ALL).await {
-            Ok(said) => {
+            Ok(Answer::Begins(said)) => {
                 self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
                 self.subs.push(sub);
             }
+            Ok(Answer::NotFound(said)) => self.outbox.push_back(said.text.into()),
             Err(error) => self.give_up(number, &error),
         }
         Ok(())

@@ -102,7 +102,10 @@ pub fn as_it_is(runs: &Runs, run: Run) -> Value {
 /// 404.
 pub async fn show(State(api): State<Api>, Path(id): One) -> Result<Json<Value>, ApiError> {
     let run = api.runs.find(run_id(&id)?).await?;
-    Ok(Json(fresh(&api, run)))
+    let retried_by = api.runs.retried_by(&run).await?;
+    let mut value = fresh(&api, run);
+    value["retried_by"] = json!(retried_by);
+    Ok(Json(value))
 }
 
 /// Runs a task now.

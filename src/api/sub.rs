@@ -49,6 +49,15 @@ pub struct Sub {
     begins: bool,
 }
 
+/// The outcome of a subscription.
+#[derive(Debug)]
+pub enum Answer {
+    /// What is said of it; events follow.
+    Begins(Vec<Said>),
+    /// Its task was deleted while it was looked at: it ends with this.
+    NotFound(Said),
+}
+
 /// What a subscription has to say next.
 #[derive(Debug)]
 pub enum Next {
@@ -116,9 +125,11 @@ impl Sub {
         limits: ReplayLimits,
         position: Position,
         span: Span,
-    ) -> Result<Vec<Said>, StoreError> {
+    ) -> Result<Answer, StoreError> {
         let Position { generation, after } = position;
-        let Some(after) = after else { return self.reset(viewer, limits, Why::Generation, Seq(0), true).await };
+        let Some(after) = after else {
+            return self.reset(viewer, limits, Why::Generation, Seq(0), true).await.map(Answer::Begins);
+        };
         let (verdict, log) = self.reader.verdict_within(&viewer.store, generation, after, limits, span).await?;
         match verdict {
             Verdict::Resume(from) => {
@@ -128,10 +139,20 @@ impl Sub {
                     info!(task = %self.reader.topic().id, missed, "watcher resumed; what it missed is replayed");
                 }
                 self.catch_up = Some(log.head);
-                Ok(vec![self.subscribed("resumed", &log, from)])
+                Ok(Answer::Begins(vec![self.subscribed("resumed", &log, from)]))
             }
-            Verdict::Reset(why) => self.reset(viewer, limits, why, after, true).await,
+            Verdict::Reset(why) => {
+                // The log has lost its end: what comes next must not be taken for what the client has seen.
+                if why == Why::Future && viewer.publisher.renew(self.reader.topic(), log.generation).await?.is_none() {
+                    return Ok(Answer::NotFound(self.not_found()));
+                }
+                self.reset(viewer, limits, why, after, true).await.map(Answer::Begins)
+            }
         }
+    }
+
+    fn not_found(&self) -> Said {
+        frame::not_found(self.named, self.reader.topic().id.as_str())
     }
 
     /// What is said of a position that is no longer one, unless the task is gone.
@@ -146,7 +167,7 @@ impl Sub {
     ) -> Result<Vec<Said>, StoreError> {
         let have = self.reader.next().prev();
         match lost {
-            Lost::Deleted => Ok(vec![frame::not_found(self.named, self.reader.topic().id.as_str())]),
+            Lost::Deleted => Ok(vec![self.not_found()]),
             Lost::Replaced => self.reset(viewer, limits, Why::Generation, have, true).await,
             Lost::Retention => self.reset(viewer, limits, Why::Retention, have, false).await,
         }
@@ -161,11 +182,6 @@ impl Sub {
         have: Seq,
         again: bool,
     ) -> Result<Vec<Said>, StoreError> {
-        if why == Why::Future {
-            // The log has lost its end: what comes next must not be taken for what the client has seen.
-            let topic = self.reader.topic();
-            viewer.publisher.renew(topic, self.reader.bounds().generation).await?;
-        }
         let snapshot = match why {
             Why::FromStart => self.reader.snapshot_before_last_work(&viewer.store, limits).await?,
             _ => self.reader.snapshot_at_head(&viewer.store).await?,

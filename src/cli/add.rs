@@ -100,9 +100,18 @@ struct PolicyFlags {
     /// How often a failed run is tried again
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
-    /// How long to wait before that
+    /// How long to wait before that: from, to
     #[arg(long, value_name = "30s..10m")]
     backoff: Option<String>,
+    /// After which exit codes only; may be given several times
+    #[arg(long, value_name = "CODE", value_delimiter = ',', allow_negative_numbers = true)]
+    retry_on: Vec<i64>,
+    /// What to do about a run whose server ended under it
+    #[arg(long, value_parser = ["fail", "retry"])]
+    on_crash: Option<String>,
+    /// After how many failures in a row the task pauses itself; 0 is never
+    #[arg(long, value_name = "N")]
+    pause_after: Option<u32>,
 }
 
 impl ScheduleFlags {
@@ -141,6 +150,9 @@ impl PolicyFlags {
             ("idle_timeout", self.idle_timeout.clone().map(Value::from)),
             ("retries", self.retries.map(Value::from)),
             ("backoff", self.backoff.clone().map(Value::from)),
+            ("retry_on", (!self.retry_on.is_empty()).then(|| self.retry_on.clone().into())),
+            ("on_crash", self.on_crash.clone().map(Value::from)),
+            ("pause_after", self.pause_after.map(Value::from)),
         ]);
         (!policy.is_empty()).then_some(Value::Object(policy))
     }
@@ -425,12 +437,12 @@ pub(super) async fn report(session: Session, mut answer: Value, until: Until) ->
         return Ok(());
     };
     let show = if until.watch { Show::Everything } else { Show::End };
-    let how = watch::until_over(&session, &run, show).await;
-    if screen.json && until.wait && matches!(how, Ok(()) | Err(Failure::RunFailed)) {
-        answer["run"] = session.run(&run.id).await?;
+    let over = watch::until_over(&session, &run, show).await?;
+    if screen.json && until.wait {
+        answer["run"] = session.run(&over.run).await?;
         screen.document(&answer)?;
     }
-    how
+    over.result()
 }
 
 #[cfg(test)]

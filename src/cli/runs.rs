@@ -78,7 +78,9 @@ pub async fn show(session: &Session, id: &str) -> Result<()> {
         ("made by", run.trigger),
         ("retry of", run.retry_of),
         ("attempt", run.attempt.filter(|attempt| *attempt > 1).map(|attempt| attempt.to_string())),
+        ("retried by", run.retried_by),
         ("slot", time(run.scheduled_for)),
+        ("not before", time(run.not_before.filter(|_| run.started_at.is_none()))),
         ("queued", time(run.queued_at)),
         ("place", run.queue_position.map(|place| format!("{place} in the queue"))),
         ("started", time(run.started_at)),
@@ -94,6 +96,8 @@ pub async fn stop(session: &Session, id: &str) -> Result<()> {
     if session.screen.json {
         return session.screen.document(&answer);
     }
+    // Of a run that is over and is tried again, it is the retry.
+    let Run { id, .. } = read(answer)?;
     session.screen.line(&format!("Run {id} is being stopped."))
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use super::render::Renderer;
 use super::screen::Screen;
 use super::tasks;
 use super::tasks::{read, resolve};
+use super::times;
 use super::wire::{Event, Run, Task};
 use crate::event::{RunId, State};
 
@@ -147,29 +149,57 @@ pub async fn watch(session: Session, target: Option<String>) -> Result<()> {
     let Some(target) = target else { return everything(&session).await };
     if target.parse::<RunId>().is_ok() {
         let run: Run = read(session.run(&target).await?)?;
-        return until_over(&session, &run, Show::Everything).await;
+        return until_over(&session, &run, Show::Everything).await?.result();
     }
     let id = resolve(&session, &target).await?;
     let task: Task = read(tasks::get(&session, &id).await?)?;
     one_task(&session, &task).await
 }
 
-/// Watches a run from its beginning to its end. A run that does not succeed is a failure.
-pub async fn until_over(session: &Session, run: &Run, show: Show) -> Result<()> {
-    let viewer = Viewer::new(session.screen, false);
-    match follow(session, run, None, show, viewer).await?.as_str() {
-        "succeeded" => Ok(()),
-        _ => Err(Failure::RunFailed),
+/// How the last attempt of a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// The last attempt.
+    pub run: String,
+    /// The state it ended in.
+    pub state: String,
+}
+
+impl Over {
+    /// A run that does not succeed is a failure.
+    ///
+    /// # Errors
+    /// [`Failure::RunFailed`].
+    pub fn result(&self) -> Result<()> {
+        if self.state == "succeeded" { Ok(()) } else { Err(Failure::RunFailed) }
     }
+}
+
+/// Watches a run from its beginning to the end of its last attempt.
+///
+/// # Errors
+/// When it cannot be watched.
+pub async fn until_over(session: &Session, run: &Run, show: Show) -> Result<Over> {
+    let viewer = Viewer::new(session.screen, false);
+    follow(session, run, None, Stay { show, attempts: true }, viewer).await
 }
 
 /// Goes on printing a run after event `after`, or from its beginning, until it is over.
 pub async fn logs(session: Session, run: Run, after: Option<u64>, viewer: Viewer) -> Result<()> {
-    follow(&session, &run, after, Show::Everything, viewer).await.map(drop)
+    let stay = Stay { show: Show::Everything, attempts: false };
+    follow(&session, &run, after, stay, viewer).await.map(drop)
 }
 
-/// Follows a run until it is over and returns the state it ended in.
-async fn follow(session: &Session, run: &Run, after: Option<u64>, show: Show, mut viewer: Viewer) -> Result<String> {
+/// How long to stay with a run, and what to show of it.
+#[derive(Clone, Copy, Debug)]
+struct Stay {
+    show: Show,
+    /// Until the last of its attempts is over.
+    attempts: bool,
+}
+
+/// Follows a run until it is over.
+async fn follow(session: &Session, run: &Run, after: Option<u64>, stay: Stay, mut viewer: Viewer) -> Result<Over> {
     let flags = session.server.flags();
     let words = format!("Stopped watching. The run goes on; watch it again with: rejoin watch {}{flags}", run.id);
     end_at_ctrl_c(session.screen, words);
@@ -177,6 +207,9 @@ async fn follow(session: &Session, run: &Run, after: Option<u64>, show: Show, mu
     let after = after.unwrap_or_else(|| run.first_seq.unwrap_or(1).saturating_sub(1));
     let mut live = live(&session.client);
     live.follow(&run.task, task.generation.as_deref(), after);
+    let mut run = run.clone();
+    // The state in which it ended, as long as the server has not said whether it is tried again.
+    let mut ended: Option<String> = None;
     // What ended before the log begins is known to the table of runs only.
     let mut ask_table = true;
     loop {
@@ -185,28 +218,59 @@ async fn follow(session: &Session, run: &Run, after: Option<u64>, show: Show, mu
         match &step {
             Step::Event { task, event } if event.run.as_deref() == Some(&run.id) => {
                 let end = event.state().filter(|state| state.is_terminal());
-                if show == Show::Everything || end.is_some() && !session.screen.json {
+                if stay.show == Show::Everything || end.is_some() && !session.screen.json {
                     viewer.show(task, event)?;
                 }
-                if let Some(state) = end {
-                    viewer.end();
-                    live.close().await;
-                    return Ok(name_of(state));
-                }
+                ended = end.map(name_of);
             }
             Step::Reset { .. } => ask_table = true,
-            Step::CaughtUp { position, .. } if std::mem::take(&mut ask_table) => {
-                if let Some(state) = ended_unseen(session, run, *position, &viewer).await? {
-                    live.close().await;
-                    return Ok(state);
-                }
+            Step::CaughtUp { position, .. } if ended.is_none() && std::mem::take(&mut ask_table) => {
+                ended = ended_unseen(session, &run, *position, &viewer).await?;
             }
+            // The server was away when it was asked whether the run is tried again.
+            Step::CaughtUp { .. } => {}
             Step::NotFound { task } | Step::Refused { task, .. } => {
                 return Err(Failure::NotFound(format!("The run's task {task} cannot be watched any more.")));
             }
-            _ => {}
+            _ => continue,
+        }
+        let Some(state) = ended.clone() else { continue };
+        let next = if stay.attempts { next_attempt(session, &run, &state).await } else { Ok(None) };
+        match next {
+            // Its first event is right behind the last one that came.
+            Ok(Some(next)) => {
+                viewer.say(&escape::line(&tried_again(&run, &next)));
+                (run, ended, ask_table) = (next, None, true);
+            }
+            Ok(None) => {
+                viewer.end();
+                live.close().await;
+                return Ok(Over { run: run.id, state });
+            }
+            Err(failure @ Failure::NotFound(_)) => return Err(failure),
+            // The stream notices a server that went away: asked again when it is back.
+            Err(_) => {}
         }
     }
+}
+
+/// The retry of a run that ended in this state. It is there as soon as the end is; what a person does once more is none.
+async fn next_attempt(session: &Session, run: &Run, state: &str) -> Result<Option<Run>> {
+    if !matches!(state, "failed" | "timed_out" | "interrupted") {
+        return Ok(None);
+    }
+    let now: Run = read(session.run(&run.id).await?)?;
+    let Some(next) = now.retried_by else { return Ok(None) };
+    let next: Run = read(session.run(&next).await?)?;
+    Ok(next.not_before.is_some().then_some(next))
+}
+
+fn tried_again(run: &Run, next: &Run) -> String {
+    let attempt = |run: &Run| run.attempt.unwrap_or(1);
+    let left = next.not_before.map(|at| at.duration_since(Timestamp::now())).filter(|left| left.is_positive());
+    let left = left.and_then(|left| u64::try_from(left.as_millis()).ok());
+    let when = left.map_or_else(String::new, |left| format!(" in {}", times::duration(left)));
+    format!("-- Attempt {} is over; attempt {} starts{when}: run {}", attempt(run), attempt(next), next.id)
 }
 
 /// The state of a run that is over although its last event will not come: it is before what the log still has.

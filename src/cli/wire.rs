@@ -106,6 +106,10 @@ pub struct Run {
     pub attempt: Option<u64>,
     /// The run that it does once more.
     pub retry_of: Option<String>,
+    /// The run that does it once more.
+    pub retried_by: Option<String>,
+    /// Of a retry: it starts no sooner.
+    pub not_before: Option<Timestamp>,
     /// What made it.
     pub trigger: Option<String>,
     /// Its slot.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pulse::Pulse;
 use super::runner::{StopCause, stopped};
 use crate::event::{Body, RunId, State, Status};
 use crate::record::Run;
@@ -32,6 +33,8 @@ pub struct Elsewhere {
     pub topic: Arc<Topic>,
     /// Whose turn it is to speak for it, and how far it has come.
     pub producer: Arc<Producer>,
+    /// When its program last said something new; at first, when the run began or the server did.
+    pub pulse: Pulse,
     heard: watch::Sender<Heard>,
     speakers: Mutex<Speakers>,
     stop: watch::Sender<Option<StopCause>>,
@@ -88,6 +91,7 @@ impl Elsewhere {
             id,
             topic,
             producer: Producer::new(saved),
+            pulse: Pulse::default(),
             heard: watch::Sender::new(heard),
             speakers: Mutex::default(),
             stop: watch::Sender::new(None),
@@ -259,9 +263,9 @@ pub fn started(task: &Task) -> Status {
 /// long.
 fn ended(seat: &Elsewhere, run: &Run, mut status: Status, now: Timestamp) -> Status {
     let task = &seat.topic.id;
-    if let Some(StopCause::TimedOut(limit)) = seat.stop_cause() {
+    if let Some(cause @ (StopCause::TimedOut(_) | StopCause::Silent(_))) = seat.stop_cause() {
         let text = std::mem::take(&mut status.text);
-        let over = stopped(task, StopCause::TimedOut(limit), Vec::new());
+        let over = stopped(task, cause, Vec::new());
         (status.state, status.text, status.reason) = (over.state, over.text, over.reason);
         if !text.is_empty() {
             status.other.insert("said".to_owned(), text.into());

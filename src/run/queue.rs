@@ -20,6 +20,7 @@ use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::store::{Store, StoreError, TaskNo};
+use crate::stream::ends::Following;
 use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
@@ -28,6 +29,9 @@ use crate::task::registry::{Registry, Task, TaskError};
 use crate::task::slots;
 
 pub mod elsewhere;
+pub mod retries;
+
+use retries::Retries;
 
 /// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
 const MAX_PARAMS: usize = 32 * 1024;
@@ -113,6 +117,8 @@ struct Shared {
     lists: Mutex<Lists>,
     /// Rung for the dispatcher when a run was queued or has ended.
     bell: Notify,
+    /// Rung when a retry was made that waits for its time.
+    again: Notify,
     /// Rung for everyone when a run has ended.
     ended: Notify,
     tracker: TaskTracker,
@@ -139,6 +145,8 @@ pub struct Patience {
 struct Lists {
     /// In the order of their making.
     waiting: BTreeMap<RunId, TaskId>,
+    /// Those that do once more what failed: until they are due, and until they start.
+    retries: Retries,
     working: HashMap<RunId, Working>,
     /// At work by programs that this server did not start: they take no place.
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
@@ -214,6 +222,7 @@ impl Runs {
             places,
             lists: Mutex::default(),
             bell: Notify::new(),
+            again: Notify::new(),
             ended: Notify::new(),
             tracker: TaskTracker::new(),
             offered: Notify::new(),
@@ -221,7 +230,14 @@ impl Runs {
             keepers: TaskTracker::new(),
             leaving: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared) }
+        let runs = Self { shared: Arc::new(shared) };
+        // Not the runs themselves: they hold the publisher, and neither would ever go.
+        let weak = Arc::downgrade(&runs.shared);
+        runs.publisher().on_end(Box::new(move |connection, task, run| match weak.upgrade() {
+            Some(shared) => Self { shared }.follow(connection, task, run),
+            None => Ok(Following::default()),
+        }));
+        runs
     }
 
     /// Makes a run by hand: it waits behind those of its task, whatever `overlap` says. `also` is written in the
@@ -235,7 +251,7 @@ impl Runs {
         given: Map<String, Value>,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
-        let queued = Queued { trigger: "hand", scheduled_for: None, attempt: 1, retry_of: None, params: given };
+        let queued = Queued::by_hand(1, None, given);
         self.make_by_hand(task, queued, also).await
     }
 
@@ -255,7 +271,7 @@ impl Runs {
         }
         let Run { attempt, params, task, .. } = run;
         let attempt = attempt.saturating_add(1);
-        let queued = Queued { trigger: "hand", scheduled_for: None, attempt, retry_of: Some(of), params };
+        let queued = Queued::by_hand(attempt, Some(of), params);
         self.make_by_hand(&task, queued, also).await
     }
 
@@ -329,9 +345,15 @@ impl Runs {
         }
     }
 
-    /// Puts runs whose `queued` event is saved into the order.
+    /// Puts a run whose `queued` event is saved into the order; a retry, once it is due.
     pub fn note_queued(&self, id: RunId, task: TaskId) {
-        self.lists().waiting.insert(id, task);
+        let mut lists = self.lists();
+        if self.keep_until_due(&mut lists, id, &task) {
+            drop(lists);
+            return self.shared.again.notify_one();
+        }
+        lists.waiting.insert(id, task);
+        drop(lists);
         self.look_again();
     }
 
@@ -375,27 +397,37 @@ impl Runs {
     /// How many are at work, and how many wait.
     pub fn counts(&self) -> (usize, usize) {
         let lists = self.lists();
-        (lists.working.len() + lists.elsewhere.len(), lists.waiting.len())
+        (lists.working.len() + lists.elsewhere.len(), lists.waiting.len() + lists.retries.not_due())
     }
 
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
-    /// returns; one at work says its stages and ends.
+    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped.
     ///
     /// # Errors
     /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
     pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
-        let runs = self.clone();
-        match to_the_end(async move { runs.stop_now(id).await }).await {
-            // Asked again: it is as was asked.
-            Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => Ok(*run),
-            done => done,
+        let (mut id, mut asked) = (id, None);
+        loop {
+            let runs = self.clone();
+            match to_the_end(async move { runs.stop_now(id).await }).await {
+                // Asked again: it is as was asked.
+                Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => return Ok(*run),
+                Err(RunError::Over(run)) => match self.retry_made_of(&run).await? {
+                    Some(retry) => {
+                        asked = asked.or(Some(run));
+                        id = retry;
+                    }
+                    None => return Err(RunError::Over(asked.unwrap_or(run))),
+                },
+                done => return done,
+            }
         }
     }
 
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
         let (at_work, waited) = {
             let mut lists = self.lists();
-            (lists.raise(id, StopCause::Asked), lists.waiting.remove(&id))
+            (lists.raise(id, StopCause::Asked), lists.take_out(id))
         };
         let done = self.end_unless_at_work(id, at_work).await;
         if let (Err(error), Some(task)) = (&done, waited)
@@ -451,6 +483,7 @@ impl Runs {
             {
                 let lists = self.lists();
                 ids.extend(lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id));
+                ids.extend(lists.retries.of(task));
                 ids.extend(lists.at_work_of(task));
             }
             if ids.is_empty() {
@@ -471,15 +504,17 @@ impl Runs {
         }
     }
 
-    /// Calls off the scheduled runs of a task that wait: their slots become `disabled`. Those started by hand
-    /// wait on.
+    /// Calls off the scheduled runs of a task that wait, and its retries: their slots become `disabled`. Those started
+    /// by hand wait on.
     ///
     /// # Errors
     /// [`RunError`]: their end cannot be saved.
     pub async fn call_off_scheduled(&self, task: &TaskId) -> Result<(), RunError> {
         let waiting: Vec<RunId> = {
             let lists = self.lists();
-            lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id).collect()
+            let in_line = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
+            let waiting: BTreeSet<RunId> = in_line.chain(lists.retries.of(task)).collect();
+            waiting.into_iter().collect()
         };
         let (runs, task) = (self.clone(), task.clone());
         to_the_end(async move { runs.call_off(&task, waiting).await }).await
@@ -487,8 +522,8 @@ impl Runs {
 
     async fn call_off(&self, task: &TaskId, waiting: Vec<RunId>) -> Result<(), RunError> {
         for id in waiting {
-            let by_hand = self.find(id).await?.scheduled_for.is_none();
-            if !by_hand && self.lists().waiting.remove(&id).is_some() {
+            let by_itself = self.find(id).await?.is_by_itself();
+            if by_itself && self.lists().take_out(id).is_some() {
                 let end = Unstarted::called_off(task);
                 if let Err(error) = self.end_waiting(task, id, end).await {
                     self.note_queued(id, task.clone());
@@ -510,7 +545,7 @@ impl Runs {
         let given_up: Vec<RunId> = {
             let mut lists = self.lists();
             // Before the stop: none of them may start in the place that comes free.
-            let given_up = scheduled.into_iter().filter(|id| lists.waiting.remove(id).is_some()).collect();
+            let given_up = scheduled.into_iter().filter(|id| lists.take_out(*id).is_some()).collect();
             // The one before may have ended by itself meanwhile, and this one be at work.
             for id in lists.at_work_of(task).into_iter().filter(|id| *id != by) {
                 lists.raise(id, StopCause::Replaced);
@@ -543,6 +578,7 @@ impl Runs {
     pub fn has_runs(&self, task: &TaskId) -> bool {
         let lists = self.lists();
         lists.waiting.values().any(|of| of == task)
+            || lists.retries.has_any_of(task)
             || lists.working.values().any(|run| run.task == *task)
             || lists.elsewhere.values().any(|seat| seat.topic.id == *task)
     }
@@ -569,10 +605,14 @@ impl Runs {
             return None;
         }
         let busy = lists.busy();
-        let may_start = |task: &TaskId| !busy.contains(task) || self.runs_side_by_side(task);
-        let (id, task) = lists.waiting.iter().find(|(_, task)| may_start(task) && !self.is_elsewhere(task))?;
+        let may_start = |id: RunId, task: &TaskId| {
+            let follows = busy.contains(task) || self.waits_for_a_retry(&lists, id, task);
+            !follows || self.runs_side_by_side(task)
+        };
+        let mut waiting = lists.waiting.iter();
+        let (id, task) = waiting.find(|(id, task)| may_start(**id, task) && !self.is_elsewhere(task))?;
         let (id, task) = (*id, task.clone());
-        lists.waiting.remove(&id);
+        lists.take_out(id);
         let stop = watch::Sender::new(None);
         lists.working.insert(id, Working { task: task.clone(), stop });
         // Taken under the lock that `closed` is set under: whoever waits for the end of all waits for this one.
@@ -655,14 +695,17 @@ impl Runs {
     /// paused task is called off.
     async fn requeue(&self, open: &Open) -> Result<(), RunError> {
         let task = self.shared.registry.get(&open.task);
-        if open.slot.is_some() && task.as_deref().is_some_and(|task| task.paused) {
+        let run = self.open_run(&open.task, open.id);
+        if run.as_ref().is_some_and(Run::is_by_itself) && task.as_deref().is_some_and(|task| task.paused) {
             return self.end_waiting(&open.task, open.id, Unstarted::called_off(&open.task)).await;
         }
         let slot = open.slot.and_then(|slot| Timestamp::from_microsecond(slot).ok());
-        let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
+        // A retry has waited since it was due: the slot had its run in time.
+        let since = run.and_then(|run| run.not_before).max(slot);
+        let too_old = task.as_deref().zip(slot).zip(since).is_some_and(|((task, slot), since)| {
             task.timing.as_ref().is_some_and(|timing| {
                 let window = crate::schedule::plan::window(timing, &task.definition.policy, task.anchor, slot);
-                self.publisher().clock().now().duration_since(slot) > window
+                self.publisher().clock().now().duration_since(since) > window
             })
         });
         if !too_old {
@@ -785,30 +828,41 @@ pub struct Queued {
     pub attempt: u32,
     /// The run that this one does once more.
     pub retry_of: Option<RunId>,
+    /// Of a retry: it starts no sooner.
+    pub not_before: Option<Timestamp>,
     /// The parameters it was given.
     pub params: Map<String, Value>,
 }
 
 impl Queued {
+    /// Of a run that a person starts.
+    fn by_hand(attempt: u32, retry_of: Option<RunId>, params: Map<String, Value>) -> Self {
+        Self { trigger: "hand", scheduled_for: None, attempt, retry_of, not_before: None, params }
+    }
+
     /// The event that makes the run.
     pub fn offer(self, id: RunId, at: Timestamp) -> Offer {
-        let mut status = Status::new(State::Queued, "Queued");
+        let words = |not_before: Timestamp| retries::words(self.attempt, not_before.duration_since(at));
+        let mut status = Status::new(State::Queued, self.not_before.map_or_else(|| "Queued".to_owned(), words));
         status.trigger = Some(self.trigger.to_owned());
         status.scheduled_for = self.scheduled_for;
         status.attempt = Some(self.attempt);
         status.retry_of = self.retry_of;
+        status.not_before = self.not_before;
         status.params = Some(self.params);
         Offer::new(Some(id), at, &Body::Status(status))
     }
 }
 
-/// How many runs of the task wait.
+/// How many runs of the task wait; a retry of a slot counts as a run under way.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u32> {
     connection
-        .prepare_cached("SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued'")?
+        .prepare_cached(
+            "SELECT count(*) FROM runs WHERE task = ?1 AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
+        )?
         .query_row([task.0], |row| row.get(0))
 }
 

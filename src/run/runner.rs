@@ -15,6 +15,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use super::draft::Drafting;
 use super::process::{Processes, Record, Spawned, Stage, StopStages, marks};
+use super::pulse::Pulse;
 use super::secrets::{self, Redactor};
 use crate::agent::{self, Assignment, Emitter, Outcome};
 use crate::event::{Attention, Body, RunId, Seq, State, Status, TaskId};
@@ -29,7 +30,7 @@ use crate::task::slots;
 /// How long an agent may go on talking once all its commands are gone.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Why a scheduled run that waits is called off.
+/// Why a run that waits and that no person started is called off.
 pub const CALLED_OFF: &str = "the task was paused";
 
 /// Why a run gives way to the next one.
@@ -42,6 +43,8 @@ pub enum StopCause {
     Asked,
     /// It took longer than its policy allows.
     TimedOut(Duration),
+    /// It said nothing for longer than its policy allows.
+    Silent(Duration),
     /// A newer slot takes its place.
     Replaced,
     /// The server is going down.
@@ -133,11 +136,18 @@ impl Workshop {
         };
         let (emitter, bodies) = Emitter::channel();
         let drafting = Drafting::new(self.publisher.clone(), topic.clone(), run.id, emitter.deltas(), redactor.clone());
-        let pump =
-            tokio::spawn(pump(self.publisher.clone(), topic.clone(), run.id, redactor.clone(), bodies, drafting));
+        let pulse = Pulse::default();
+        let pump = Pump {
+            publisher: self.publisher.clone(),
+            topic: topic.clone(),
+            run: run.id,
+            redactor: redactor.clone(),
+            pulse: pulse.clone(),
+        };
+        let pump = tokio::spawn(pump.carry(bodies, drafting));
         let processes = self.processes(run);
         let assignment = self.assignment(&task, run, values, redactor, processes.clone());
-        let limit = task.definition.policy.timeout;
+        let (limit, idle) = (task.definition.policy.timeout, task.definition.policy.idle_timeout);
 
         // A panic of an agent is a failed run, not a run for ever.
         let work = std::panic::AssertUnwindSafe(agent::carry_out(assignment, emitter.clone())).catch_unwind();
@@ -147,6 +157,7 @@ impl Workshop {
             cause = raised(&mut stop) => Err(cause),
             done = &mut work => Ok(done),
             () = tokio::time::sleep_until(begin + limit) => Err(StopCause::TimedOut(limit)),
+            () = pulse.silent(idle) => Err(StopCause::Silent(idle.unwrap_or_default())),
         };
         let mut status = match cause {
             Ok(Ok(outcome)) => ended(&task.id, outcome),
@@ -189,7 +200,7 @@ impl Workshop {
     }
 
     /// Saves the start. Waits while the store cannot be written: a start that is not saved is none. Whether the
-    /// task is on is asked in the same transaction; a scheduled run of one that is not is called off.
+    /// task is on is asked in the same transaction; of one that is not, a run that no person started is called off.
     async fn save_start(
         &self,
         topic: &Arc<Topic>,
@@ -204,14 +215,15 @@ impl Workshop {
                 let now = self.publisher.clock().now();
                 let start = run.scheduled_for.map(|slot| slots::Start::of(task, run, slot, now));
                 let (start_offer, off) = (Offer::new(Some(run.id), now, &body), Offer::new(Some(run.id), now, &off));
-                let (id, no, topic) = (run.id, task.no, topic.clone());
+                let (id, no, topic, by_itself) = (run.id, task.no, topic.clone(), run.is_by_itself());
                 move |connection: &Connection| -> Result<_, StoreError> {
-                    let Some(start) = start else { return Ok((true, vec![(topic, start_offer)])) };
-                    if is_on(connection, no)? != Some(true) {
+                    if by_itself && is_on(connection, no)? != Some(true) {
                         slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
                         return Ok((false, vec![(topic, off)]));
                     }
-                    slots::note_start(connection, id, &start)?;
+                    if let Some(start) = start {
+                        slots::note_start(connection, id, &start)?;
+                    }
                     Ok((true, vec![(topic, start_offer)]))
                 }
             })
@@ -328,37 +340,44 @@ impl Workshop {
     }
 }
 
-/// Carries events from the agent to the log, redacted, in order, and shows what it writes meanwhile. Gives the calls
-/// left open, with their tools.
-async fn pump(
+/// Carries events from an agent to the log.
+struct Pump {
     publisher: Publisher,
     topic: Arc<Topic>,
     run: RunId,
     redactor: Redactor,
-    mut bodies: mpsc::Receiver<Body>,
-    mut drafting: Drafting,
-) -> Vec<(String, String)> {
-    let mut open = Vec::new();
-    loop {
-        let body = tokio::select! {
-            body = bodies.recv() => body,
-            () = drafting.due() => {
-                drafting.show();
-                continue;
+    pulse: Pulse,
+}
+
+impl Pump {
+    /// Carries all of them, redacted, in order, and shows what the agent writes meanwhile. Gives the calls left open,
+    /// with their tools.
+    async fn carry(self, mut bodies: mpsc::Receiver<Body>, mut drafting: Drafting) -> Vec<(String, String)> {
+        let mut open = Vec::new();
+        loop {
+            let body = tokio::select! {
+                body = bodies.recv() => body,
+                () = drafting.due() => {
+                    drafting.show();
+                    continue;
+                }
+            };
+            let Some(body) = body else { break };
+            self.pulse.hold();
+            drafting.note(&body);
+            match &body {
+                Body::ToolUse { call, tool, .. } => open.push((call.clone(), tool.clone())),
+                Body::ToolResult { call, .. } => open.retain(|(id, _)| id != call),
+                _ => {}
             }
-        };
-        let Some(body) = body else { break };
-        drafting.note(&body);
-        match &body {
-            Body::ToolUse { call, tool, .. } => open.push((call.clone(), tool.clone())),
-            Body::ToolResult { call, .. } => open.retain(|(id, _)| id != call),
-            _ => {}
+            let body = redacted(body, &self.redactor);
+            if self.publisher.offer(&self.topic, Some(self.run), &body).await.is_err() {
+                break;
+            }
+            self.pulse.beat();
         }
-        if publisher.offer(&topic, Some(run), &redacted(body, &redactor)).await.is_err() {
-            break;
-        }
+        open
     }
-    open
 }
 
 fn redacted(body: Body, redactor: &Redactor) -> Body {
@@ -490,6 +509,9 @@ pub(super) fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Sta
         StopCause::Replaced => (State::Cancelled, REPLACED.to_owned()),
         StopCause::TimedOut(limit) => {
             (State::TimedOut, format!("took longer than {}", crate::config::units::duration_words(limit)))
+        }
+        StopCause::Silent(limit) => {
+            (State::TimedOut, format!("said nothing for {}", crate::config::units::duration_words(limit)))
         }
         StopCause::Shutdown => (State::Interrupted, "the server was stopped".to_owned()),
     };

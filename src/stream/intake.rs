@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::changes::Changes;
+use super::ends::Ends;
 use super::forwarder::Connections;
 use super::ring;
 use super::topic::{Offer, QueueLimits, Topic};
@@ -72,6 +73,8 @@ pub(super) struct Intake {
     pub(super) changes: Changes,
     /// Held by the writer for each group; whoever must have it quiet for a moment takes it.
     pub(super) gate: Mutex<()>,
+    /// Says what follows the end of a run.
+    pub(super) ends: Arc<Ends>,
     pub(super) queues_bytes: Arc<Semaphore>,
     pub(super) limits: Limits,
     pub(super) clock: Clock,

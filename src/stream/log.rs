@@ -290,7 +290,7 @@ pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlit
     transaction
         .prepare_cached(
             "INSERT INTO runs (id, task, state, first, last, slot, attempt, run)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             SELECT ?1, no, ?3, ?4, ?5, ?6, ?7, ?8 FROM tasks WHERE no = ?2
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, last = excluded.last, run = excluded.run",
         )?
         .execute(params![

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 use super::batch::{Batch, Turn};
+use super::ends::{After, Ends, Following};
 use super::log;
 use super::segment::{Builder, Segment};
 use super::topic::{Offer, Refused, Topic};
@@ -26,12 +27,18 @@ pub(super) struct Numbering {
     pub(super) segments: Vec<Arc<Segment>>,
     /// The runs whose state this group changes: as they are now, or over.
     pub(super) staged: HashMap<RunId, Option<Run>>,
+    /// What each change of that replaced, in their order.
+    unstaged: Vec<(RunId, Option<Option<Run>>)>,
     /// The kinds of all its events, in their order.
     pub(super) kinds: Vec<Cow<'static, str>>,
     /// The events that the fold is to hear of.
     pub(super) numbered: Vec<Numbered>,
     /// How far producers have come: applied last.
     pub(super) producers: Vec<Turned>,
+    /// What is to be done after the commit because runs ended.
+    pub(super) afters: Vec<After>,
+    /// Who says what follows the end of a run.
+    ends: Arc<Ends>,
 }
 
 /// How far the producer of a run has come in this group.
@@ -52,16 +59,20 @@ pub(super) struct Numbered {
 }
 
 /// The tasks that a group touches, in the order in which it came to them.
-#[derive(Default)]
 pub(super) struct Numberings {
     pub(super) all: Vec<Numbering>,
     pub(super) index: HashMap<TaskNo, usize>,
+    ends: Arc<Ends>,
 }
 
 impl Numberings {
+    pub(super) fn new(ends: Arc<Ends>) -> Self {
+        Self { all: Vec::new(), index: HashMap::new(), ends }
+    }
+
     pub(super) fn of(&mut self, topic: &Arc<Topic>) -> &mut Numbering {
         let index = *self.index.entry(topic.no).or_insert_with(|| {
-            self.all.push(Numbering::new(Arc::clone(topic)));
+            self.all.push(Numbering::new(Arc::clone(topic), Arc::clone(&self.ends)));
             self.all.len() - 1
         });
         &mut self.all[index]
@@ -70,12 +81,9 @@ impl Numberings {
     /// Where the tasks of a job stand before it.
     pub(super) fn marks(&mut self, offers: &[(Arc<Topic>, Offer)]) -> HashMap<TaskNo, Before> {
         let mut marks = HashMap::new();
-        for (topic, offer) in offers {
+        for (topic, _) in offers {
             let numbering = self.of(topic);
-            let before: &mut Before = marks.entry(topic.no).or_insert_with(|| numbering.before());
-            if let Some(run) = offer.run {
-                before.staged.insert(run, numbering.staged.get(&run).cloned());
-            }
+            marks.entry(topic.no).or_insert_with(|| numbering.before());
         }
         marks
     }
@@ -100,12 +108,12 @@ pub(super) struct Before {
     building: usize,
     kinds: usize,
     numbered: usize,
-    /// The runs that the job's events are of, as far as this group had changed them.
-    staged: HashMap<RunId, Option<Option<Run>>>,
+    afters: usize,
+    unstaged: usize,
 }
 
 impl Numbering {
-    fn new(topic: Arc<Topic>) -> Self {
+    fn new(topic: Arc<Topic>, ends: Arc<Ends>) -> Self {
         let tail = topic.tail();
         let (head, bytes) = (tail.head, tail.bytes);
         drop(tail);
@@ -117,9 +125,12 @@ impl Numbering {
             at: Timestamp::UNIX_EPOCH,
             segments: Vec::new(),
             staged: HashMap::new(),
+            unstaged: Vec::new(),
             kinds: Vec::new(),
             numbered: Vec::new(),
             producers: Vec::new(),
+            afters: Vec::new(),
+            ends,
         }
     }
 
@@ -132,14 +143,17 @@ impl Numbering {
             building: self.builder.len(),
             kinds: self.kinds.len(),
             numbered: self.numbered.len(),
-            staged: HashMap::new(),
+            afters: self.afters.len(),
+            unstaged: self.unstaged.len(),
         }
     }
 
     pub(super) fn back_to(&mut self, before: Before) {
-        let Before { head, bytes, at, segments, building, kinds, numbered, staged } = before;
+        let Before { head, bytes, at, segments, building, kinds, numbered, afters, unstaged } = before;
+        self.numbered.truncate(numbered);
+        self.afters.truncate(afters);
         (self.head, self.bytes, self.at) = (head, bytes, at);
-        for (run, before) in staged {
+        for (run, before) in self.unstaged.drain(unstaged..).rev() {
             match before {
                 Some(before) => self.staged.insert(run, before),
                 None => self.staged.remove(&run),
@@ -152,7 +166,6 @@ impl Numbering {
         self.builder.truncate(building);
         self.segments.truncate(segments);
         self.kinds.truncate(kinds);
-        self.numbered.truncate(numbered);
     }
 
     /// Gives an event its number and puts it into the segment under way.
@@ -182,8 +195,22 @@ impl Numbering {
         self.append(connection, offer.kind.clone(), text.len(), |items| items.push_str(&text))?;
         self.at = self.at.max(offer.at);
         let kept = matches!(offer.mark, Mark::Opens(_)).then_some(text);
-        self.note(connection, Numbered { run: offer.run, seq, at: offer.at, mark: offer.mark.clone(), text: kept })?;
+        let event = Numbered { run: offer.run, seq, at: offer.at, mark: offer.mark.clone(), text: kept };
+        if let Some(ended) = self.note(connection, event)? {
+            self.follow(connection, &ended)?;
+        }
         Ok(Ok(seq))
+    }
+
+    /// Numbers what follows the end of a run, right behind it.
+    fn follow(&mut self, connection: &Connection, ended: &Run) -> Result<(), StoreError> {
+        let Following { offers, after } = self.ends.follow(connection, self.topic.no, ended)?;
+        for offer in &offers {
+            // A run that another hand ended meanwhile is over all the same.
+            let _ = self.number(connection, offer)?;
+        }
+        self.afters.extend(after);
+        Ok(())
     }
 
     /// Puts the next event, of so many bytes, behind the others.
@@ -204,11 +231,11 @@ impl Numbering {
         Ok(())
     }
 
-    /// Keeps what the fold is to hear of after the commit.
-    fn note(&mut self, connection: &Connection, event: Numbered) -> Result<(), StoreError> {
-        self.stage(connection, &event)?;
+    /// Keeps what the fold is to hear of after the commit. Gives the run that the event ended, if it did.
+    fn note(&mut self, connection: &Connection, event: Numbered) -> Result<Option<Run>, StoreError> {
+        let ended = self.stage(connection, &event)?;
         self.numbered.push(event);
-        Ok(())
+        Ok(ended)
     }
 
     /// Gives the events of a batch their numbers, all or none. Gives the last one.
@@ -227,6 +254,7 @@ impl Numbering {
             return Ok(Err(Refused::RunOver));
         }
         self.at = self.at.max(batch.at);
+        let mut ended = None;
         let mut marks = batch.marks.iter().peekable();
         let mut wholes = batch.wholes.iter().peekable();
         for (index, piece) in batch.pieces.iter().enumerate() {
@@ -246,7 +274,7 @@ impl Numbering {
             if let Some((_, mark)) = marks.next_if(|(at, _)| *at == index) {
                 let text = matches!(mark, Mark::Opens(_)).then(|| format!("{}{digits}{tail}", batch.head));
                 let event = Numbered { run: Some(batch.run), seq, at: batch.at, mark: mark.clone(), text };
-                self.note(connection, event)?;
+                ended = self.note(connection, event)?;
                 if mark.state().is_some_and(State::is_terminal) {
                     // Nothing follows the end of a run, whatever else the batch has (T-28).
                     break;
@@ -256,7 +284,11 @@ impl Numbering {
         if let Some(turn) = &batch.turn {
             self.producers.push(Turned { run: batch.run, seq: self.head, turn: turn.clone() });
         }
-        Ok(Ok(self.head))
+        let last = self.head;
+        if let Some(ended) = ended {
+            self.follow(connection, &ended)?;
+        }
+        Ok(Ok(last))
     }
 
     fn is_open(&self, run: RunId) -> bool {
@@ -274,15 +306,19 @@ impl Numbering {
         }
     }
 
-    /// Writes the run whose state an event changes, as the fold will have it after the commit.
-    fn stage(&mut self, connection: &Connection, event: &Numbered) -> Result<(), StoreError> {
-        let (Some(id), Some(_)) = (event.run, event.mark.state()) else { return Ok(()) };
+    /// Writes the run whose state an event changes, as the fold will have it after the commit. Gives it where that
+    /// ended it.
+    fn stage(&mut self, connection: &Connection, event: &Numbered) -> Result<Option<Run>, StoreError> {
+        let (Some(id), Some(_)) = (event.run, event.mark.state()) else { return Ok(None) };
         let mut fold = Fold::of_runs(self.run(id));
-        if let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") {
-            log::project_run(connection, self.topic.no, &run)?;
-            self.staged.insert(id, (!run.state.is_ended()).then_some(run));
-        }
-        Ok(())
+        let Some(run) = fold.apply(&self.topic.id, Some(id), event.seq, event.at, &event.mark, "") else {
+            return Ok(None);
+        };
+        log::project_run(connection, self.topic.no, &run)?;
+        let is_over = run.state.is_ended();
+        let before = self.staged.insert(id, (!is_over).then(|| run.clone()));
+        self.unstaged.push((id, before));
+        Ok(is_over.then_some(run))
     }
 
     fn cut_segment(&mut self, connection: &Connection) -> Result<(), StoreError> {

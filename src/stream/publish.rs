@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::batch::{Batch, Producer, Turn};
 use super::changes::Changes;
+use super::ends::Decide;
 use super::forwarder::Connections;
 use super::intake::{Acted, Intake, Job, places, weight};
 use super::log;
@@ -61,11 +62,18 @@ impl Publisher {
             writable: watch::Sender::new(Writable::Yes),
             changes: Changes::default(),
             gate: Mutex::new(()),
+            ends: Arc::default(),
             queues_bytes: Arc::new(Semaphore::new(limits.queues_bytes)),
             limits,
             clock,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Says who decides what follows the end of a run; to be said once, before any run ends. What follows is saved
+    /// in the transaction of the end.
+    pub fn on_end(&self, decide: Decide) {
+        self.shared.ends.set(decide);
     }
 
     /// Opens the stream of a task as it stands in the store.
@@ -250,8 +258,11 @@ impl Publisher {
     }
 
     /// As [`transact`](Self::transact); `follow` says what brings memory up to what was saved. That is done after
-    /// the commit and before anyone is shown an event of it.
-    async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
+    /// the commit, in the order of the changes, and before anyone is shown an event of it.
+    ///
+    /// # Errors
+    /// As for [`transact`](Self::transact).
+    pub async fn change<T, E, F, M>(&self, act: F, follow: M) -> Result<(T, Vec<Seq>), E>
     where
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
@@ -357,14 +368,15 @@ impl Publisher {
 
     /// Gives a log a new id, once: a cursor beyond its end shows that it lost its end, and the numbers that come
     /// next must not be taken for those that were seen. `seen` is the id that was looked at; gives the one that is
-    /// in force then. No event that is numbered after this is shown under the old id.
+    /// in force then, or none where the task was deleted meanwhile. No event that is numbered after this is shown under
+    /// the old id.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Gen, StoreError> {
+    pub async fn renew(&self, topic: &Arc<Topic>, seen: Gen) -> Result<Option<Gen>, StoreError> {
         let now = topic.tail().generation;
         if now != seen {
-            return Ok(now);
+            return Ok(Some(now));
         }
         let (fresh, no) = (Gen::random(), topic.no);
         let act = move |connection: &Connection| -> Result<_, StoreError> {
@@ -374,18 +386,24 @@ impl Publisher {
                 log::set_generation(connection, no, fresh)?;
                 return Ok((fresh, Vec::new()));
             }
-            Ok((now.unwrap_or(fresh), Vec::new()))
+            Ok((now.unwrap_or(seen), Vec::new()))
         };
         let (renewed, publisher) = (Arc::clone(topic), self.clone());
         let follow = move |generation: &Gen| -> Option<Box<dyn FnOnce() + Send>> {
             let generation = *generation;
             Some(Box::new(move || {
-                renewed.tail().generation = generation;
+                let before = std::mem::replace(&mut renewed.tail().generation, generation);
                 publisher.wake_all(&renewed);
+                if before == generation {
+                    return;
+                }
                 warn!(task = %renewed.id, old = %seen, new = %generation, "a watcher knew events beyond the end of this log: the log has a new id");
             }))
         };
-        Ok(self.change(act, follow).await?.0)
+        let (now, _) = self.change(act, follow).await?;
+        // Deleted by a later job of the same group, the log was never anybody's under the new id.
+        self.settled().await?;
+        Ok((!topic.is_closed()).then_some(now))
     }
 
     /// The clock that events are stamped with.

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight};
+use super::log;
 use super::numbering::{Numbering, Numberings};
 use super::topic::{Offer, Queue, Refused, Topic, Work};
 use crate::event::Seq;
@@ -278,7 +279,7 @@ impl Intake {
             return batches;
         }
         let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut numberings = Numberings::default();
+        let mut numberings = Numberings::new(Arc::clone(&self.ends));
         let mut jobs = jobs.into_iter();
         let (mut answers, mut follows) = (Vec::new(), Vec::new());
         let mut acks = Vec::new();
@@ -336,7 +337,7 @@ impl Intake {
     }
 
     fn show(&self, numbering: Numbering) {
-        let Numbering { topic, segments, kinds, numbered, producers, staged, .. } = numbering;
+        let Numbering { topic, segments, kinds, numbered, producers, staged, afters, .. } = numbering;
         let id = &topic.id;
         let changes_task = !staged.is_empty() || numbered.iter().any(|event| event.mark.state().is_some());
         let apply = |fold: &mut Fold| {
@@ -353,6 +354,9 @@ impl Intake {
         topic.show(&self.connections, segments, apply, kinds.iter().map(|kind| &**kind));
         if changes_task {
             self.changes.note(id);
+        }
+        for after in afters {
+            after();
         }
     }
 
@@ -475,7 +479,10 @@ fn run_job(
     };
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
-        numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        // An earlier job of the group may have deleted the task: then there is no log that could have a number.
+        if log::bounds(connection, topic.no)?.is_some() {
+            numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
+        }
         Ok::<_, StoreError>(numbers)
     });
     if numbered.is_err() {

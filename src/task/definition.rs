@@ -3,14 +3,16 @@
 //! Knows nothing of files, storage or time passing; reading and checking is in `task/parse.rs`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
-use crate::config::units::duration_text;
+use crate::config::units::{duration, duration_text};
 
 /// A task that was read and checked: every duration parsed, every condition compiled once, every name allowed.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +113,72 @@ pub enum Catchup {
     All,
 }
 
+/// What happens to a run whose server ended under it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCrash {
+    /// It stays interrupted.
+    #[default]
+    Fail,
+    /// It is done once more.
+    Retry,
+}
+
+/// How long it takes from the end of an attempt to the start of the next: from `first` on, doubled each time, at most
+/// `longest`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Backoff {
+    /// Before the first retry, at least.
+    pub first: Duration,
+    /// Before any retry, at most.
+    pub longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { first: Duration::from_secs(30), longest: Duration::from_secs(600) }
+    }
+}
+
+impl fmt::Display for Backoff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&duration_text(self.first))?;
+        if self.longest != self.first {
+            write!(f, "..{}", duration_text(self.longest))?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Backoff {
+    type Err = String;
+
+    /// Reads `30s..10m`, or one length of time for a wait that stays the same.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, longest) = text.split_once("..").unwrap_or((text, text));
+        let length = |text: &str| match duration(text)? {
+            Duration::ZERO => Err(format!("{text:?} must be more than nothing")),
+            // A millisecond is the finest that is kept, so that writing and reading give the same.
+            length if length.subsec_nanos() % 1_000_000 != 0 => Err(format!("{text:?} must be whole milliseconds")),
+            length => Ok(length),
+        };
+        if first.trim().is_empty() || longest.trim().is_empty() {
+            return Err(format!("{text:?} is not a range of waits: write it like \"30s..10m\""));
+        }
+        let (first, longest) = (length(first.trim())?, length(longest.trim())?);
+        if first > longest {
+            return Err(format!("{text:?} begins with the longer one: write it like \"30s..10m\""));
+        }
+        Ok(Self { first, longest })
+    }
+}
+
+impl<'de> Deserialize<'de> for Backoff {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 /// How a task runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -126,6 +194,25 @@ pub struct Policy {
     pub catchup_limit: u32,
     /// How long a whole run may take.
     pub timeout: Duration,
+    /// How long a run may say nothing; without: as long as it may take.
+    pub idle_timeout: Option<Duration>,
+    /// How often a run that failed is done once more.
+    pub retries: u32,
+    /// How long to wait before that.
+    pub backoff: Backoff,
+    /// The exit codes after which it is; none: after any failure.
+    pub retry_on: Vec<u8>,
+    /// See [`OnCrash`].
+    pub on_crash: OnCrash,
+    /// After how many failures in a row the task pauses itself; 0 is never.
+    pub pause_after: u32,
+}
+
+impl Policy {
+    /// The most [`Policy::retries`]: with the longest waits that is most of a day.
+    pub const MAX_RETRIES: u32 = 100;
+    /// The most [`Policy::pause_after`].
+    pub const MAX_PAUSE_AFTER: u32 = 1000;
 }
 
 impl Default for Policy {
@@ -137,6 +224,12 @@ impl Default for Policy {
             catchup_window: None,
             catchup_limit: 10,
             timeout: Duration::from_secs(3600),
+            idle_timeout: None,
+            retries: 0,
+            backoff: Backoff::default(),
+            retry_on: Vec::new(),
+            on_crash: OnCrash::default(),
+            pause_after: 0,
         }
     }
 }
@@ -354,6 +447,13 @@ impl Serialize for Policy {
         map.serialize_entry("catchup_window", &window)?;
         map.serialize_entry("catchup_limit", &self.catchup_limit)?;
         map.serialize_entry("timeout", &duration_text(self.timeout))?;
+        let idle = self.idle_timeout.map_or_else(|| "none".to_owned(), duration_text);
+        map.serialize_entry("idle_timeout", &idle)?;
+        map.serialize_entry("retries", &self.retries)?;
+        map.serialize_entry("backoff", &self.backoff.to_string())?;
+        map.serialize_entry("retry_on", &self.retry_on)?;
+        map.serialize_entry("on_crash", &self.on_crash)?;
+        map.serialize_entry("pause_after", &self.pause_after)?;
         map.end()
     }
 }

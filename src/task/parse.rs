@@ -16,7 +16,8 @@ use crate::config::place::{self, Place};
 use crate::event::TaskId;
 use crate::schedule::timing::Timing;
 use crate::task::definition::{
-    Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
+    Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
+    Step,
 };
 
 use reader::{Open, Reader, not_known};
@@ -445,19 +446,21 @@ impl Reader {
     }
 
     fn policy(&mut self, node: &Node, defaults: &Policy) -> Option<Policy> {
-        const KNOWN: [&str; 6] = ["overlap", "queue_limit", "catchup", "catchup_window", "catchup_limit", "timeout"];
-        const LATER: [&str; 10] = [
-            "retries",
+        const KNOWN: [&str; 12] = [
+            "overlap",
+            "queue_limit",
+            "catchup",
+            "catchup_window",
+            "catchup_limit",
+            "timeout",
             "idle_timeout",
-            "pause_after",
-            "jitter",
-            "stagger",
-            "keep",
-            "concurrency",
-            "on_crash",
-            "retry_on",
+            "retries",
             "backoff",
+            "retry_on",
+            "on_crash",
+            "pause_after",
         ];
+        const LATER: [&str; 4] = ["jitter", "stagger", "keep", "concurrency"];
         let mut open = self.open("policy", node)?;
         let overlap = [
             ("skip", Some(Overlap::Skip)),
@@ -476,6 +479,17 @@ impl Reader {
             None => defaults.catchup_window,
         };
         let timeout = self.length(&mut open, "timeout").unwrap_or(defaults.timeout);
+        let idle_timeout = match open.take("idle_timeout").map(|node| &node.data) {
+            Some(Data::Text(text)) if text == "none" => None,
+            Some(_) => self.length(&mut open, "idle_timeout"),
+            None => defaults.idle_timeout,
+        };
+        let retries = self.number(&mut open, "retries", 0, Policy::MAX_RETRIES.into());
+        let backoff = self.backoff(&mut open).unwrap_or(defaults.backoff);
+        let retry_on = self.exit_codes(&mut open).unwrap_or_else(|| defaults.retry_on.clone());
+        let on_crash = [("fail", Some(OnCrash::Fail)), ("retry", Some(OnCrash::Retry))];
+        let on_crash = self.word(&mut open, "on_crash", &on_crash).unwrap_or(defaults.on_crash);
+        let pause_after = self.number(&mut open, "pause_after", 0, Policy::MAX_PAUSE_AFTER.into());
         self.close(open, &KNOWN, &LATER);
         Some(Policy {
             overlap,
@@ -484,7 +498,46 @@ impl Reader {
             catchup_window,
             catchup_limit: catchup_limit.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.catchup_limit),
             timeout,
+            idle_timeout,
+            retries: retries.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.retries),
+            backoff,
+            retry_on,
+            on_crash,
+            pause_after: pause_after.and_then(|n| u32::try_from(n).ok()).unwrap_or(defaults.pause_after),
         })
+    }
+
+    fn backoff(&mut self, open: &mut Open<'_>) -> Option<Backoff> {
+        let node = open.take("backoff")?;
+        let read = match &node.data {
+            Data::Text(text) => text.parse(),
+            other => Err(format!("must be a range of waits like \"30s..10m\", is {}", other.name())),
+        };
+        read.map_err(|message| self.wrong(open.key("backoff"), node.span.clone(), message)).ok()
+    }
+
+    fn exit_codes(&mut self, open: &mut Open<'_>) -> Option<Vec<u8>> {
+        let node = open.take("retry_on")?;
+        let Data::List(items) = &node.data else {
+            let message = format!("must be a list of exit codes like [75], is {}", node.data.name());
+            self.wrong(open.key("retry_on"), node.span.clone(), message);
+            return None;
+        };
+        let mut codes = BTreeSet::new();
+        for item in items {
+            match item.data {
+                Data::Integer(code @ 1..=255) => codes.extend(u8::try_from(code)),
+                Data::Integer(code) => {
+                    let message = format!("{code} is not the exit code of a failure: those are from 1 to 255");
+                    self.wrong(open.key("retry_on"), item.span.clone(), message);
+                }
+                ref other => {
+                    let message = format!("must be a list of exit codes like [75], has {}", other.name());
+                    self.wrong(open.key("retry_on"), item.span.clone(), message);
+                }
+            }
+        }
+        Some(codes.into_iter().collect())
     }
 
     fn params(&mut self, node: &Node) -> BTreeMap<String, Param> {

@@ -377,12 +377,23 @@ impl Registry {
         let (no, is_news) = (task.no, task.paused != paused);
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             also(connection)?;
-            connection.execute("UPDATE tasks SET paused = ?2 WHERE no = ?1", params![no.0, paused])?;
+            connection.execute("UPDATE tasks SET paused = ?2, failures = 0 WHERE no = ?1", params![no.0, paused])?;
             let said = is_news.then(|| (topic, Offer::new(None, now, &body)));
             Ok(((), said.into_iter().collect()))
         };
-        self.shared.publisher.transact(act).await?;
-        self.change(id, |task| task.paused = paused)
+        // Memory follows in the order of the commits: the task may pause itself at the same time.
+        let (registry, changed) = (self.clone(), id.clone());
+        let follow = move |(): &()| -> Option<Box<dyn FnOnce() + Send>> {
+            Some(Box::new(move || registry.note_paused(&changed, no, paused)))
+        };
+        self.shared.publisher.change(act, follow).await?;
+        self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))
+    }
+
+    /// Notes in memory that a task is paused or not, once the store has it.
+    pub fn note_paused(&self, id: &TaskId, no: TaskNo, paused: bool) {
+        // A task that was removed meanwhile needs no note, nor does another of its name.
+        let _ = self.change(id, |task| task.paused = if task.no == no { paused } else { task.paused });
     }
 
     /// Says that a task's file is gone (the task keeps its history), or is there again.
@@ -564,6 +575,27 @@ pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<boo
         .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1")?
         .query_row([no.0], |row| row.get(0))
         .optional()
+}
+
+/// Notes whether a run of the task failed, and gives how many have in a row.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn note_failure(connection: &Connection, no: TaskNo, failed: bool) -> rusqlite::Result<u32> {
+    let update = if failed {
+        "UPDATE tasks SET failures = failures + 1 WHERE no = ?1 RETURNING failures"
+    } else {
+        "UPDATE tasks SET failures = 0 WHERE no = ?1 AND failures > 0 RETURNING failures"
+    };
+    connection.prepare_cached(update)?.query_row([no.0], |row| row.get(0)).optional().map(Option::unwrap_or_default)
+}
+
+/// Pauses a task within the transaction of what made it pause. Its failures count anew.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn pause(connection: &Connection, no: TaskNo) -> rusqlite::Result<()> {
+    connection.prepare_cached("UPDATE tasks SET paused = 1, failures = 0 WHERE no = ?1")?.execute([no.0]).map(drop)
 }
 
 /// From when a task's schedule counts and how far it is planned, as the store has it.

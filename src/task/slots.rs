@@ -143,16 +143,37 @@ pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlit
         .map(drop)
 }
 
-/// Notes what became of the slot of a run that ended without a start.
+/// Notes what became of the slot of a run that ended without a start. Where that was a retry the slot has run: it stays
+/// as it is, unless the retry was called off with its task.
 ///
 /// # Errors
 /// When the store cannot be written.
 pub fn note_end_unstarted(connection: &Connection, run: RunId, outcome: &str, reason: &str) -> rusqlite::Result<()> {
-    connection
+    let noted = connection
         .prepare_cached(
             "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
         )?
-        .execute(params![run.to_string(), outcome, reason])
+        .execute(params![run.to_string(), outcome, reason])?;
+    if noted == 0 {
+        let reason = format!("it ran, its retry did not: {reason}");
+        connection
+            .prepare_cached(
+                "UPDATE slots SET outcome = CASE WHEN ?2 THEN 'disabled' ELSE outcome END, reason = ?3
+                 WHERE run = ?1 AND outcome IN ('ran', 'late')",
+            )?
+            .execute(params![run.to_string(), outcome == "disabled", reason])?;
+    }
+    Ok(())
+}
+
+/// Notes that the run of a slot is done once more: the slot names the last attempt.
+///
+/// # Errors
+/// When the store cannot be written.
+pub fn note_retry(connection: &Connection, run: RunId, retry: RunId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("UPDATE slots SET run = ?2 WHERE run = ?1 AND outcome IN ('ran', 'late')")?
+        .execute(params![run.to_string(), retry.to_string()])
         .map(drop)
 }
 

@@ -241,7 +241,7 @@ async fn what_went_wrong_can_be_told_by_the_exit_code() {
         (&["tasks", "add", "Quick wark"], 2, "\"Quick work\""),
         (&["tasks", "add", "Quick work", "--every", "30m"], 6, "change the file"),
         (&["tasks", "add", "New", "--run", "true", "--cron", "99 * * * *"], 2, "cron"),
-        (&["tasks", "add", "New", "--run", "true", "--retries", "3"], 2, "retries"),
+        (&["tasks", "add", "New", "--run", "true", "--retries", "101"], 2, "retries"),
         (&["tasks", "add", "Tidy up", "--agent", "model"], 2, "agent"),
     ] {
         let said = house.prints(line, code).await;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::harness::{Client, Gate, Home, PATIENCE, REJOIN, Watcher, events_of, is_terminal, seqs};
+use crate::trees;
 
 /// The stages of a stop, many times as fast.
 const FAST: &str = "[runs]\nconcurrency = 16\nstop_term = \"200ms\"\nstop_kill = \"500ms\"\nstop_give_up = \"15s\"\nshutdown_grace = \"1s\"";
@@ -516,4 +517,14 @@ async fn t_35_a_schedule_edited_behind_the_time_that_is_planned_repeats_no_slot_
     clock.set(minutes(2));
     client.until("/tasks/due/slots", ran(2)).await;
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_28_of_twenty_five_deep_trees_that_are_stopped_nothing_is_left() {
+    let home = trees::home(trees::SHIPPED, 25);
+    let mut server = home.spawn(&[]).await;
+    let took = trees::stop_all(&home, &server, 25).await;
+    eprintln!("{took:?}");
+    assert!(took.trees == 25 && took.processes > 25 * 4, "{took:?}");
+    assert!(server.terminate().await.success());
 }

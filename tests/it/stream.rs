@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use rejoin::clock::Clock;
 use rejoin::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
@@ -1037,7 +1038,7 @@ fn a_reader_of_an_old_log_gets_nothing_of_the_new_one_also_when_the_task_is_dele
         let old = topic.tail().generation;
         let mut new = {
             let renewed = stream.publisher.renew(&topic, old).await.unwrap();
-            assert_ne!(renewed, old);
+            assert_ne!(renewed, Some(old));
             stream.watch(&topic, 2, Seq(1)).await
         };
         stream.say(&topic, None, "of the new log").await;
@@ -1638,12 +1639,71 @@ fn t_09_no_event_is_shown_under_the_id_that_a_log_had_before() {
         assert!(futures_util::poll!(&mut renewing).is_pending());
         stream.publisher.offer(&topic, None, &thought("2")).await.unwrap();
         drop(hold);
-        let fresh = renewing.await.unwrap();
+        let fresh = renewing.await.unwrap().unwrap();
         assert_ne!(fresh, old);
-        assert_eq!(stream.publisher.renew(&topic, old).await.unwrap(), fresh, "once");
+        assert_eq!(stream.publisher.renew(&topic, old).await.unwrap(), Some(fresh), "once");
         stream.say(&topic, None, "3").await;
         let logs = waker.logs.lock().unwrap().clone();
         assert!(logs.contains(&(fresh, Seq(2))) || logs.contains(&(fresh, Seq(3))), "{logs:?}");
         assert!(logs.iter().all(|(generation, head)| *head == Seq(1) || *generation == fresh), "{logs:?}");
+    });
+}
+
+#[test]
+fn t_09_a_log_whose_task_is_deleted_meanwhile_gets_no_new_id() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        for deleted_first in [true, false] {
+            let topic = stream.task("a").await;
+            stream.say(&topic, None, "1").await;
+            let old = topic.tail().generation;
+            let hold = stream.hold().await;
+            // Both are jobs of one group, in this order or in the other.
+            let no = topic.no.0;
+            let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+            let delete = stream.publisher.delete(&topic, move |connection| row(connection).map_err(StoreError::from));
+            let renew = stream.publisher.renew(&topic, old);
+            tokio::pin!(delete, renew);
+            if deleted_first {
+                assert!(futures_util::poll!(&mut delete).is_pending());
+            }
+            assert!(futures_util::poll!(&mut renew).is_pending());
+            assert!(futures_util::poll!(&mut delete).is_pending());
+            drop(hold);
+            let (deleted, renewed) = tokio::join!(delete, renew);
+            deleted.unwrap();
+            assert_eq!(renewed.unwrap(), None, "{deleted_first}");
+            assert!(!deleted_first || topic.tail().generation == old);
+        }
+    });
+}
+
+#[test]
+fn what_is_said_of_a_task_behind_its_deletion_in_the_same_group_gets_no_number_and_fails_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let (gone, other) = (stream.task("gone").await, stream.task("other").await);
+        let hold = stream.hold().await;
+        let no = gone.no.0;
+        let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+        let delete = stream.publisher.delete(&gone, move |connection| row(connection).map_err(StoreError::from));
+        let (queued, word) = (status(State::Queued), thought("1"));
+        let begun = stream.publisher.offer(&gone, Some(RunId::new()), &queued);
+        let late = Offer::new(Some(RunId::new()), Timestamp::UNIX_EPOCH, &queued);
+        let late = vec![(Arc::clone(&gone), late)];
+        let change = stream.publisher.transact(move |_| Ok::<_, StoreError>(((), late)));
+        let said = stream.publisher.publish(&other, None, &word);
+        tokio::pin!(delete, change, said);
+        assert!(futures_util::poll!(&mut delete).is_pending());
+        assert!(futures_util::poll!(&mut change).is_pending());
+        begun.await.unwrap();
+        assert!(futures_util::poll!(&mut said).is_pending());
+        drop(hold);
+        let (deleted, changed, said) = tokio::join!(delete, change, said);
+        deleted.unwrap();
+        assert_eq!((changed.unwrap().1, said.unwrap()), (Vec::new(), Seq(1)));
+        assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes);
     });
 }

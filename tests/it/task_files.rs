@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use rejoin::task::definition::{
-    Action, AgentKind, Catchup, Definition, OnError, Overlap, Param, Policy, Schedule, SecretSource, Step,
+    Action, AgentKind, Backoff, Catchup, Definition, OnCrash, OnError, Overlap, Param, Policy, Schedule, SecretSource,
+    Step,
 };
 use rejoin::task::parse::{from_json, from_toml, patched, run_params, schedule_from_json};
 use serde_json::json;
@@ -102,11 +103,20 @@ fn a_task_that_says_nothing_of_its_policy_has_the_one_of_the_config() {
         catchup_window: Some(Duration::from_secs(60)),
         catchup_limit: 4,
         timeout: Duration::from_secs(5),
+        idle_timeout: Some(Duration::from_secs(2)),
+        retries: 7,
+        backoff: "1s..5s".parse().unwrap(),
+        retry_on: vec![75, 111],
+        on_crash: OnCrash::Retry,
+        pause_after: 9,
     };
     let read = |text: &str| from_toml("t.toml", text, &defaults).unwrap().policy;
     assert_eq!(read(&task("")), defaults);
-    let mixed = read(&task("[policy]\ncatchup_window = \"auto\"\noverlap = \"skip\"\n"));
-    assert_eq!(mixed, Policy { overlap: Overlap::Skip, catchup_window: None, ..defaults.clone() });
+    let mixed = read(&task(
+        "[policy]\ncatchup_window = \"auto\"\noverlap = \"skip\"\nidle_timeout = \"none\"\nretries = 0\nretry_on = []\npause_after = 0\n",
+    ));
+    let zeros = Policy { idle_timeout: None, retries: 0, retry_on: Vec::new(), pause_after: 0, ..defaults.clone() };
+    assert_eq!(mixed, Policy { overlap: Overlap::Skip, catchup_window: None, ..zeros });
 }
 
 #[test]
@@ -168,6 +178,12 @@ fn each_mistake_is_told_with_file_line_column_and_key() {
         ),
         ("[policy]\ncatchup_limit = 0", "tasks/t.toml:3:17: policy.catchup_limit: 0 is not from 1 to 10000"),
         ("[policy]\nqueue_limit = 0", "tasks/t.toml:3:15: policy.queue_limit: 0 is not from 1 to 10000"),
+        ("[policy]\nretries = 101", "tasks/t.toml:3:11: policy.retries: 101 is not from 0 to 100"),
+        ("[policy]\nretry_on = [1, 0]", "tasks/t.toml:3:16: policy.retry_on: 0 is not the exit code of a failure"),
+        (
+            "[policy]\nbackoff = \"1m..30s\"",
+            "tasks/t.toml:3:11: policy.backoff: \"1m..30s\" begins with the longer one",
+        ),
         ("[policy]\ntimeout = \"-5m\"", "tasks/t.toml:3:11: policy.timeout: \"-5m\" is less than nothing"),
         (
             "[params]\nBad = {}",
@@ -262,18 +278,7 @@ fn each_mistake_in_a_step_is_told_with_its_place() {
 
 #[test]
 fn every_policy_of_other_versions_is_refused_by_name() {
-    for key in [
-        "retries",
-        "idle_timeout",
-        "pause_after",
-        "jitter",
-        "stagger",
-        "keep",
-        "concurrency",
-        "on_crash",
-        "retry_on",
-        "backoff",
-    ] {
+    for key in ["jitter", "stagger", "keep", "concurrency"] {
         let said = refused(&task(&format!("[policy]\n{key} = 1")));
         assert_eq!(said, format!("tasks/t.toml:3:1: policy.{key}: comes later: this version does not act on it"));
     }
@@ -569,14 +574,28 @@ fn definitions() -> impl Strategy<Value = Definition> {
     let overlap = prop::sample::select(vec![Overlap::Skip, Overlap::Queue, Overlap::Replace, Overlap::Allow]);
     let catchup = prop::sample::select(vec![Catchup::None, Catchup::Last, Catchup::All]);
     let limits = (1u32..10_000, 1u32..10_000);
-    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths()).prop_map(
-        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout)| Policy {
-            overlap,
-            queue_limit,
-            catchup,
-            catchup_window,
-            catchup_limit,
-            timeout,
+    let waits =
+        (lengths(), lengths()).prop_map(|(one, other)| Backoff { first: one.min(other), longest: one.max(other) });
+    let codes = prop::collection::btree_set(1u8..=255, 0..4).prop_map(|codes| codes.into_iter().collect());
+    let on_crash = prop::sample::select(vec![OnCrash::Fail, OnCrash::Retry]);
+    let retry = (prop::option::of(lengths()), 0u32..=100, waits, codes, on_crash, 0u32..=1000);
+    let policy = (overlap, catchup, limits, prop::option::of(lengths()), lengths(), retry).prop_map(
+        |(overlap, catchup, (queue_limit, catchup_limit), catchup_window, timeout, retry)| {
+            let (idle_timeout, retries, backoff, retry_on, on_crash, pause_after) = retry;
+            Policy {
+                overlap,
+                queue_limit,
+                catchup,
+                catchup_window,
+                catchup_limit,
+                timeout,
+                idle_timeout,
+                retries,
+                backoff,
+                retry_on,
+                on_crash,
+                pause_after,
+            }
         },
     );
     let whole = (lines(), words(), schedules(), policy, params, secrets, steps(), conditions());

@@ -550,7 +550,10 @@ impl Watcher {
                 }
             }
             Page::Items(generation, seqs, next) => {
+                // The page of a task that was made again, from its beginning: as if the log were gone.
                 if interest.generation.as_ref() != Some(&generation) {
+                    interest.holes.pop_front();
+                    interest.lose(from, to);
                     return Ok(());
                 }
                 // From the beginning: what comes before the oldest is gone.

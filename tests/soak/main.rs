@@ -10,6 +10,7 @@ mod idle;
 mod kills;
 mod memory;
 mod sim;
+mod stops;
 
 mod part;
 mod probe;
@@ -34,3 +35,5 @@ mod kills_scene;
 mod producer;
 #[path = "../it/proxy.rs"]
 mod proxy;
+#[path = "../it/trees.rs"]
+mod trees;

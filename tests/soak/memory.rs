@@ -14,7 +14,7 @@ use crate::follower::{Counts, Follower, Habit, Way};
 use crate::harness::Home;
 use crate::load::{by_hand, come_and_go};
 use crate::part::{Part, play};
-use crate::probe::{Sample, slope};
+use crate::probe::{Sample, error_of_slope, slope};
 use crate::speaker::{Speaker, Voice};
 use crate::stage::{ELSEWHERE, Stage, ticking};
 
@@ -22,8 +22,10 @@ use crate::stage::{ELSEWHERE, Stage, ticking};
 const CONFIG: &str = "[stream]\nconnections_per_credential = 1000\nreplay_events = 2000\n\
                       [retention]\nevents = 4000\nruns = 40\nevery = \"10s\"\n";
 const LIFE: Duration = Duration::from_secs(25);
-const EVERY: Duration = Duration::from_secs(5);
-/// How much the memory may climb: the slope of the second half.
+const EVERY: Duration = Duration::from_secs(1);
+/// So many are a minute.
+const MINUTE: usize = 60;
+/// How much the memory may climb: the slope of its floor in the second half.
 const MOST_PER_HOUR: f64 = 1024.0;
 /// What is open when all have left, beyond what was open before they came: two for each reader of the store that stays,
 /// and a few connections.
@@ -87,7 +89,7 @@ async fn memory(part: Arc<Part>) {
         }
         let sample = probe.sample();
         samples.push((begun.elapsed().as_secs_f64() / 3600.0, sample));
-        if samples.len().is_multiple_of(12) {
+        if samples.len().is_multiple_of(MINUTE) {
             part.say(format!("{sample:?}, {} wrong", stage.ledger.verdict().0));
         }
     }
@@ -133,24 +135,30 @@ async fn memory(part: Arc<Part>) {
     }
 }
 
-/// Looks at the second half of the samples. What comes and goes within a minute is not looked at where it has a floor:
-/// the fewest descriptors, threads and zombies of each minute must stay the same.
+/// Looks at the second half of the samples, and there at the least of each minute: what comes and goes with the load
+/// moves the memory by more within seconds than it may climb in an hour. The floors of descriptors, threads and zombies
+/// must stay the same, that of the memory may climb by so much.
 fn judge(part: &Part, samples: &[(f64, Sample)]) -> Result<(), String> {
     let second = &samples[samples.len() / 2..];
     let line = |of: fn(&Sample) -> f64| slope(&second.iter().map(|(at, sample)| (*at, of(sample))).collect::<Vec<_>>());
-    let resident = line(|sample| sample.resident_kib as f64);
-    let minutes: Vec<&[(f64, Sample)]> = second.chunks(12).filter(|chunk| chunk.len() == 12).collect();
+    let minutes: Vec<&[(f64, Sample)]> = second.chunks_exact(MINUTE).collect();
     let floors = |of: fn(&Sample) -> u64| -> Vec<u64> {
         minutes.iter().map(|minute| minute.iter().map(|(_, sample)| of(sample)).min().unwrap()).collect()
     };
     let descriptors = floors(|sample| sample.descriptors as u64);
     let threads = floors(|sample| sample.threads);
     let zombies = floors(|sample| sample.zombies as u64);
-    part.note("slope of the resident memory over the second half, in KiB/h", resident.round());
-    part.note("slope of the anonymous memory, in KiB/h", line(|sample| sample.anonymous_kib as f64).round());
+    let memory = floors(|sample| sample.resident_kib);
+    let hours = |index: usize| index as f64 / 60.0;
+    let points: Vec<_> = memory.iter().enumerate().map(|(index, kib)| (hours(index), *kib as f64)).collect();
+    let resident = slope(&points);
+    part.note("slope of the resident memory's floor over the second half, in KiB/h", resident.round());
+    part.note("standard error of that slope, in KiB/h", error_of_slope(&points).round());
+    part.note("least resident KiB in each minute of the second half", &memory);
+    part.note("slope of all samples of it, in KiB/h", line(|sample| sample.resident_kib as f64).round());
     part.note("slope of the descriptors, per h", line(|sample| sample.descriptors as f64));
     let each_minute =
-        |of: fn(&Sample) -> u64| -> Vec<u64> { samples.chunks(12).map(|minute| of(&minute[0].1)).collect() };
+        |of: fn(&Sample) -> u64| -> Vec<u64> { samples.chunks(MINUTE).map(|minute| of(&minute[0].1)).collect() };
     part.note(
         "each minute",
         json!({

@@ -98,8 +98,21 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     along / across
 }
 
+/// How far off that slope may well be: its standard error, in the same units.
+pub fn error_of_slope(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;
+    let (x, y, slope) = (mean(|point| point.0), mean(|point| point.1), slope(points));
+    let beside: f64 = points.iter().map(|point| (point.1 - y - slope * (point.0 - x)).powi(2)).sum();
+    let across: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+    (beside / (count - 2.0) / across).sqrt()
+}
+
 #[test]
 fn the_slope_is_that_of_the_closest_line() {
     assert!((slope(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]) - 2.0).abs() < 1e-9);
     assert!(slope(&[(0.0, 1.0), (1.0, 2.0), (2.0, 1.0)]).abs() < 1e-9);
+    assert!(error_of_slope(&[(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)]).abs() < 1e-9);
+    // The residuals are -1/3, 2/3 and -1/3, with one degree of freedom; across are 2.
+    assert!((error_of_slope(&[(0.0, 1.0), (1.0, 2.0), (2.0, 1.0)]) - (1.0f64 / 3.0).sqrt()).abs() < 1e-9);
 }

@@ -3,7 +3,7 @@
 # with SIDE_BY_SIDE=1. docs/soak/README.md says what they are.
 set -euo pipefail
 
-all=(kills idle blackholes crowd memory sim)
+all=(kills idle blackholes crowd memory stops sim)
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=("${all[@]}")
 for part in "${parts[@]}"; do

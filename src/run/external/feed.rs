@@ -275,6 +275,7 @@ impl Feed {
         if n <= self.taken {
             return Ok(Step::Next);
         }
+        self.seat.pulse.beat();
         let wanted = self.taken + 1;
         match said {
             Said::Gap => {

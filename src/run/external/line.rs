@@ -192,6 +192,7 @@ fn of_the_server(status: &Status) -> Option<&'static str> {
         ("retry_of", status.retry_of.is_some()),
         ("trigger", status.trigger.is_some()),
         ("scheduled_for", status.scheduled_for.is_some()),
+        ("not_before", status.not_before.is_some()),
         ("params", status.params.is_some()),
         ("count", status.count.is_some()),
     ];

@@ -10,10 +10,11 @@ use tracing::{info, warn};
 
 use super::{RunError, Runs, to_the_end};
 use crate::event::{Body, RunId, State, Status, TaskId};
-use crate::record::Run;
+use crate::record::{Run, RunState};
 use crate::run::external::{Elsewhere, lasted, lost_result, started};
 use crate::run::runner::{CALLED_OFF, StopCause, reasoned, save, stopped};
 use crate::store::StoreError;
+use crate::stream::publish::Writable;
 use crate::stream::topic::{Offer, Topic};
 use crate::task::registry::is_on;
 use crate::task::slots;
@@ -114,8 +115,8 @@ impl Runs {
     /// Waits until a run is over; ends it where its program does not.
     async fn keep(&self, seat: &Arc<Elsewhere>) {
         let Some(run) = seat.topic.tail().fold.run(seat.id).cloned() else { return };
-        let limit = match self.shared.registry.get(&seat.topic.id) {
-            Some(task) => task.definition.policy.timeout,
+        let (limit, idle) = match self.shared.registry.get(&seat.topic.id) {
+            Some(task) => (task.definition.policy.timeout, task.definition.policy.idle_timeout),
             None => return,
         };
         // It counts from its start, also over a restart of the server.
@@ -126,6 +127,7 @@ impl Runs {
             cause = seat.stop_raised() => Unheard::Stopped(cause),
             () = tokio::time::sleep(limit.saturating_sub(took)) => Unheard::Stopped(StopCause::TimedOut(limit)),
             () = seat.lapsed(self.shared.patience.lease) => Unheard::Lapsed,
+            () = self.silent(seat, idle) => Unheard::Stopped(StopCause::Silent(idle.unwrap_or_default())),
         };
         let task = &seat.topic.id;
         let status = match unheard {
@@ -150,6 +152,24 @@ impl Runs {
             }
         };
         self.end_elsewhere(seat, &run, status).await;
+    }
+
+    /// Ready once a program said nothing for so long, although it could: a run that waits for an answer says nothing,
+    /// and a log that cannot be written takes nothing.
+    async fn silent(&self, seat: &Elsewhere, limit: Option<Duration>) {
+        let mut writable = self.publisher().writable();
+        loop {
+            seat.pulse.silent(limit).await;
+            let is_waiting = seat.topic.tail().fold.run(seat.id).is_some_and(|run| run.state == RunState::Waiting);
+            let is_full = *writable.borrow_and_update() != Writable::Yes;
+            if !is_waiting && !is_full {
+                return;
+            }
+            if is_full {
+                let _ = writable.wait_for(|writable| *writable == Writable::Yes).await;
+            }
+            seat.pulse.beat();
+        }
     }
 
     /// Ends a run in its program's place: from here on nothing of it is taken any more.
@@ -232,13 +252,14 @@ impl Runs {
             return Free::Opened(Arc::clone(seat));
         }
         let until = opened.iter().filter_map(|seat| seat.free_from()).min();
-        if lists.busy().contains(task) && !self.runs_side_by_side(task) {
+        let side_by_side = self.runs_side_by_side(task);
+        if lists.busy().contains(task) && !side_by_side {
             return Free::Not(until);
         }
-        let Some(id) = lists.waiting.iter().find(|(_, of)| *of == task).map(|(id, _)| *id) else {
-            return Free::Not(until);
-        };
-        lists.waiting.remove(&id);
+        let may_start = |id: RunId| side_by_side || !self.waits_for_a_retry(&lists, id, task);
+        let mut waiting = lists.waiting.iter().filter(|(_, of)| *of == task).map(|(id, _)| *id);
+        let Some(id) = waiting.find(|id| may_start(*id)) else { return Free::Not(until) };
+        lists.take_out(id);
         lists.giving.insert(id, task.clone());
         Free::Queued(id)
     }
@@ -292,17 +313,17 @@ impl Runs {
         let start = run.scheduled_for.map(|slot| slots::Start::of(&known, &run, slot, now));
         let started = Offer::new(Some(id), now, &Body::Status(started(&known)));
         let off = Offer::new(Some(id), now, &Body::Status(reasoned(State::Cancelled, task, CALLED_OFF)));
-        let (no, to) = (known.no, topic.clone());
+        let (no, to, by_itself) = (known.no, topic.clone(), run.is_by_itself());
         let act = move |connection: &Connection| -> Result<_, RunError> {
             // Someone may have ended it on its way here.
             if !is_queued(connection, id)? {
                 return Ok((false, Vec::new()));
             }
+            if by_itself && is_on(connection, no)? != Some(true) {
+                slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
+                return Ok((false, vec![(to, off)]));
+            }
             if let Some(start) = &start {
-                if is_on(connection, no)? != Some(true) {
-                    slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
-                    return Ok((false, vec![(to, off)]));
-                }
                 slots::note_start(connection, id, start)?;
             }
             also(connection, id)?;

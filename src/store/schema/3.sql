@@ -1,3 +1,5 @@
+-- Tasks that pause themselves: how many of their runs failed in a row.
+ALTER TABLE tasks ADD COLUMN failures INTEGER NOT NULL DEFAULT 0;
 -- What runs have found and a person should look at: shown until it is acknowledged, less the time it is snoozed.
 CREATE TABLE findings (
   run TEXT PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,

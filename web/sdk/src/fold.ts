@@ -33,6 +33,8 @@ export function foldRun(run: Run | undefined, event: TaskEvent): Run {
         attempt: number(data.attempt) ?? base.attempt ?? 1,
         trigger: (text(data.trigger) as Run['trigger']) ?? base.trigger ?? null,
         scheduled_for: text(data.scheduled_for) ?? base.scheduled_for ?? null,
+        retry_of: text(data.retry_of) ?? base.retry_of ?? null,
+        not_before: text(data.not_before) ?? base.not_before ?? null,
         params: (data.params as Run['params']) ?? base.params ?? null,
       };
     case 'started':

@@ -22,6 +22,12 @@ export interface Run {
   attempt?: number | null;
   trigger?: 'hand' | 'schedule' | 'catchup' | null;
   scheduled_for?: string | null;
+  /** The run that this one does once more. */
+  retry_of?: string | null;
+  /** Set where the server made it because the attempt before it failed: it starts no sooner. */
+  not_before?: string | null;
+  /** The run that does it once more: only where one run is asked for. */
+  retried_by?: string | null;
   queued_at?: string | null;
   started_at?: string | null;
   ended_at?: string | null;
@@ -70,14 +76,16 @@ export interface Policy {
   catchup_window?: string | null;
   catchup_limit?: number | null;
   timeout?: string | null;
+  /** `none` where there is none. */
   idle_timeout?: string | null;
   queue_limit?: number | null;
   retries?: number | null;
-  /** `30s..10m`: the first pause and the longest. */
+  /** Like `30s..10m`. */
   backoff?: string | null;
-  /** Exit codes; after any failure without. */
+  /** Exit codes; empty for any failure. */
   retry_on?: number[] | null;
-  on_crash?: string | null;
+  on_crash?: 'fail' | 'retry' | null;
+  /** 0 for never. */
   pause_after?: number | null;
   concurrency?: string | null;
   [other: string]: unknown;

@@ -1,0 +1,349 @@
+//! The retries: made in the transaction that saves the end of the attempt before, waiting here until they are due, then
+//! in line with the other runs. What follows an end is decided by `run/retry.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, OptionalExtension};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Lists, Queued, RunError, Runs};
+use crate::config::units::duration_words;
+use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::failpoint;
+use crate::record::Run;
+use crate::run::retry::{self, Next, Past};
+use crate::run::runner::{CALLED_OFF, StopCause, reasoned};
+use crate::store::{StoreError, TaskNo};
+use crate::stream::ends::Following;
+use crate::stream::topic::Offer;
+use crate::task::definition::Overlap;
+use crate::task::registry::{self, Task, is_on};
+use crate::task::slots;
+
+/// How often the clock is asked while a retry waits: a machine that slept has not counted.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A clock that has not come to the end of a wait after that time and this part of it more was set back, and is not
+/// waited for. One that is only slowed down a little to be right again comes to it earlier.
+const SET_BACK: u32 = 8;
+
+/// The retries that wait: until they are due here, and in line with the others from then on until they start.
+#[derive(Debug, Default)]
+pub(super) struct Retries {
+    waiting: BTreeMap<RunId, Pending>,
+    /// How many each task has.
+    of: HashMap<TaskId, usize>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    task: TaskId,
+    /// When it is due, by the clock of the machine; or, should that be set back meanwhile, by the time that passed.
+    at: Timestamp,
+    by: Instant,
+    in_line: bool,
+}
+
+impl Retries {
+    fn add(&mut self, id: RunId, pending: Pending) {
+        let task = pending.task.clone();
+        if self.waiting.insert(id, pending).is_none() {
+            *self.of.entry(task).or_default() += 1;
+        }
+    }
+
+    /// Takes a retry out that starts or is over; gives its task.
+    pub(super) fn remove(&mut self, id: RunId) -> Option<TaskId> {
+        let Pending { task, .. } = self.waiting.remove(&id)?;
+        if let Some(count) = self.of.get_mut(&task) {
+            *count -= 1;
+            if *count == 0 {
+                self.of.remove(&task);
+            }
+        }
+        Some(task)
+    }
+
+    /// The retries of a task.
+    pub(super) fn of(&self, task: &TaskId) -> Vec<RunId> {
+        if !self.has_any_of(task) {
+            return Vec::new();
+        }
+        self.waiting.iter().filter(|(_, pending)| pending.task == *task).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a task has a retry that waits.
+    pub(super) fn has_any_of(&self, task: &TaskId) -> bool {
+        self.of.contains_key(task)
+    }
+
+    /// Whether this run is a retry that waits.
+    pub(super) fn has(&self, id: RunId) -> bool {
+        self.waiting.contains_key(&id)
+    }
+
+    /// How many are not due yet.
+    pub(super) fn not_due(&self) -> usize {
+        self.waiting.values().filter(|pending| !pending.in_line).count()
+    }
+
+    /// Those that are due now and not yet in line.
+    fn line_up(&mut self, wall: Timestamp, now: Instant) -> Vec<(RunId, TaskId)> {
+        let due = self.waiting.iter_mut().filter(|(_, pending)| !pending.in_line);
+        let due = due.filter(|(_, pending)| pending.at <= wall || pending.by <= now);
+        due.map(|(id, pending)| {
+            pending.in_line = true;
+            (*id, pending.task.clone())
+        })
+        .collect()
+    }
+
+    /// How long until the next is due.
+    fn until_next(&self, wall: Timestamp, now: Instant) -> Option<Duration> {
+        let left = |pending: &Pending| {
+            let by_clock = Duration::try_from(pending.at.duration_since(wall)).unwrap_or(Duration::ZERO);
+            by_clock.min(pending.by.saturating_duration_since(now))
+        };
+        self.waiting.values().filter(|pending| !pending.in_line).map(left).min()
+    }
+}
+
+impl Lists {
+    /// Takes a run out that waits, in line or for its time; gives its task.
+    pub(super) fn take_out(&mut self, id: RunId) -> Option<TaskId> {
+        let retry = self.retries.remove(id);
+        self.waiting.remove(&id).or(retry)
+    }
+
+    /// Whether someone, or a newer slot, has ended this run: what it says itself is no failure any more.
+    fn is_given_up(&self, id: RunId) -> bool {
+        let cause = match (self.elsewhere.get(&id), self.working.get(&id)) {
+            (Some(seat), _) => seat.stop_cause(),
+            (_, Some(working)) => *working.stop.borrow(),
+            _ => None,
+        };
+        matches!(cause, Some(StopCause::Asked | StopCause::Replaced))
+    }
+}
+
+impl Runs {
+    /// Whether a run has to let a retry of its task go first: one that is pending counts as a run that is not over. What
+    /// a person has started waits for none.
+    pub(super) fn waits_for_a_retry(&self, lists: &Lists, id: RunId, task: &TaskId) -> bool {
+        lists.retries.has_any_of(task)
+            && !lists.retries.has(id)
+            && self.open_run(task, id).is_some_and(|run| run.is_by_itself())
+    }
+
+    /// Keeps a retry until it is due; false when it is.
+    pub(super) fn keep_until_due(&self, lists: &mut Lists, id: RunId, task: &TaskId) -> bool {
+        let Some(run) = self.open_run(task, id) else { return false };
+        let Some(at) = run.not_before else { return false };
+        let until = |from: Timestamp| Duration::try_from(at.duration_since(from)).unwrap_or(Duration::ZERO);
+        // Over a start of the server too a clock that was set back does not make the wait longer than it was drawn.
+        let left = until(self.publisher().clock().now()).min(until(run.queued_at));
+        let in_line = left.is_zero();
+        let by = Instant::now() + left + left / SET_BACK + LOOK_AGAIN;
+        lists.retries.add(id, Pending { task: task.clone(), at, by, in_line });
+        !in_line
+    }
+
+    /// The run that does once more what this one was to do; none, as long as nobody did.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn retried_by(&self, run: &Run) -> Result<Option<RunId>, StoreError> {
+        if !run.state.is_ended() {
+            return Ok(None);
+        }
+        let (id, attempt) = (run.id, run.attempt.saturating_add(1));
+        self.shared.store.read(move |connection| retried_by(connection, id, attempt)).await
+    }
+
+    /// The retry that the server made of a run that is over.
+    pub(super) async fn retry_made_of(&self, run: &Run) -> Result<Option<RunId>, RunError> {
+        let Some(next) = self.retried_by(run).await? else { return Ok(None) };
+        Ok(self.find(next).await?.not_before.map(|_| next))
+    }
+
+    /// Puts retries into the line as they become due, until the server goes down.
+    pub async fn line_up_retries(self) {
+        loop {
+            let wait = self.line_up_due().map_or(Duration::MAX, |left| left.min(LOOK_AGAIN));
+            tokio::select! {
+                // A ring since the last look has left a permit behind.
+                () = self.shared.again.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+                () = self.leaving() => return,
+            }
+        }
+    }
+
+    /// Puts those into the line that are due; gives how long until the next.
+    fn line_up_due(&self) -> Option<Duration> {
+        let (wall, now) = (self.publisher().clock().now(), Instant::now());
+        let (due, next) = {
+            let mut lists = self.lists();
+            let due = lists.retries.line_up(wall, now);
+            let is_due = !due.is_empty();
+            lists.waiting.extend(due);
+            (is_due, lists.retries.until_next(wall, now))
+        };
+        if due {
+            self.look_again();
+        }
+        next
+    }
+
+    /// What follows the end of a run: called by the writer, in the transaction of the end.
+    pub(super) fn follow(&self, connection: &Connection, no: TaskNo, run: &Run) -> Result<Following, StoreError> {
+        let task = self.registry().get(&run.task).filter(|task| task.no == no);
+        let Some(task) = task.filter(|_| run.started_at.is_some()) else { return Ok(Following::default()) };
+        if run.state == crate::record::RunState::Succeeded {
+            registry::note_failure(connection, no, false)?;
+            return Ok(Following::default());
+        }
+        if self.lists().is_given_up(run.id) {
+            return Ok(Following::default());
+        }
+        let policy = &task.definition.policy;
+        let is_on = is_on(connection, no)? == Some(true);
+        let past = past(connection, run)?;
+        match retry::next(policy, run, past, is_on, rand::random()) {
+            Next::Nothing => Ok(Following::default()),
+            // It was about to be stopped for that one: the planner's commit came before this one.
+            Next::Again { .. } if policy.overlap == Overlap::Replace && has_slot_waiting(connection, no)? => {
+                Ok(Following::default())
+            }
+            Next::Again { wait } => self.make_retry(connection, run, wait),
+            Next::Failed => {
+                let failures = registry::note_failure(connection, no, true)?;
+                if is_on && retry::pauses(policy, failures) {
+                    return self.pause_itself(connection, &task, failures);
+                }
+                Ok(Following::default())
+            }
+        }
+    }
+
+    fn make_retry(&self, connection: &Connection, run: &Run, wait: Duration) -> Result<Following, StoreError> {
+        let now = self.publisher().clock().now();
+        let not_before = SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok());
+        let attempt = run.attempt.saturating_add(1);
+        let queued = Queued {
+            trigger: match run.trigger.as_str() {
+                "schedule" => "schedule",
+                "catchup" => "catchup",
+                _ => "hand",
+            },
+            scheduled_for: run.scheduled_for,
+            attempt,
+            retry_of: Some(run.id),
+            not_before: Some(not_before.unwrap_or(now)),
+            params: run.params.clone(),
+        };
+        let id = RunId::new();
+        slots::note_retry(connection, run.id, id)?;
+        failpoint::hit("retry-not-saved");
+        let (runs, task, of) = (self.clone(), run.task.clone(), run.id);
+        let after = move || {
+            failpoint::hit("retry-saved");
+            info!(run = %id, %of, %task, attempt, wait_ms = wait.as_millis(), "the run is tried again");
+            runs.note_queued(id, task);
+        };
+        Ok(Following { offers: vec![queued.offer(id, now)], after: Some(Box::new(after)) })
+    }
+
+    /// Pauses a task too many of whose runs failed in a row, and calls off what of it waits by itself.
+    fn pause_itself(&self, connection: &Connection, task: &Task, failures: u32) -> Result<Following, StoreError> {
+        let now = self.publisher().clock().now();
+        registry::pause(connection, task.no)?;
+        let reason = match failures {
+            1 => "its run failed".to_owned(),
+            failures => format!("{failures} of its runs failed in a row"),
+        };
+        let mut status = Status::new(State::Paused, format!("Task {} paused itself: {reason}", task.id));
+        status.reason = Some(reason);
+        let mut offers = vec![Offer::new(None, now, &Body::Status(status))];
+        let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
+        let waiting: Vec<RunId> = queued_by_themselves(connection, task.no)?;
+        for id in &waiting {
+            slots::note_end_unstarted(connection, *id, "disabled", CALLED_OFF)?;
+            offers.push(Offer::new(Some(*id), now, &off));
+        }
+        let (runs, id, no) = (self.clone(), task.id.clone(), task.no);
+        let after = move || {
+            warn!(task = %id, failures, "the task paused itself: so many of its runs failed in a row");
+            runs.registry().note_paused(&id, no, true);
+            let mut lists = runs.lists();
+            for id in waiting {
+                lists.take_out(id);
+            }
+        };
+        Ok(Following { offers, after: Some(Box::new(after)) })
+    }
+}
+
+/// The words of a retry that waits.
+pub(super) fn words(attempt: u32, wait: SignedDuration) -> String {
+    match Duration::try_from(wait) {
+        Ok(wait) if wait >= Duration::from_secs(1) => {
+            format!("Attempt {attempt} starts in {}", duration_words(Duration::from_secs(wait.as_secs())))
+        }
+        _ => format!("Attempt {attempt} is queued"),
+    }
+}
+
+/// How the attempts ended that led to this run, and how it ended itself.
+fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
+    let mut past = Past::default().with(run.state);
+    let mut find = connection.prepare_cached("SELECT run FROM runs WHERE id = ?1")?;
+    let (mut retry_of, mut attempt) = (run.not_before.and(run.retry_of), run.attempt);
+    // What a person does once more begins anew: only a retry has a time before which it does not start.
+    while let Some(of) = retry_of {
+        let text: Option<String> = find.query_row([of.to_string()], |row| row.get(0)).optional()?;
+        let Some(before) = text.and_then(|text| serde_json::from_str::<Run>(&text).ok()) else {
+            // Retention took them: as if all of them had failed, so that there is an end.
+            past.failures = past.failures.saturating_add(attempt.saturating_sub(1));
+            break;
+        };
+        past = past.with(before.state);
+        (retry_of, attempt) = (before.not_before.and(before.retry_of), before.attempt);
+    }
+    Ok(past)
+}
+
+/// Whether a slot of a task waits for its run.
+fn has_slot_waiting(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT 1 FROM runs WHERE task = ?1 AND state = 'queued' AND slot IS NOT NULL AND attempt = 1 LIMIT 1",
+        )?
+        .exists([task.0])
+}
+
+/// The runs of a task that wait and that no person has started.
+fn queued_by_themselves(connection: &Connection, task: TaskNo) -> rusqlite::Result<Vec<RunId>> {
+    let mut statement =
+        connection.prepare_cached("SELECT run FROM runs WHERE task = ?1 AND state = 'queued' ORDER BY id")?;
+    let rows = statement.query_map([task.0], |row| row.get::<_, String>(0))?;
+    let by_itself = |text: String| {
+        let run: Option<Run> = serde_json::from_str(&text).ok();
+        run.filter(Run::is_by_itself).map(|run| run.id)
+    };
+    rows.filter_map(|row| row.map(by_itself).transpose()).collect()
+}
+
+/// The next attempt of a run, or what a person did once more of it: whichever came first.
+fn retried_by(connection: &Connection, run: RunId, attempt: u32) -> rusqlite::Result<Option<RunId>> {
+    connection
+        .prepare_cached(
+            "SELECT id FROM runs WHERE task = (SELECT task FROM runs WHERE id = ?1) AND id > ?1 AND attempt = ?2
+               AND run ->> '$.retry_of' = ?1 ORDER BY id LIMIT 1",
+        )?
+        .query_row(rusqlite::params![run.to_string(), attempt], |row| row.get::<_, String>(0))
+        .optional()
+        .map(|id| id.and_then(|id| id.parse().ok()))
+}
