@@ -319,7 +319,7 @@ fn promises() -> Vec<(String, String)> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim().trim_matches('|').split(" | ").map(str::trim).collect();
         let is_id = cells[0].split_once('-').is_some_and(|(letters, number)| {
-            ["SPK", "NAM", "PER", "SWE", "T", "EXT"].contains(&letters) && number.parse::<u32>().is_ok()
+            ["SPK", "NAM", "PER", "SWE", "T", "EXT", "SEE"].contains(&letters) && number.parse::<u32>().is_ok()
         });
         (is_id && cells.len() >= 4).then(|| (cells[0].to_owned(), cells[2].to_owned()))
     };

@@ -43,8 +43,6 @@ export interface Run {
   queue_position?: number | null;
   /** What it waits for, and at which place in that line. */
   waits?: Waits | null;
-  /** Not before then: a retry. */
-  not_before?: string | null;
 }
 
 export interface Waits {
