@@ -32,8 +32,10 @@ use socket::Came;
 use wire::Viewer;
 
 pub mod act;
+pub mod attention;
 pub mod auth;
 pub mod board;
+pub mod calendar;
 pub mod command;
 pub mod doctor;
 pub mod door;
@@ -90,6 +92,8 @@ pub struct Api {
     pub planner: Arc<Notify>,
     /// Whether the clock is believed.
     pub trust: Arc<Trust>,
+    /// Rung when something was snoozed.
+    pub snoozed: Arc<Notify>,
     /// What the server says of itself.
     pub about: Arc<status::About>,
     /// What the server does for itself.
@@ -107,10 +111,12 @@ pub fn router(api: Api) -> Router {
         .route("/tasks/{task}", get(tasks::show).patch(tasks::patch).delete(tasks::remove))
         .route("/tasks/{task}/pause", post(tasks::pause))
         .route("/tasks/{task}/resume", post(tasks::resume))
+        .route("/tasks/{task}/export", get(tasks::export))
         .route("/tasks/{task}/next", get(tasks::next))
         .route("/tasks/{task}/slots", get(tasks::slots))
         .route("/tasks/{task}/runs", get(runs::list_of_task).post(runs::start))
         .route("/tasks/{task}/events", get(events_of_task))
+        .route("/calendar", get(calendar::calendar))
         .route("/schedule/preview", post(tasks::preview))
         .route("/runs", get(runs::list))
         .route("/runs/{run}", get(runs::show))
@@ -119,6 +125,9 @@ pub fn router(api: Api) -> Router {
         .route("/runs/{run}/message", post(runs::message))
         .route("/runs/{run}/approve", post(runs::approve))
         .route("/runs/{run}/deny", post(runs::deny))
+        .route("/runs/{run}/acknowledge", post(attention::acknowledge))
+        .route("/runs/{run}/snooze", post(attention::snooze))
+        .route("/attention", get(attention::list))
         .route("/runs/{run}/output/{call}", get(runs::output))
         .route("/runs/{run}/events", post(ingest::append))
         .route("/runs/{run}/events/{seq}/full", get(events::full))

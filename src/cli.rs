@@ -14,6 +14,7 @@ use self::place::Where;
 use self::screen::Screen;
 
 pub mod add;
+pub mod attention;
 pub mod backoff;
 pub mod backup;
 pub mod client;
@@ -96,6 +97,15 @@ enum Command {
         /// The id or title of a task, or the id of a run; everything without one
         #[arg(value_name = "TASK|RUN")]
         target: Option<String>,
+    },
+    /// List what runs have found and nobody has answered
+    Attention {
+        /// Also what is snoozed or acknowledged
+        #[arg(long)]
+        all: bool,
+        /// How many
+        #[arg(short, default_value_t = 50)]
+        n: usize,
     },
     /// Say something to the run of a task that is under way
     Send {
@@ -250,6 +260,19 @@ enum RunsCommand {
         #[arg(long, value_name = "KEY")]
         once: Option<String>,
     },
+    /// Note that what a run has found was seen, and what its task had found before
+    Acknowledge {
+        /// The run's id
+        run: String,
+    },
+    /// Put away for some time what a run has found
+    Snooze {
+        /// The run's id
+        run: String,
+        /// For how long, like 4h or 1d
+        #[arg(long = "for", value_name = "DURATION")]
+        span: String,
+    },
     /// Print what a run did
     Logs {
         /// The run's id
@@ -382,6 +405,7 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             NotifyCommand::Channels => telling::channels(&session).await,
             NotifyCommand::Test { channel, task } => telling::test(&session, &channel, task).await,
         },
+        Command::Attention { all, n } => attention::list(&session, all, n).await,
         Command::Send { task, text } => runs::send(&session, &task, &text).await,
         Command::Approve { run } => runs::answer(&session, &run, "approve").await,
         Command::Deny { run } => runs::answer(&session, &run, "deny").await,
@@ -406,6 +430,8 @@ async fn speak(session: Session, command: Command) -> Result<()> {
             RunsCommand::Show { run } => runs::show(&session, &run).await,
             RunsCommand::Stop { run } => runs::stop(&session, &run).await,
             RunsCommand::Retry { run, until, once } => runs::retry(session, &run, until, once.as_deref()).await,
+            RunsCommand::Acknowledge { run } => attention::acknowledge(&session, &run).await,
+            RunsCommand::Snooze { run, span } => attention::snooze(&session, &run, &span).await,
             RunsCommand::Logs { run, follow, tail } => runs::logs(session, &run, follow, tail).await,
         },
         Command::Serve { .. } | Command::Completions { .. } | Command::Supervise | Command::Restore { .. } => Ok(()),
@@ -456,6 +482,9 @@ mod tests {
             &["runs", "retry", "r"],
             &["runs", "retry", "r", "--wait", "--once", "k"],
             &["send", "Long task", "stop after this step"],
+            &["attention", "--all"],
+            &["runs", "acknowledge", "r"],
+            &["runs", "snooze", "r", "--for", "4h"],
             &["approve", "r"],
             &["deny", "r"],
             &["watch"],

@@ -1,5 +1,6 @@
 //! Runs: how work is started, followed, stopped and recorded.
 
+pub mod attention;
 pub mod draft;
 pub mod external;
 pub mod process;

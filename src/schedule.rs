@@ -3,6 +3,7 @@
 //! This module decides and rings; it knows nothing of storage, runs or connections.
 
 pub mod bell;
+pub mod calendar;
 pub mod plan;
 pub mod timing;
 pub mod words;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::api::act::Acts;
+use crate::api::attention;
 use crate::api::auth::{self, Authority};
 use crate::api::board::Board;
 use crate::api::command::Commands;
@@ -224,7 +225,7 @@ impl Server {
     }
 
     fn spawn_parts(&mut self) -> Result<()> {
-        let Api { viewer, runs, publisher, store, live, planner, trust, .. } = self.api.clone();
+        let Api { viewer, runs, publisher, store, live, planner, trust, snoozed, .. } = self.api.clone();
         self.tasks.spawn(runs.clone().dispatch());
         self.tasks.spawn(runs.clone().line_up_retries());
         let look_again = self.config.schedule.look_again;
@@ -235,6 +236,8 @@ impl Server {
         self.tasks.spawn(tell_clock(clock_held, live.clone(), self.stop.clone()));
         self.tasks.spawn(Arc::clone(&live.board).follow(self.stop.clone()));
         self.tasks.spawn(self.api.notifier.clone().run(self.stop.clone()));
+        let (stop, of) = (self.stop.clone(), publisher.clone());
+        self.tasks.spawn(attention::follow(Arc::clone(&store), of, snoozed, stop));
         self.tasks.spawn(tell_writable(publisher.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(close_expired(live.clone(), self.stop.clone()));
         let housekeeping = self.api.housekeeping.clone();
@@ -450,6 +453,7 @@ fn api(
         planner: Arc::new(Notify::new()),
         trust: Arc::default(),
         scrape: Arc::new(scrape),
+        snoozed: Arc::new(Notify::new()),
         about: Arc::new(About { started: Instant::now(), boot, ready: AtomicBool::new(false) }),
         housekeeping,
         output_dir,

@@ -4,7 +4,8 @@ use axum::Extension;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use jiff::{SignedDuration, Timestamp, Zoned};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -17,6 +18,7 @@ use super::wire::TaskView;
 use super::{Api, One, json_body, limit};
 use crate::event::TaskId;
 use crate::schedule::{timing, words};
+use crate::task::definition::Definition;
 use crate::task::parse;
 use crate::task::registry::{Source, Task, TaskError};
 
@@ -66,7 +68,20 @@ fn known(api: &Api, id: &str) -> Result<std::sync::Arc<Task>, ApiError> {
     api.viewer.registry.get(&task_id(id)?).ok_or_else(|| ApiError::no_task(id))
 }
 
-/// Makes a task. Without a schedule it runs at once, unless told not to.
+/// Whether something is done, or only said what would be wrong with it.
+#[derive(Debug, Deserialize)]
+pub struct DryQuery {
+    dry_run: Option<String>,
+}
+
+impl DryQuery {
+    fn is_dry(&self) -> bool {
+        self.dry_run.as_deref() == Some("true")
+    }
+}
+
+/// Makes a task. Without a schedule it runs at once, unless told not to. With `?dry_run=true` nothing is made: the
+/// answer is the definition as it would be, or what is wrong with it.
 ///
 /// # Errors
 /// 400 with the field, 409 for an id or a key that is taken.
@@ -74,11 +89,18 @@ pub async fn add(
     State(api): State<Api>,
     ConnectInfo(came): ConnectInfo<Came>,
     Extension(credential): Extension<Credential>,
+    Query(query): Query<DryQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let body = json_body(&headers, &body)?;
     let posted = parse::from_json(&body, api.viewer.registry.terms())?;
+    if query.is_dry() {
+        if let Some(id) = posted.id.filter(|id| api.viewer.registry.get(id).is_some()) {
+            return Err(TaskError::Exists(id).into());
+        }
+        return Ok((StatusCode::OK, Json(would_be(&api, &posted.definition)?)));
+    }
     let runs_now = posted.run && posted.definition.schedule.is_none();
     let once = api.acts.keys.enter(Key::of(&headers)?, &format!("POST /tasks {body}"), &credential).await?;
     let id = match once.done().await? {
@@ -102,7 +124,16 @@ pub async fn add(
     Ok((StatusCode::CREATED, Json(json!({ "task": view(&api, &id).await?, "run": run, "url": address }))))
 }
 
-/// Changes a task: the members that are given replace those it has.
+/// A definition that could be put in force at this moment.
+fn would_be(api: &Api, definition: &Definition) -> Result<Value, ApiError> {
+    if let Some(schedule) = &definition.schedule {
+        timing::check(schedule, api.viewer.registry.zone(), api.publisher.clock().now())
+            .map_err(TaskError::Schedule)?;
+    }
+    Ok(json!({ "definition": definition.to_json() }))
+}
+
+/// Changes a task: the members that are given replace those it has. With `?dry_run=true` nothing is changed.
 ///
 /// # Errors
 /// 400 with the field, 404, 409 `task_is_a_file`.
@@ -110,10 +141,21 @@ pub async fn patch(
     State(api): State<Api>,
     Extension(credential): Extension<Credential>,
     Path(id): One,
+    Query(query): Query<DryQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
     let body = json_body(&headers, &body)?;
+    if query.is_dry() {
+        let task = known(&api, &id)?;
+        refuse_file(&task)?;
+        let definition = parse::patched(&task.definition, &body, api.viewer.registry.terms())?;
+        // A single time that has come stays when nothing else is given.
+        if definition.schedule == task.definition.schedule {
+            return Ok(Json(json!({ "definition": definition.to_json() })));
+        }
+        return would_be(&api, &definition).map(Json);
+    }
     let once = api.acts.keys.enter(Key::of(&headers)?, &format!("PATCH /tasks/{id} {body}"), &credential).await?;
     if once.done().await?.is_none() {
         let task = known(&api, &id)?;
@@ -141,6 +183,23 @@ fn refuse_file(task: &Task) -> Result<(), ApiError> {
         return Err(ApiError::new(StatusCode::CONFLICT, "task_is_a_file", detail));
     }
     Ok(())
+}
+
+/// A task as a file, to be kept or to be put into the folder of tasks.
+///
+/// # Errors
+/// 404.
+pub async fn export(State(api): State<Api>, Path(id): One) -> Result<Response, ApiError> {
+    let task = known(&api, &id)?;
+    let text = task.definition.to_toml().map_err(|error| ApiError::internal(&error))?;
+    let mut response = text.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(name) = HeaderValue::from_str(&format!("attachment; filename=\"{}.toml\"", task.id)) {
+        headers.insert(header::CONTENT_DISPOSITION, name);
+    }
+    Ok(response)
 }
 
 /// How a task is deleted.

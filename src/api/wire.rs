@@ -8,8 +8,9 @@ use rusqlite::Connection;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::event::{RunId, Seq, TaskId};
+use crate::event::{Seq, TaskId};
 use crate::record::{Run, RunState, wire_time};
+use crate::run::attention::{self, Open};
 use crate::run::places::{PoolState, Waits, What};
 use crate::run::queue;
 use crate::schedule::words::words;
@@ -58,8 +59,8 @@ pub struct TaskView {
     pub last_ended: Option<Run>,
     /// How many runs are not over.
     pub active_runs: usize,
-    /// What its last ended run has found.
-    pub attention: Option<Finding>,
+    /// What it has found and nobody has answered.
+    pub attention: Option<Open>,
     /// Its log.
     #[serde(rename = "gen")]
     pub generation: Option<String>,
@@ -154,15 +155,6 @@ impl From<PoolState> for PoolView {
     }
 }
 
-/// What a run has found.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Finding {
-    /// The run.
-    pub run: RunId,
-    /// The finding in one line.
-    pub summary: String,
-}
-
 /// What it takes to show tasks. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Viewer {
@@ -202,21 +194,29 @@ impl Viewer {
 
     async fn views(&self, tasks: Vec<Arc<Task>>) -> Result<Vec<TaskView>, StoreError> {
         let numbers: Vec<_> = tasks.iter().map(|task| task.no).collect();
+        let now = self.publisher.clock().now();
         let read = move |connection: &Connection| {
-            numbers.into_iter().map(|no| queue::list(connection, Some(no), None, None, 2)).collect()
+            let of =
+                |no| Ok((queue::list(connection, Some(no), None, None, 2)?, attention::open_of(connection, no, now)?));
+            numbers.into_iter().map(of).collect()
         };
-        let newest: Vec<Vec<Run>> = self.store.read(read).await?;
+        let newest: Vec<(Vec<Run>, Option<Open>)> = self.store.read(read).await?;
         let mut views = Vec::with_capacity(tasks.len());
-        for (task, newest) in tasks.into_iter().zip(newest) {
+        for (task, (newest, attention)) in tasks.into_iter().zip(newest) {
             // A task that was deleted meanwhile has no stream and is no longer shown.
-            if let Some(view) = self.view(&task, newest).await? {
+            if let Some(view) = self.view(&task, newest, attention).await? {
                 views.push(view);
             }
         }
         Ok(views)
     }
 
-    async fn view(&self, task: &Task, mut newest: Vec<Run>) -> Result<Option<TaskView>, StoreError> {
+    async fn view(
+        &self,
+        task: &Task,
+        mut newest: Vec<Run>,
+        attention: Option<Open>,
+    ) -> Result<Option<TaskView>, StoreError> {
         let Some(topic) = self.publisher.topic(&task.id) else { return Ok(None) };
         let (generation, oldest, head, open) = {
             let tail = topic.tail();
@@ -235,10 +235,6 @@ impl Viewer {
             last_ended = self.store.read(move |connection| last_ended_run(connection, no)).await?;
         }
         let last_run = newest.into_iter().next();
-        let attention = last_ended.as_ref().and_then(|run| {
-            let summary = run.attention.as_ref()?.summary.clone();
-            Some(Finding { run: run.id, summary })
-        });
         let definition = &task.definition;
         let upcoming = task.upcoming().filter(|_| task.is_scheduled());
         let schedule_words =

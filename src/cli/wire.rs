@@ -77,6 +77,26 @@ pub struct Attention {
     pub summary: String,
 }
 
+/// A finding, and what a person answered to it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Finding {
+    /// The run that found it.
+    pub run: String,
+    /// Its task.
+    #[serde(default, deserialize_with = "or_default")]
+    pub task: String,
+    /// The finding in one line.
+    #[serde(default, deserialize_with = "or_default")]
+    pub summary: String,
+    /// When it was found.
+    pub at: Option<Timestamp>,
+    /// `open`, `snoozed` or `acknowledged`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub state: String,
+    /// Until when it is snoozed.
+    pub snoozed_until: Option<Timestamp>,
+}
+
 /// A run.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Run {

@@ -369,7 +369,22 @@ pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlit
             run.scheduled_for.map(Timestamp::as_microsecond),
             run.attempt,
             json
-        ])
+        ])?;
+    note_finding(transaction, task, run)
+}
+
+/// Notes what a run that is over has found. The same of the same task as what is snoozed is snoozed with it: a task
+/// that looks every minute would wake its person every minute.
+fn note_finding(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlite::Result<()> {
+    let (Some(at), Some(attention)) = (run.ended_at, &run.attention) else { return Ok(()) };
+    transaction
+        .prepare_cached(
+            "INSERT INTO findings (run, task, at, summary, snoozed)
+             VALUES (?1, ?2, ?3, ?4, (SELECT max(snoozed) FROM findings
+                                      WHERE task = ?2 AND acknowledged IS NULL AND snoozed > ?3 AND summary = ?4))
+             ON CONFLICT (run) DO NOTHING",
+        )?
+        .execute(params![run.id.to_string(), task.0, at.as_microsecond(), attention.summary])
         .map(drop)
 }
 

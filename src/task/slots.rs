@@ -24,6 +24,8 @@ pub struct Slot {
     pub outcome: String,
     /// Its run, or the run it became part of.
     pub run: Option<RunId>,
+    /// Where that run is: a slot that ran may have failed.
+    pub run_state: Option<String>,
     /// How long after the time it was planned for the run started, in milliseconds.
     pub late_ms: Option<u64>,
     /// Why it is as it is.
@@ -286,8 +288,9 @@ pub fn list(
     limit: usize,
 ) -> rusqlite::Result<Vec<Slot>> {
     let mut statement = connection.prepare_cached(
-        "SELECT scheduled_for, through, count, outcome, run, late_ms, reason, planned_for FROM slots
-         WHERE task = ?1 AND scheduled_for < ?2 ORDER BY scheduled_for DESC LIMIT ?3",
+        "SELECT scheduled_for, through, count, outcome, slots.run, late_ms, reason, planned_for, runs.state
+         FROM slots LEFT JOIN runs ON runs.id = slots.run
+         WHERE slots.task = ?1 AND scheduled_for < ?2 ORDER BY scheduled_for DESC LIMIT ?3",
     )?;
     let before = before.map_or(i64::MAX, Timestamp::as_microsecond);
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
@@ -298,6 +301,7 @@ pub fn list(
             planned_for: row.get::<_, Option<i64>>(7)?.map(time),
             outcome: row.get(3)?,
             run: row.get::<_, Option<String>>(4)?.and_then(|id| id.parse().ok()),
+            run_state: row.get(8)?,
             late_ms: row.get::<_, Option<i64>>(5)?.map(from_sql),
             reason: row.get(6)?,
             count: from_sql(row.get(2)?),

@@ -82,6 +82,33 @@ thought = "Does anything still grow?"
 run = "for i in $(seq 1 60); do printf '\\\\033[32m%s\\\\033[0m nothing grew\\\\n' \\"$(date +%T)\\"; sleep 1; done"
 `;
 
+/** Ends well, fails, or takes too long, as the clock has it. */
+const MOODY = `title = "Fetch the mail"
+description = "Looks for new mail, and is not always lucky."
+agent = "steps"
+
+[schedule]
+every = "1s"
+
+[policy]
+catchup_window = "5s"
+
+[[steps]]
+name = "fetch"
+thought = "Is there anything new?"
+run = "case $(date +%S) in *4) exit 3;; *7) sleep 4;; esac"
+`;
+
+const WAITS = `title = "Copy the photos"
+agent = "steps"
+
+[policy]
+overlap = "queue"
+
+[[steps]]
+run = "sleep 600"
+`;
+
 async function shipped() {
   const where = fileURLToPath(new URL('../../tasks', import.meta.url));
   const names = await readdir(where).catch(() => []);
@@ -181,6 +208,109 @@ async function overviewAndTasks() {
     });
   } finally {
     await wire.close();
+    await server.stop();
+  }
+}
+
+/** What schedules look like: the strip, the week, the form, and what a person answers. */
+async function schedules() {
+  const server = await Server.start({
+    tasks: {
+      ...(await shipped()),
+      certificates: NEEDS_ATTENTION,
+      backup: FAILS,
+      mail: MOODY,
+      photos: WAITS,
+      logs: COLOURS,
+    },
+  });
+  try {
+    await finish(server, 'certificates');
+    await finish(server, 'certificates');
+    const first = await server.startRun('photos');
+    await server.startRun('photos');
+    await server.startRun('photos');
+    await sleep(25_000);
+    server.process.kill('SIGSTOP');
+    await sleep(9_000);
+    server.process.kill('SIGCONT');
+    await sleep(3_000);
+    await server.call('POST', '/tasks/mail/pause', {});
+    await sleep(4_000);
+    await server.call('POST', '/tasks/mail/resume', {});
+    await sleep(6_000);
+    await server.call('POST', '/tasks/mail/pause', {});
+    await server.call('POST', '/tasks', {
+      id: 'shop',
+      title: 'Is the shop up',
+      description: 'Asks the front page of the shop, every working hour.',
+      schedule: { cron: '30 2 * * *', tz: 'Europe/Berlin' },
+      steps: [
+        { name: 'page', thought: 'Does it answer?', run: 'curl -fsS https://shop.example/' },
+        { name: 'stock', run: 'true', attention: 'exit != 0', summary: 'The stock is not to be had' },
+      ],
+      params: { limit_ms: { default: 800, help: 'Slower than this is told' } },
+    });
+    await eachLook(async (page, look) => {
+      await signIn(page, server);
+      await page.locator('[data-task]').first().waitFor();
+      await shoot(page, 'answer', look);
+      await page.getByRole('button', { name: 'Snooze …' }).first().click();
+      await shoot(page, 'snooze', look);
+      await page.goto(`${server.base}/tasks/mail`);
+      await settled(page);
+      await page.locator('[role=listbox]').focus();
+      for (let n = 0; n < 12; n += 1) await page.keyboard.press('ArrowLeft');
+      await shoot(page, 'strip', look);
+      await page.goto(`${server.base}/tasks/certificates`);
+      await settled(page);
+      await shoot(page, 'attention-task', look);
+      await page.goto(`${server.base}/calendar`);
+      await page.locator('[data-week]').waitFor();
+      await shoot(page, 'calendar', look);
+      await page.goto(`${server.base}/tasks/shop/edit`);
+      await page.locator('[data-preview]').waitFor();
+      await page.locator('[id="field-policy.timeout"]').fill('a while');
+      await page.getByLabel('Title').focus();
+      await page.getByText('is not a length of time').waitFor();
+      await page.evaluate(() => window.scrollTo(0, 0));
+      await shoot(page, 'edit', look);
+      await sleep(300);
+      await page.screenshot({ path: path.join(folder, `edit-whole-${look}.png`), fullPage: true });
+      await page.getByRole('button', { name: 'Cancel' }).click();
+      await page.goto(`${server.base}/tasks/backup/edit`);
+      await page.locator('[data-locked]').waitFor();
+      await shoot(page, 'edit-file', look);
+      await page.goto(`${server.base}/new`);
+      await page.getByLabel('It runs').selectOption('cron');
+      await page.getByLabel('Cron expression').fill('30 2 * * 7,');
+      await page.locator('[data-field="schedule.cron"] .wrong').waitFor();
+      await shoot(page, 'new-wrong', look);
+      await page.getByLabel('Cron expression').fill('30 2 28 3 *');
+      await page.getByLabel('Time zone').fill('Europe/Berlin');
+      await page.getByText('clock goes forward').waitFor();
+      await shoot(page, 'new-preview', look);
+      await page.getByRole('button', { name: 'Cancel' }).click();
+    });
+    const last = (await server.call('GET', '/tasks/photos/runs')).items[0];
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, `/tasks/photos`);
+      await settled(page);
+      await shoot(page, 'queue', look);
+      if (look !== 'desktop-dark') return;
+      await server.call('POST', `/runs/${first.id}/stop`, {});
+      await server.call('POST', `/runs/${last.id}/stop`, {});
+    });
+    const { items } = await server.call('GET', '/attention');
+    await server.call('POST', `/runs/${items[0].run}/snooze`, { for: '4h' });
+    await eachLook(async (page, look) => {
+      await signIn(page, server);
+      await page.getByRole('button', { name: 'Findings' }).click();
+      await page.locator('[data-finding]').first().waitFor();
+      await page.evaluate(() => window.scrollTo(0, document.documentElement.scrollHeight));
+      await shoot(page, 'findings', look);
+    });
+  } finally {
     await server.stop();
   }
 }
@@ -286,7 +416,7 @@ async function readme() {
   }
 }
 
-const ALL = { overviewAndTasks, empty, reset, diskFull, readme };
+const ALL = { overviewAndTasks, schedules, empty, reset, diskFull, readme };
 const wanted = process.argv.slice(3);
 let bad = false;
 for (const [name, action] of Object.entries(ALL)) {

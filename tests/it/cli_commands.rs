@@ -100,6 +100,9 @@ fn app(scene: Shared) -> Router {
         .route("/tasks/{task}/runs", get(runs).post(made))
         .route("/tasks/{task}/events", get(events))
         .route("/runs/{run}", get(one_run))
+        .route("/attention", get(async || Json(json!({"items": [finding("open"), finding("snoozed")], "next": null}))))
+        .route("/runs/{run}/acknowledge", post(async || Json(finding("acknowledged"))))
+        .route("/runs/{run}/snooze", post(async || Json(finding("snoozed"))))
         .route("/schedule/preview", post(async || Json(json!({"items": [{"at": "2099-01-01T00:00:00+01:00"}]}))))
         .route("/session/codes", post(async || Json(json!({"url": "http://127.0.0.1:1/#code=x"}))))
         .route("/live", get(live));
@@ -120,6 +123,12 @@ async fn keep(State(scene): State<Shared>, request: Request, next: Next) -> Resp
         scene.once.push(header("idempotency-key"));
     }
     next.run(Request::from_parts(parts, body.into())).await
+}
+
+/// What it found would act on a terminal, if it could.
+fn finding(state: &str) -> Value {
+    json!({"run": RUN, "task": "long", "summary": "A disk is full\u{1b}[2J", "at": "2026-11-20T20:00:00.000000Z",
+           "state": state, "snoozed_until": (state == "snoozed").then_some("2099-01-01T00:00:00.000000Z")})
 }
 
 fn problem(status: u16, code: &str, detail: &str) -> Response {
@@ -526,4 +535,28 @@ async fn ctrl_c_is_heard_while_the_reader_of_the_output_pauses() {
     kill(Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()), Signal::SIGINT).unwrap();
     assert_eq!(child.wait().await.unwrap().code(), Some(130));
     drop(reader);
+}
+
+#[tokio::test]
+async fn what_runs_have_found_is_listed_and_answered_and_cannot_act_on_a_terminal() {
+    let server = Server::start(Vec::new(), &[]);
+    let said = async |line: &[&str]| {
+        let output = server.run(line).await;
+        assert!(output.status.success(), "{line:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let list = said(&["attention", "--all"]).await;
+    assert!(list.contains(RUN) && list.contains("open") && list.contains("snoozed until 2099-01-01"), "{list}");
+    let acknowledged = said(&["runs", "acknowledge", RUN]).await;
+    assert!(acknowledged.starts_with("Acknowledged: A disk is full"), "{acknowledged}");
+    let snoozed = said(&["runs", "snooze", RUN, "--for", "4h"]).await;
+    assert!(snoozed.starts_with("Snoozed until 2099-01-01"), "{snoozed}");
+    for text in [&list, &acknowledged, &snoozed] {
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+    let changes = server.changes();
+    assert_eq!(changes[0].0, format!("POST /runs/{RUN}/acknowledge"));
+    assert_eq!(changes[1], (format!("POST /runs/{RUN}/snooze"), json!({ "for": "4h" })));
+    let json: Value = serde_json::from_str(&said(&["attention", "--json"]).await).unwrap();
+    assert_eq!(json["items"].as_array().unwrap().len(), 2);
 }

@@ -99,6 +99,7 @@ const SQL: &[&str] = &[
     "task::registry",
     "task::slots",
     "notify::ledger",
+    "run::attention",
     "run::queue",
     "run::runner",
     "housekeeping",
@@ -349,7 +350,7 @@ fn promises() -> Vec<(String, String)> {
     let row = |line: &str| {
         let cells: Vec<&str> = line.trim().trim_matches('|').split(" | ").map(str::trim).collect();
         let is_id = cells[0].split_once('-').is_some_and(|(letters, number)| {
-            ["SPK", "NAM", "PER", "SWE", "T", "EXT"].contains(&letters) && number.parse::<u32>().is_ok()
+            ["SPK", "NAM", "PER", "SWE", "T", "EXT", "SEE"].contains(&letters) && number.parse::<u32>().is_ok()
         });
         (is_id && cells.len() >= 4).then(|| (cells[0].to_owned(), cells[2].to_owned()))
     };
@@ -386,6 +387,7 @@ fn every_promise_stands_in_the_table_once() {
         ("SWE", 1..=47),
         ("T", 1..=36),
         ("EXT", 1..=16),
+        ("SEE", 1..=10),
     ];
     for (letters, numbers) in wanted {
         for number in numbers {

@@ -4,10 +4,12 @@
 mod agenda;
 mod api;
 mod attack;
+mod attention;
 mod backup;
 #[cfg(feature = "failpoints")]
 mod backup_kills;
 mod bounds;
+mod calendar;
 mod cli;
 mod cli_commands;
 mod cli_live;

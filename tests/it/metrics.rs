@@ -508,7 +508,7 @@ async fn metrics_that_are_open_need_none_but_a_host_that_is_known() {
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_cannot_be_written_shows_and_counts_nothing_as_saved() {
-    use crate::disk::limit_files;
+    use crate::disk_limits::limit_files;
 
     let home = Home::new("").shell_task("job", "echo said");
     let server = home.spawn(&[]).await;

@@ -1,5 +1,6 @@
 // Times, durations, states and schedules as people say them. Pure.
 
+import { hasEnded } from '@rejoin/client';
 import type { Command, Policy, Run, RunState, Schedule, Task, TaskState } from '@rejoin/client';
 
 export function duration(ms: number | null | undefined): string {
@@ -143,39 +144,196 @@ function spanWords(span: string): string {
     );
 }
 
-export function policyWords(policy: Policy | null | undefined): string[] {
+function retryWords(policy: Policy): string[] {
+  const words: string[] = [];
+  const only = (policy.retry_on ?? []).join(' or ');
+  if (policy.retries) {
+    const times = policy.retries === 1 ? 'once more' : `${policy.retries} times more`;
+    const apart = policy.backoff?.split('..').map(spanWords) ?? [];
+    const [least, most] = apart;
+    const pause =
+      least === undefined
+        ? ''
+        : most === undefined || most === least
+          ? `, ${least} ${policy.retries === 1 ? 'later' : 'apart'}`
+          : `, ${shortRange(least, most)} ${policy.retries === 1 ? 'later' : 'apart'}`;
+    words.push(`Tries ${times}${only && ` after exit ${only}`}${pause}`);
+  }
+  if (policy.on_crash === 'retry') words.push('Tries again after the server went down under it');
+  return words;
+}
+
+/** `30 s to 10 min`; `30 to 60 s` where the unit is the same. */
+function shortRange(least: string, most: string): string {
+  const unit = / [a-z]+$/.exec(least)?.[0];
+  return unit !== undefined && most.endsWith(unit) && !least.slice(0, -unit.length).includes(' ')
+    ? `${least.slice(0, -unit.length)} to ${most}`
+    : `${least} to ${most}`;
+}
+
+const ORDINALS = [
+  '',
+  'first',
+  'second',
+  'third',
+  'fourth',
+  'fifth',
+  'sixth',
+  'seventh',
+  'eighth',
+  'ninth',
+  'tenth',
+];
+
+function ordinal(n: number): string {
+  const end = n % 100 >= 11 && n % 100 <= 13 ? 'th' : (['th', 'st', 'nd', 'rd'][n % 10] ?? 'th');
+  return ORDINALS[n] ?? `${n.toLocaleString('en')}${end}`;
+}
+
+/** What a queued run waits for: `Third in pool backup`. */
+export function waitWords(run: Run, now: number): string {
+  const { waits } = run;
+  const place = waits?.position ? ordinal(waits.position) : null;
+  const first = (words: string) => words.charAt(0).toUpperCase() + words.slice(1);
+  const until = waits?.until ?? run.not_before;
+  switch (waits?.for) {
+    case 'pool':
+      return place === null ? `Waits for the pool ${waits.pool}` : `${first(place)} in pool ${waits.pool}`;
+    case 'place':
+      return place === null ? 'Waits for a free place' : `${first(place)} in line for a free place`;
+    case 'retry':
+      return until ? `Tries again ${relative(until, now)}` : 'Waits to try again';
+    case 'claim':
+      return 'Waits for its program elsewhere to take it';
+    case 'run':
+      return position != null && position > 1
+        ? `${first(ordinal(position))} in line behind the run before`
+        : 'Waits for the run before it';
+    default:
+      return place === null ? '' : `${first(place)} in line`;
+  }
+}
+
+/** A slot as it is drawn and said: every outcome has a shape of its own beside its colour. */
+export type SlotShape =
+  | 'ran'
+  | 'going'
+  | 'failed'
+  | 'late'
+  | 'skipped'
+  | 'coalesced'
+  | 'missed'
+  | 'disabled'
+  | 'pending'
+  | 'queued';
+
+export function slotShape(slot: { outcome: string; run_state?: RunState | null }): SlotShape {
+  switch (slot.outcome) {
+    case 'ran':
+    case 'late':
+      if (slot.run_state && runTone(slot.run_state) === 'bad') return 'failed';
+      if (slot.run_state && runTone(slot.run_state) !== 'good' && !hasEnded(slot.run_state)) return 'going';
+      return slot.outcome;
+    case 'skipped':
+    case 'coalesced':
+    case 'missed':
+    case 'disabled':
+    case 'queued':
+      return slot.outcome;
+    default:
+      return 'pending';
+  }
+}
+
+export const SLOT_WORDS: Record<SlotShape, string> = {
+  ran: 'Ran',
+  going: 'Running',
+  failed: 'Ran and failed',
+  late: 'Ran late',
+  skipped: 'Skipped',
+  coalesced: 'Merged into one run',
+  missed: 'Missed',
+  disabled: 'While paused',
+  pending: 'About to start',
+  queued: 'Waits',
+};
+
+export const OCCASION_WORDS: Record<string, string> = {
+  failed: 'failures',
+  recovered: 'recoveries',
+  attention: 'findings',
+  missed: 'missed times',
+  late: 'late starts',
+  slow: 'unusually long runs',
+  waiting: 'runs that wait for you',
+  test: 'a test',
+};
+
+export const DELIVERY_WORDS: Record<string, string> = {
+  pending: 'On its way',
+  sent: 'Sent',
+  failed: 'Not delivered',
+  held: 'Held in quiet hours',
+  dropped: 'Left out',
+};
+
+export function deliveryTone(state: string): Tone {
+  switch (state) {
+    case 'sent':
+      return 'good';
+    case 'failed':
+      return 'bad';
+    case 'pending':
+    case 'held':
+      return 'wait';
+    default:
+      return 'quiet';
+  }
+}
+
+/** What happens by itself, said as rules of this task. */
+export function policyWords(policy: Policy | null | undefined, isScheduled = true): string[] {
   if (!policy) return [];
   const words: string[] = [];
   switch (policy.overlap) {
     case 'skip':
-      words.push('A slot is skipped while a run is under way');
+      words.push('Skips if the last run is still going');
       break;
     case 'queue':
-      words.push('Runs wait for the one before');
+      words.push(`Waits if the last run is still going, at most ${policy.queue_limit ?? 10} in line`);
       break;
     case 'replace':
-      words.push('A new run stops the one before');
+      words.push('Stops the last run if it is still going');
       break;
     case 'allow':
-      words.push('Runs may overlap');
+      words.push('Runs beside the last run if that is still going');
       break;
   }
   const { catchup_window: span } = policy;
   const window = span && span !== 'auto' ? ` of the last ${spanWords(span)}` : '';
-  switch (policy.catchup) {
+  // Without a schedule no time passes that could be missed.
+  switch (isScheduled ? policy.catchup : null) {
     case 'none':
-      words.push('Missed slots are not made up');
+      words.push('Does not make up for missed times');
       break;
     case 'last':
-      words.push(`The last missed slot${window} is made up`);
+      words.push(`Makes up for the last missed time${window}`);
       break;
     case 'all':
-      words.push(`Missed slots${window} are made up, the newest ${policy.catchup_limit ?? 10} at most`);
+      words.push(`Makes up for missed times${window}, the newest ${policy.catchup_limit ?? 10} at most`);
       break;
   }
   if (policy.timeout) words.push(`Ends after ${spanWords(policy.timeout)} at the latest`);
-  if (policy.idle_timeout && policy.idle_timeout !== 'none') words.push(`Ends after ${spanWords(policy.idle_timeout)} without output`);
-  if (policy.retries) words.push(policy.retries === 1 ? 'One retry' : `Up to ${policy.retries} retries`);
+  const { idle_timeout: idle } = policy;
+  if (idle && idle !== 'none') words.push(`Ends after ${spanWords(idle)} without a sign of life`);
+  words.push(...retryWords(policy));
+  if (policy.pause_after)
+    words.push(
+      policy.pause_after === 1
+        ? 'Pauses itself after a failure'
+        : `Pauses itself after ${policy.pause_after} failures in a row`,
+    );
+  if (policy.concurrency) words.push(`Takes a place of the pool ${policy.concurrency}`);
   return words;
 }
 

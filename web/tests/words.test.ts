@@ -1,7 +1,16 @@
-import type { Task } from '@rejoin/client';
+import type { Policy, Run, Task } from '@rejoin/client';
 import { expect, test } from 'vitest';
 import { Painter } from '../src/ansi';
-import { browserWords, byUrgency, duration, policyWords, relative, scheduleWords } from '../src/words';
+import {
+  browserWords,
+  byUrgency,
+  duration,
+  policyWords,
+  relative,
+  scheduleWords,
+  slotShape,
+  waitWords,
+} from '../src/words';
 
 test.each([
   [0, '0 ms'],
@@ -32,15 +41,59 @@ test('a schedule is said in words', () => {
   expect(scheduleWords({ cron: '0 3 * * *', tz: 'Europe/Berlin' })).toBe('Cron 0 3 * * * (Europe/Berlin)');
 });
 
-test('a policy is said in words', () => {
-  expect(policyWords({ overlap: 'skip', catchup: 'last', catchup_window: '6h', timeout: '1h30m' })).toEqual([
-    'A slot is skipped while a run is under way',
-    'The last missed slot of the last 6 h is made up',
-    'Ends after 1 h 30 min at the latest',
-  ]);
-  expect(
-    policyWords({ overlap: 'replace', catchup: 'all', catchup_window: 'auto', catchup_limit: 3 }),
-  ).toEqual(['A new run stops the one before', 'Missed slots are made up, the newest 3 at most']);
+test.each<[Policy, string[]]>([
+  [
+    { overlap: 'skip', catchup: 'last', catchup_window: '6h', timeout: '1h30m' },
+    [
+      'Skips if the last run is still going',
+      'Makes up for the last missed time of the last 6 h',
+      'Ends after 1 h 30 min at the latest',
+    ],
+  ],
+  [
+    { overlap: 'replace', catchup: 'all', catchup_window: 'auto', catchup_limit: 3 },
+    ['Stops the last run if it is still going', 'Makes up for missed times, the newest 3 at most'],
+  ],
+  [{ overlap: 'queue', queue_limit: 4 }, ['Waits if the last run is still going, at most 4 in line']],
+  [{ retries: 3, backoff: '30s..10m' }, ['Tries 3 times more, 30 s to 10 min apart']],
+  [
+    { retries: 3, backoff: '30s..60s', retry_on: [75] },
+    ['Tries 3 times more after exit 75, 30 to 60 s apart'],
+  ],
+  [{ retries: 1, backoff: '5m..5m', retry_on: [] }, ['Tries once more, 5 min later']],
+  [{ retries: 0, backoff: '30s..10m', idle_timeout: 'none', pause_after: 0, on_crash: 'fail' }, []],
+  [
+    { idle_timeout: '5m', pause_after: 3, on_crash: 'retry', concurrency: 'backup' },
+    [
+      'Ends after 5 min without a sign of life',
+      'Tries again after the server went down under it',
+      'Pauses itself after 3 failures in a row',
+      'Takes a place of the pool backup',
+    ],
+  ],
+])('the policy %j is said in words', (policy, words) => expect(policyWords(policy)).toEqual(words));
+
+test('a place in a queue is said in words', () => {
+  const now = Date.parse('2026-11-20T20:00:00Z');
+  const said = (more: Partial<Run>) => waitWords({ id: 'r', task: 't', state: 'queued', ...more }, now);
+  expect(said({ waits: { for: 'pool', pool: 'backup', position: 3 } })).toBe('Third in pool backup');
+  expect(said({ waits: { for: 'place', position: 21 } })).toBe('21st in line for a free place');
+  expect(said({ waits: { for: 'place', position: 12 } })).toBe('12th in line for a free place');
+  expect(said({ waits: { for: 'run', position: 1 } })).toBe('Waits for the run before it');
+  expect(said({ waits: { for: 'run', position: 2 } })).toBe('Second in line behind the run before');
+  expect(said({ waits: { for: 'retry', until: '2026-11-20T20:10:00Z' } })).toBe('Tries again in 10 min');
+  expect(said({ queue_position: 0 })).toBe('First in line');
+  expect(said({})).toBe('');
+});
+
+test('a slot that ran shows how its run fares', () => {
+  expect(slotShape({ outcome: 'ran', run_state: 'succeeded' })).toBe('ran');
+  expect(slotShape({ outcome: 'ran', run_state: null })).toBe('ran');
+  expect(slotShape({ outcome: 'late', run_state: 'succeeded' })).toBe('late');
+  expect(slotShape({ outcome: 'late', run_state: 'timed_out' })).toBe('failed');
+  expect(slotShape({ outcome: 'ran', run_state: 'running' })).toBe('going');
+  expect(slotShape({ outcome: 'coalesced', run_state: 'failed' })).toBe('coalesced');
+  expect(slotShape({ outcome: 'new to this page' })).toBe('pending');
 });
 
 test('attention comes first, then what failed, then what runs, then the rest by its next time', () => {

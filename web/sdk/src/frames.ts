@@ -80,6 +80,7 @@ export interface Policy {
   timeout?: string | null;
   /** `none` where there is none. */
   idle_timeout?: string | null;
+  queue_limit?: number | null;
   retries?: number | null;
   /** Like `30s..10m`. */
   backoff?: string | null;
@@ -88,6 +89,7 @@ export interface Policy {
   on_crash?: 'fail' | 'retry' | null;
   /** 0 for never. */
   pause_after?: number | null;
+  concurrency?: string | null;
   [other: string]: unknown;
 }
 
@@ -116,7 +118,8 @@ export interface Task {
   last_run?: Run | null;
   last_ended?: Run | null;
   active_runs?: number | null;
-  attention?: { run: string; summary: string } | null;
+  /** What its runs have found and nobody has answered: the newest, and how many there are. */
+  attention?: { run: string; summary: string; at?: string | null; count?: number | null } | null;
   gen?: string | null;
   oldest?: number | null;
   head?: number | null;

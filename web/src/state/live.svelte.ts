@@ -49,6 +49,9 @@ class Live {
     this.signedOut || this.status.blocked === 'sign_in' || this.status.blocked === 'expired',
   );
 
+  /** Changes only when it does: the status is made anew with each sign of life. */
+  connected = $derived(this.status.state === 'connected');
+
   constructor() {
     this.outbox.listen((entries) => (this.waiting = entries));
     this.connection.listen({

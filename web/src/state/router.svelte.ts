@@ -3,14 +3,23 @@
 export type Route =
   | { name: 'overview' }
   | { name: 'task'; task: string; run: string | null }
+  | { name: 'edit'; task: string }
+  | { name: 'new'; from: string | null }
+  | { name: 'calendar' }
+  | { name: 'notifications' }
   | { name: 'unknown'; path: string };
 
 export function parsePath(path: string): Route {
   const parts = path.split('/').filter((part) => part !== '');
   if (parts.length === 0) return { name: 'overview' };
   const [first, task, second, run] = parts;
+  if (first === 'calendar' && parts.length === 1) return { name: 'calendar' };
+  if (first === 'notifications' && parts.length === 1) return { name: 'notifications' };
+  if (first === 'new' && parts.length <= 2)
+    return { name: 'new', from: task === undefined ? null : decode(task) };
   if (first === 'tasks' && task !== undefined) {
     if (parts.length === 2) return { name: 'task', task: decode(task), run: null };
+    if (parts.length === 3 && second === 'edit') return { name: 'edit', task: decode(task) };
     if (parts.length === 4 && second === 'runs' && run !== undefined) {
       return { name: 'task', task: decode(task), run: decode(run) };
     }
@@ -27,6 +36,8 @@ function decode(part: string): string {
 }
 
 export const taskPath = (task: string) => `/tasks/${encodeURIComponent(task)}`;
+export const editPath = (task: string) => `${taskPath(task)}/edit`;
+export const copyPath = (task: string) => `/new/${encodeURIComponent(task)}`;
 export const runPath = (task: string, run: string) => `${taskPath(task)}/runs/${encodeURIComponent(run)}`;
 
 class Router {
