@@ -206,11 +206,11 @@ export function waitWords(run: Run, now: number): string {
     case 'claim':
       return 'Waits for its program elsewhere to take it';
     case 'run':
-      return position != null && position > 1
-        ? `${first(ordinal(position))} in line behind the run before`
+      return place !== null && place !== ordinal(1)
+        ? `${first(place)} in line behind the run before`
         : 'Waits for the run before it';
     default:
-      return place === null ? '' : `${first(place)} in line`;
+      return '';
   }
 }
 

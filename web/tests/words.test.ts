@@ -35,9 +35,9 @@ test('times near and far are said from now', () => {
 
 test('a schedule is said in words', () => {
   expect(scheduleWords(null)).toBe('Runs only when asked');
-  expect(scheduleWords({ cron: '0 3 * * 1-5', tz: 'Europe/Berlin' }, 'every weekday at 03:00 in Berlin')).toBe(
-    'Every weekday at 03:00 in Berlin',
-  );
+  expect(
+    scheduleWords({ cron: '0 3 * * 1-5', tz: 'Europe/Berlin' }, 'every weekday at 03:00 in Berlin'),
+  ).toBe('Every weekday at 03:00 in Berlin');
   expect(scheduleWords({ cron: '0 3 * * *', tz: 'Europe/Berlin' })).toBe('Cron 0 3 * * * (Europe/Berlin)');
 });
 
@@ -82,7 +82,6 @@ test('a place in a queue is said in words', () => {
   expect(said({ waits: { for: 'run', position: 1 } })).toBe('Waits for the run before it');
   expect(said({ waits: { for: 'run', position: 2 } })).toBe('Second in line behind the run before');
   expect(said({ waits: { for: 'retry', until: '2026-11-20T20:10:00Z' } })).toBe('Tries again in 10 min');
-  expect(said({ queue_position: 0 })).toBe('First in line');
   expect(said({})).toBe('');
 });
 
