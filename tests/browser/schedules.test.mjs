@@ -306,7 +306,12 @@ describe('the form', () => {
     const { policy } = await server.call('GET', '/tasks/ruled');
     const page = await open('/tasks/ruled/edit');
     await field(page, 'policy.timeout').waitFor();
-    for (const key of Object.keys(policy)) {
+    const bad = (key) => {
+      const [within, name] = key.split('.');
+      if (name !== undefined) return { [within]: { [name]: 'never ever' } };
+      return { [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' };
+    };
+    for (const key of [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes']) {
       const control = field(page, `policy.${key}`).locator('input, select');
       await control.waitFor();
       if ((await control.evaluate((one) => one.tagName)) === 'SELECT') continue;
@@ -322,9 +327,7 @@ describe('the form', () => {
       const answer = await fetch(`${server.base}/api/v1/tasks/ruled?dry_run=true`, {
         method: 'PATCH',
         headers: { Authorization: `Bearer ${server.token}`, 'Content-Type': 'application/json' },
-        body: JSON.stringify({
-          policy: { ...policy, [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' },
-        }),
+        body: JSON.stringify({ policy: { ...policy, ...bad(key) } }),
       });
       const { errors } = await answer.json();
       assert.equal(await wrong.textContent(), errors[0].message, key);
@@ -338,11 +341,21 @@ describe('the form', () => {
     await page.getByText('Not saved: see what is marked.').waitFor();
     assert.equal(await page.evaluate(() => document.activeElement.id), 'field-policy.timeout');
     await field(page, 'policy.timeout').locator('input').fill('45m');
+    await field(page, 'policy.keep.runs').locator('input').fill('30');
+    await field(page, 'policy.keep.bytes').locator('input').fill('200 MiB');
     await page.getByRole('button', { name: 'Save' }).click();
     await page.waitForURL('**/tasks/ruled');
     const changed = await server.call('GET', '/tasks/ruled');
-    assert.deepEqual(changed.policy, { ...policy, timeout: '45m' });
+    assert.deepEqual(changed.policy, { ...policy, timeout: '45m', keep: { runs: 30, bytes: 209_715_200 } });
     await page.getByText('Ends after 45 min at the latest').waitFor();
+    await page.getByText('Keeps at most 30 runs and 200.0 MiB').waitFor();
+    // What is emptied is the server's to say again.
+    await page.goto(`${server.base}/tasks/ruled/edit`);
+    await field(page, 'policy.keep.runs').locator('input').fill('');
+    await field(page, 'policy.keep.bytes').locator('input').fill('');
+    await page.getByRole('button', { name: 'Save' }).click();
+    await page.waitForURL('**/tasks/ruled');
+    assert.deepEqual((await server.call('GET', '/tasks/ruled')).policy, { ...policy, timeout: '45m' });
   });
 
   test('a wrong schedule is told while it is typed, and a field nobody was in is left alone', async () => {
