@@ -6,9 +6,10 @@ import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import {
-  DESKTOP,
   PHONE,
   Server,
+  isFitEverywhere,
+  isFitForFingers,
   isFitToBeSeen,
   openBrowser,
   openPage,
@@ -16,8 +17,6 @@ import {
   signIn,
   until,
 } from './harness.mjs';
-
-const NARROW = { width: 360, height: 740 };
 
 const FINDS = `title = "Certificates"
 agent = "steps"
@@ -88,26 +87,6 @@ async function find() {
   const { id } = await server.startRun('finds');
   await until('the run to end', async () => (await server.runOf(id)).ended_at);
   return id;
-}
-
-/** Everything that can be pressed or filled in is large enough for a finger, but links within a sentence. */
-async function isFitForFingers(page) {
-  const small = await page.evaluate(() =>
-    [...document.querySelectorAll('main :is(button, select, input, textarea, summary, a, [role=listbox])')]
-      .filter((one) => one.checkVisibility() && getComputedStyle(one).display !== 'inline')
-      .map((one) => [one, (one.closest('label') ?? one).getBoundingClientRect()])
-      .filter(([, box]) => box.height < 43.5 || box.width < 43.5)
-      .map(([one, box]) => `${one.outerHTML.slice(0, 120)} is ${box.width} x ${box.height}`),
-  );
-  assert.deepEqual(small, []);
-}
-
-async function isFitEverywhere(page) {
-  for (const viewport of [NARROW, PHONE, DESKTOP]) {
-    await page.setViewportSize(viewport);
-    await isFitToBeSeen(page);
-    await isFitForFingers(page);
-  }
 }
 
 describe('what runs have found', () => {
