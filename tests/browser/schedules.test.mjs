@@ -354,11 +354,11 @@ describe('the form', () => {
     await page.getByRole('button', { name: 'Add the task' }).click();
     await field(page, 'title').locator('.wrong').waitFor();
     // What was typed outlives a reload, until it is thrown away.
-    await page.getByLabel('Title').fill('Half a task');
     await until('it to be kept', async () => {
+      // Typed again where the page went before the browser had written it down.
+      await page.getByLabel('Title').fill('Half a task');
       await page.reload();
-      await page.getByLabel('Title').waitFor();
-      await page.waitForTimeout(300);
+      await page.getByText('What you had typed before is still here.').waitFor();
       return (await page.getByLabel('Title').inputValue()) === 'Half a task';
     });
     await page.getByRole('button', { name: 'Throw it away' }).click();

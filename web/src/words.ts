@@ -134,7 +134,7 @@ export function scheduleWords(schedule: Schedule | null | undefined, text?: stri
 }
 
 /** `1h30m` as a person writes it. */
-function spanWords(span: string): string {
+export function spanWords(span: string): string {
   return span
     .replace(/(\d)\s*(ms|s|h|d)\b/g, '$1 $2')
     .replace(/(\d)\s*m\b/g, '$1 min')
@@ -286,6 +286,29 @@ export function deliveryTone(state: string): Tone {
     case 'pending':
     case 'held':
       return 'wait';
+    default:
+      return 'quiet';
+  }
+}
+
+export const CHORE_WORDS: Record<string, string> = {
+  idle: 'Done',
+  queued: 'Queued',
+  running: 'Running',
+  failed: 'Failed',
+  off: 'Off',
+};
+
+export function choreTone(state: string): Tone {
+  switch (state) {
+    case 'idle':
+      return 'good';
+    case 'running':
+      return 'live';
+    case 'queued':
+      return 'wait';
+    case 'failed':
+      return 'bad';
     default:
       return 'quiet';
   }
