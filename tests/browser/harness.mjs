@@ -21,6 +21,7 @@ const BINARY = path.resolve(
 const BROWSER = process.env.CHROMIUM_BIN ?? '/usr/bin/chromium';
 
 export const PHONE = { width: 390, height: 844 };
+const NARROW = { width: 360, height: 740 };
 export const DESKTOP = { width: 1440, height: 900 };
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -474,4 +475,25 @@ export async function isFitToBeSeen(page) {
   const width = await page.evaluate(() => document.documentElement.scrollWidth);
   if (width > page.viewportSize().width) faults.push(`the page is ${width} px wide`);
   assert.deepEqual(faults, []);
+}
+
+/** Everything that can be pressed or filled in is large enough for a finger, but links within a sentence. */
+export async function isFitForFingers(page) {
+  const small = await page.evaluate(() =>
+    [...document.querySelectorAll('main :is(button, select, input, textarea, summary, a, [role=listbox])')]
+      .filter((one) => one.checkVisibility() && getComputedStyle(one).display !== 'inline')
+      .map((one) => [one, (one.closest('label') ?? one).getBoundingClientRect()])
+      .filter(([, box]) => box.height < 43.5 || box.width < 43.5)
+      .map(([one, box]) => `${one.outerHTML.slice(0, 120)} is ${box.width} x ${box.height}`),
+  );
+  assert.deepEqual(small, []);
+}
+
+/** The same at every width, in the hand and on a desk. */
+export async function isFitEverywhere(page) {
+  for (const viewport of [NARROW, PHONE, DESKTOP]) {
+    await page.setViewportSize(viewport);
+    await isFitToBeSeen(page);
+    await isFitForFingers(page);
+  }
 }

@@ -6,9 +6,10 @@ import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import {
-  DESKTOP,
   PHONE,
   Server,
+  isFitEverywhere,
+  isFitForFingers,
   isFitToBeSeen,
   openBrowser,
   openPage,
@@ -16,8 +17,6 @@ import {
   signIn,
   until,
 } from './harness.mjs';
-
-const NARROW = { width: 360, height: 740 };
 
 const FINDS = `title = "Certificates"
 agent = "steps"
@@ -88,26 +87,6 @@ async function find() {
   const { id } = await server.startRun('finds');
   await until('the run to end', async () => (await server.runOf(id)).ended_at);
   return id;
-}
-
-/** Everything that can be pressed or filled in is large enough for a finger, but links within a sentence. */
-async function isFitForFingers(page) {
-  const small = await page.evaluate(() =>
-    [...document.querySelectorAll('main :is(button, select, input, textarea, summary, a, [role=listbox])')]
-      .filter((one) => one.checkVisibility() && getComputedStyle(one).display !== 'inline')
-      .map((one) => [one, (one.closest('label') ?? one).getBoundingClientRect()])
-      .filter(([, box]) => box.height < 43.5 || box.width < 43.5)
-      .map(([one, box]) => `${one.outerHTML.slice(0, 120)} is ${box.width} x ${box.height}`),
-  );
-  assert.deepEqual(small, []);
-}
-
-async function isFitEverywhere(page) {
-  for (const viewport of [NARROW, PHONE, DESKTOP]) {
-    await page.setViewportSize(viewport);
-    await isFitToBeSeen(page);
-    await isFitForFingers(page);
-  }
 }
 
 describe('what runs have found', () => {
@@ -306,7 +285,12 @@ describe('the form', () => {
     const { policy } = await server.call('GET', '/tasks/ruled');
     const page = await open('/tasks/ruled/edit');
     await field(page, 'policy.timeout').waitFor();
-    for (const key of Object.keys(policy)) {
+    const bad = (key) => {
+      const [within, name] = key.split('.');
+      if (name !== undefined) return { [within]: { [name]: 'never ever' } };
+      return { [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' };
+    };
+    for (const key of [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes']) {
       const control = field(page, `policy.${key}`).locator('input, select');
       await control.waitFor();
       if ((await control.evaluate((one) => one.tagName)) === 'SELECT') continue;
@@ -322,9 +306,7 @@ describe('the form', () => {
       const answer = await fetch(`${server.base}/api/v1/tasks/ruled?dry_run=true`, {
         method: 'PATCH',
         headers: { Authorization: `Bearer ${server.token}`, 'Content-Type': 'application/json' },
-        body: JSON.stringify({
-          policy: { ...policy, [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' },
-        }),
+        body: JSON.stringify({ policy: { ...policy, ...bad(key) } }),
       });
       const { errors } = await answer.json();
       assert.equal(await wrong.textContent(), errors[0].message, key);
@@ -338,11 +320,21 @@ describe('the form', () => {
     await page.getByText('Not saved: see what is marked.').waitFor();
     assert.equal(await page.evaluate(() => document.activeElement.id), 'field-policy.timeout');
     await field(page, 'policy.timeout').locator('input').fill('45m');
+    await field(page, 'policy.keep.runs').locator('input').fill('30');
+    await field(page, 'policy.keep.bytes').locator('input').fill('200 MiB');
     await page.getByRole('button', { name: 'Save' }).click();
     await page.waitForURL('**/tasks/ruled');
     const changed = await server.call('GET', '/tasks/ruled');
-    assert.deepEqual(changed.policy, { ...policy, timeout: '45m' });
+    assert.deepEqual(changed.policy, { ...policy, timeout: '45m', keep: { runs: 30, bytes: 209_715_200 } });
     await page.getByText('Ends after 45 min at the latest').waitFor();
+    await page.getByText('Keeps at most 30 runs and 200.0 MiB').waitFor();
+    // What is emptied is the server's to say again.
+    await page.goto(`${server.base}/tasks/ruled/edit`);
+    await field(page, 'policy.keep.runs').locator('input').fill('');
+    await field(page, 'policy.keep.bytes').locator('input').fill('');
+    await page.getByRole('button', { name: 'Save' }).click();
+    await page.waitForURL('**/tasks/ruled');
+    assert.deepEqual((await server.call('GET', '/tasks/ruled')).policy, { ...policy, timeout: '45m' });
   });
 
   test('a wrong schedule is told while it is typed, and a field nobody was in is left alone', async () => {
@@ -362,11 +354,11 @@ describe('the form', () => {
     await page.getByRole('button', { name: 'Add the task' }).click();
     await field(page, 'title').locator('.wrong').waitFor();
     // What was typed outlives a reload, until it is thrown away.
-    await page.getByLabel('Title').fill('Half a task');
     await until('it to be kept', async () => {
+      // Typed again where the page went before the browser had written it down.
+      await page.getByLabel('Title').fill('Half a task');
       await page.reload();
-      await page.getByLabel('Title').waitFor();
-      await page.waitForTimeout(300);
+      await page.getByText('What you had typed before is still here.').waitFor();
       return (await page.getByLabel('Title').inputValue()) === 'Half a task';
     });
     await page.getByRole('button', { name: 'Throw it away' }).click();

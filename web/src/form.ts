@@ -3,11 +3,11 @@
 import type { Definition } from './state/api';
 
 export interface Field {
-  /** Its key in `[policy]` or `[schedule]`. */
+  /** Its key in `[policy]` or `[schedule]`; `keep.runs` is a key of the table in there. */
   key: string;
   label: string;
   help: string;
-  kind: 'choice' | 'text' | 'number' | 'numbers' | 'flag';
+  kind: 'choice' | 'text' | 'number' | 'numbers' | 'size' | 'flag';
   choices?: readonly [value: string, words: string][];
   /** What such a value looks like. */
   like?: string;
@@ -150,6 +150,43 @@ export const POLICY: readonly Group[] = [
       },
     ],
   },
+  {
+    title: 'What is kept of it',
+    fields: [
+      {
+        key: 'keep.runs',
+        label: 'At most so many ended runs',
+        help: 'The oldest go first. What is left empty here is what [retention] in config.toml says.',
+        kind: 'number',
+        like: '30',
+        unset: true,
+      },
+      {
+        key: 'keep.days',
+        label: 'Not longer than so many days',
+        help: 'Counted from the end of a run.',
+        kind: 'number',
+        like: '90',
+        unset: true,
+      },
+      {
+        key: 'keep.events',
+        label: 'At most so many events',
+        help: 'The lines of its timeline, over all of its runs.',
+        kind: 'number',
+        like: '100000',
+        unset: true,
+      },
+      {
+        key: 'keep.bytes',
+        label: 'At most so much room',
+        help: 'Its events and stored outputs together.',
+        kind: 'size',
+        like: '200 MiB',
+        unset: true,
+      },
+    ],
+  },
 ];
 
 /** Beside `cron`, `every`, `at` and `tz`. */
@@ -252,11 +289,19 @@ const table = (value: unknown): Record<string, unknown> =>
 
 const fields = POLICY.flatMap((group) => group.fields);
 
+/** The table within that a key is of, if it is of one, and its name in there. */
+function placeOf(key: string): [within: string | null, name: string] {
+  const dot = key.indexOf('.');
+  return dot < 0 ? [null, key] : [key.slice(0, dot), key.slice(dot + 1)];
+}
+
 function typed(of: readonly Field[], values: Record<string, unknown>): Record<string, string> {
   return Object.fromEntries(
     of.map(({ key, kind }) => {
-      const value = values[key];
-      return [key, kind === 'numbers' && Array.isArray(value) ? value.join(', ') : text(value)];
+      const [within, name] = placeOf(key);
+      const value = (within === null ? values : table(values[within]))[name];
+      if (kind === 'numbers' && Array.isArray(value)) return [key, value.join(', ')];
+      return [key, kind === 'size' && typeof value === 'number' ? sizeText(value) : text(value)];
     }),
   );
 }
@@ -321,8 +366,28 @@ function numberIn(value: string): unknown {
   return /^-?\d+$/.test(value.trim()) ? Number(value) : value;
 }
 
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+
+/** A number of bytes in the largest unit that it has whole ones of. */
+function sizeText(bytes: number): string {
+  let unit = 0;
+  while (bytes > 0 && bytes % 1024 === 0 && unit < UNITS.length - 1) {
+    bytes /= 1024;
+    unit += 1;
+  }
+  return unit === 0 ? String(bytes) : `${bytes} ${UNITS[unit]}`;
+}
+
+/** The number of bytes, as the server gives it; what is written in another way is the server's to read. */
+function sizeIn(value: string): unknown {
+  const [, digits, unit] = /^\s*(\d+)\s*([KMGT]iB|B)?\s*$/.exec(value) ?? [];
+  const bytes = Number(digits) * 1024 ** UNITS.indexOf(unit ?? 'B');
+  return Number.isSafeInteger(bytes) ? bytes : value;
+}
+
 function meant({ kind }: Field, value: string): unknown {
   if (kind === 'number') return numberIn(value);
+  if (kind === 'size') return sizeIn(value);
   if (kind === 'numbers')
     return value
       .split(/[\s,]+/)
@@ -334,13 +399,18 @@ function meant({ kind }: Field, value: string): unknown {
 
 /** Fields that are empty stand for the default; keys that no field shows stay as they are. */
 function given(of: readonly Field[], values: Record<string, string>, was: Record<string, unknown>) {
-  const shown = new Set(of.map(({ key }) => key));
-  const table = Object.fromEntries(Object.entries(was).filter(([key]) => !shown.has(key)));
+  const now: Record<string, unknown> = { ...was };
   for (const field of of) {
+    const [within, name] = placeOf(field.key);
+    const inner = within === null ? now : { ...table(now[within]) };
     const value = values[field.key] ?? '';
-    if (value.trim() !== '') table[field.key] = meant(field, value);
+    if (value.trim() === '') delete inner[name];
+    else inner[name] = meant(field, value);
+    if (within === null) continue;
+    if (Object.keys(inner).length > 0) now[within] = inner;
+    else delete now[within];
   }
-  return table;
+  return now;
 }
 
 /** What is asked of the preview, or nothing where there is nothing to be shown yet. */

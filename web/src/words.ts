@@ -1,7 +1,7 @@
 // Times, durations, states and schedules as people say them. Pure.
 
 import { hasEnded } from '@rejoin/client';
-import type { Command, Policy, Run, RunState, Schedule, Task, TaskState } from '@rejoin/client';
+import type { Command, Keep, Policy, Run, RunState, Schedule, Task, TaskState } from '@rejoin/client';
 
 export function duration(ms: number | null | undefined): string {
   if (ms === null || ms === undefined || !Number.isFinite(ms)) return '';
@@ -134,7 +134,7 @@ export function scheduleWords(schedule: Schedule | null | undefined, text?: stri
 }
 
 /** `1h30m` as a person writes it. */
-function spanWords(span: string): string {
+export function spanWords(span: string): string {
   return span
     .replace(/(\d)\s*(ms|s|h|d)\b/g, '$1 $2')
     .replace(/(\d)\s*m\b/g, '$1 min')
@@ -291,6 +291,29 @@ export function deliveryTone(state: string): Tone {
   }
 }
 
+export const CHORE_WORDS: Record<string, string> = {
+  idle: 'Done',
+  queued: 'Queued',
+  running: 'Running',
+  failed: 'Failed',
+  off: 'Off',
+};
+
+export function choreTone(state: string): Tone {
+  switch (state) {
+    case 'idle':
+      return 'good';
+    case 'running':
+      return 'live';
+    case 'queued':
+      return 'wait';
+    case 'failed':
+      return 'bad';
+    default:
+      return 'quiet';
+  }
+}
+
 /** What happens by itself, said as rules of this task. */
 export function policyWords(policy: Policy | null | undefined, isScheduled = true): string[] {
   if (!policy) return [];
@@ -334,7 +357,20 @@ export function policyWords(policy: Policy | null | undefined, isScheduled = tru
         : `Pauses itself after ${policy.pause_after} failures in a row`,
     );
   if (policy.concurrency) words.push(`Takes a place of the pool ${policy.concurrency}`);
+  const kept = keepWords(policy.keep ?? {});
+  if (kept !== '') words.push(`Keeps at most ${kept}`);
   return words;
+}
+
+/** What it keeps of its past: `30 runs, 7 days and 200.0 MiB`. */
+function keepWords({ runs, days, events, bytes: room }: Keep): string {
+  const parts: string[] = [];
+  if (runs != null) parts.push(count(runs, 'run'));
+  if (days != null) parts.push(count(days, 'day'));
+  if (events != null) parts.push(count(events, 'event'));
+  if (room != null) parts.push(typeof room === 'number' ? bytes(room) : room);
+  const last = parts.pop() ?? '';
+  return parts.length === 0 ? last : `${parts.join(', ')} and ${last}`;
 }
 
 export function count(n: number, one: string, many = `${one}s`): string {
@@ -344,7 +380,8 @@ export function count(n: number, one: string, many = `${one}s`): string {
 export function bytes(n: number): string {
   if (n < 1024) return `${n} bytes`;
   if (n < 1024 * 1024) return `${(n / 1024).toFixed(1)} KiB`;
-  return `${(n / 1024 / 1024).toFixed(1)} MiB`;
+  if (n < 1024 * 1024 * 1024) return `${(n / 1024 / 1024).toFixed(1)} MiB`;
+  return `${(n / 1024 / 1024 / 1024).toFixed(1)} GiB`;
 }
 
 /** Nothing starts by itself, because somebody wished so. */

@@ -24,6 +24,7 @@ const WHOLE = {
     catchup_window: '6h',
     catchup_limit: 2,
     timeout: '20m',
+    keep: { runs: 30, bytes: 209_715_200, later: 'what no field shows' },
     other: ['kept'],
   },
   params: { limit: { default: 85, help: 'Above this' }, name: { default: '85' }, must: {} },
@@ -55,6 +56,26 @@ test('what is no number is sent as it was typed, for the server to refuse', () =
   const draft = emptyDraft();
   draft.policy.queue_limit = 'ten';
   expect(definitionOf(draft).policy).toEqual({ queue_limit: 'ten' });
+});
+
+test('a key of a table within the rules is a field, and an empty table goes', () => {
+  const draft = draftOf({ policy: { keep: { runs: 30, bytes: 1024 } } });
+  expect(draft.policy['keep.runs']).toBe('30');
+  draft.policy['keep.runs'] = '';
+  draft.policy['keep.days'] = '7';
+  draft.policy['keep.bytes'] = '200 MiB';
+  const was = { policy: { keep: { runs: 30, bytes: 1024 } } };
+  expect(draftOf(was).policy['keep.bytes']).toBe('1 KiB');
+  expect(definitionOf(draft, was).policy).toEqual({ keep: { days: 7, bytes: 209_715_200 } });
+  draft.policy['keep.bytes'] = '2 MB';
+  expect(definitionOf(draft, was).policy).toEqual({ keep: { days: 7, bytes: '2 MB' } });
+  // What it is made of is left as it was.
+  expect(was).toEqual({ policy: { keep: { runs: 30, bytes: 1024 } } });
+  draft.policy['keep.days'] = '';
+  draft.policy['keep.bytes'] = '';
+  expect(definitionOf(draft, was).policy).toBeUndefined();
+  const there = (name: string) => ['policy.keep.runs', 'policy.timeout'].includes(name);
+  expect(fieldOf('policy.keep.runs', there)).toBe('policy.keep.runs');
 });
 
 test('a default keeps its kind, and a new one is read as a person means it', () => {

@@ -71,6 +71,13 @@ test.each<[Policy, string[]]>([
       'Takes a place of the pool backup',
     ],
   ],
+  [{ keep: { runs: 1 } }, ['Keeps at most 1 run']],
+  [{ keep: { days: 7, bytes: 200 * 1024 * 1024 } }, ['Keeps at most 7 days and 200.0 MiB']],
+  [
+    { keep: { runs: 30, days: 1, events: 100_000, bytes: 2 ** 31 } },
+    ['Keeps at most 30 runs, 1 day, 100,000 events and 2.0 GiB'],
+  ],
+  [{ keep: {} }, []],
 ])('the policy %j is said in words', (policy, words) => expect(policyWords(policy)).toEqual(words));
 
 test('a place in a queue is said in words', () => {

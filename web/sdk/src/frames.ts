@@ -90,7 +90,19 @@ export interface Policy {
   /** 0 for never. */
   pause_after?: number | null;
   concurrency?: string | null;
+  /** What it leaves out is what the server says for all tasks. */
+  keep?: Keep | null;
   [other: string]: unknown;
+}
+
+/** What is kept of a task at most. */
+export interface Keep {
+  /** Those that are over, with their events. */
+  runs?: number | null;
+  days?: number | null;
+  events?: number | null;
+  /** Of events and stored outputs; a number, or a text like `200 MiB` in what is sent. */
+  bytes?: number | string | null;
 }
 
 export interface Parameter {

@@ -72,6 +72,16 @@ export interface Delivery {
   last_error?: string | null;
 }
 
+/** What the server does for itself from time to time. */
+export interface Chore {
+  id: string;
+  title: string;
+  state: 'idle' | 'queued' | 'running' | 'failed' | 'off';
+  every?: string | null;
+  next_at?: string | null;
+  last?: { at: string; duration_ms: number; ok: boolean; result: string } | null;
+}
+
 export interface Preview {
   items: Upcoming[];
   text?: string | null;
@@ -134,6 +144,9 @@ export class PageApi extends Api {
     this.call<PageOf<Delivery>>('GET', '/notifications', { query: { cursor, limit } });
   testChannel = (channel: string) =>
     this.call<Delivery>('POST', `/notify/${encodeURIComponent(channel)}/test`);
+
+  chores = () => this.call<PageOf<Chore>>('GET', '/housekeeping');
+  runChore = (chore: string) => this.call<Chore>('POST', `/housekeeping/${encodeURIComponent(chore)}/run`);
 
   definition = (task: string) => this.call<Task & { definition: Definition }>('GET', ofTask(task));
   /** Says what is wrong with it, and does nothing. */

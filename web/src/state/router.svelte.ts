@@ -7,6 +7,7 @@ export type Route =
   | { name: 'new'; from: string | null }
   | { name: 'calendar' }
   | { name: 'notifications' }
+  | { name: 'housekeeping' }
   | { name: 'unknown'; path: string };
 
 export function parsePath(path: string): Route {
@@ -15,6 +16,7 @@ export function parsePath(path: string): Route {
   const [first, task, second, run] = parts;
   if (first === 'calendar' && parts.length === 1) return { name: 'calendar' };
   if (first === 'notifications' && parts.length === 1) return { name: 'notifications' };
+  if (first === 'housekeeping' && parts.length === 1) return { name: 'housekeeping' };
   if (first === 'new' && parts.length <= 2)
     return { name: 'new', from: task === undefined ? null : decode(task) };
   if (first === 'tasks' && task !== undefined) {

@@ -1,0 +1,68 @@
+// What the server does for itself, as the page shows it: a real server, with and without a folder for copies.
+
+import assert from 'node:assert/strict';
+import { readdir } from 'node:fs/promises';
+import path from 'node:path';
+import { after, afterEach, before, test } from 'node:test';
+import { Server, isFitEverywhere, openBrowser, openPage, signIn } from './harness.mjs';
+
+let browser;
+const servers = [];
+const contexts = [];
+
+before(async () => {
+  browser = await openBrowser();
+});
+
+after(async () => {
+  await browser?.close();
+});
+
+afterEach(async () => {
+  for (const { page, context } of contexts.splice(0)) {
+    assert.deepEqual(page.complaints, [], 'the page complained');
+    await context.close();
+  }
+  for (const server of servers.splice(0)) await server.stop();
+});
+
+async function open(config, where) {
+  const server = await Server.start({ config });
+  servers.push(server);
+  const opened = await openPage(browser);
+  contexts.push(opened);
+  await signIn(opened.page, server, server.base, where);
+  return { server, page: opened.page };
+}
+
+test('SEE-12: the chores of the server are shown with what came of them, and are done when asked', async () => {
+  const { server, page } = await open('[backup]\nfolder = "copies"\n', '/');
+  await page.getByRole('link', { name: 'Housekeeping' }).click();
+  await page.waitForURL('**/housekeeping');
+  const { items } = await server.call('GET', '/housekeeping');
+  for (const { id, title } of items)
+    await page.locator(`[data-chore="${id}"]`).getByText(title).first().waitFor();
+  assert.equal(await page.locator('[data-chore]').count(), items.length);
+  const before = items.find(({ id }) => id === 'integrity').last?.at ?? null;
+  await page.getByRole('button', { name: /Do it now.*Looks through the store/ }).click();
+  const chore = page.locator('[data-chore="integrity"]');
+  await page.waitForFunction((was) => {
+    const line = document.querySelector('[data-chore="integrity"]');
+    return (
+      line.querySelector('time[data-last]')?.dateTime !== (was ?? undefined) && /Done/.test(line.textContent)
+    );
+  }, before);
+  const after = (await server.call('GET', '/housekeeping')).items.find(({ id }) => id === 'integrity');
+  await chore.getByText(after.last.result, { exact: true }).waitFor();
+  await page.getByRole('button', { name: /Do it now.*Makes a copy/ }).click();
+  await page.locator('[data-chore="backup"]').getByText('Done').waitFor();
+  assert.ok((await readdir(path.join(server.folder, 'copies'))).length > 0);
+  await isFitEverywhere(page);
+});
+
+test('SEE-12: a chore that is off has no button and says how it is set up', async () => {
+  const { page } = await open('', '/housekeeping');
+  const backup = page.locator('[data-chore="backup"]');
+  await backup.getByText('Not set up').waitFor();
+  assert.equal(await backup.getByRole('button').count(), 0);
+});

@@ -1,0 +1,109 @@
+// Who is told by other ways than the page, as the page shows it: a real server with channels, and a receiver that answers
+// or does not.
+
+import assert from 'node:assert/strict';
+import http from 'node:http';
+import { after, afterEach, before, test } from 'node:test';
+import { PHONE, Server, isFitEverywhere, openBrowser, openPage, signIn, until } from './harness.mjs';
+
+const BREAKS = 'title = "Shop"\nagent = "steps"\n\n[[steps]]\nrun = "echo no; exit 3"\n';
+
+// Inherited by the server.
+process.env.REJOIN_TEST_SECRET = 'a secret of some length';
+
+let browser;
+let server;
+let receiver;
+/** What arrived, by path. */
+const heard = [];
+let answer = 200;
+const contexts = [];
+
+before(async () => {
+  browser = await openBrowser();
+  receiver = http.createServer((request, response) => {
+    let body = '';
+    request.on('data', (data) => (body += data));
+    request.on('end', () => {
+      heard.push({ path: request.url, ...JSON.parse(body) });
+      response.writeHead(request.url === '/refused' ? 410 : answer).end();
+    });
+  });
+  await new Promise((resolve) => receiver.listen(0, '127.0.0.1', resolve));
+  const channel = (name, more = '') =>
+    `[notify.channels.${name}]\nkind = "webhook"\nurl = "http://127.0.0.1:${receiver.address().port}/${name}"\n` +
+    `allow_hosts = ["127.0.0.1"]\nsecret = { env = "REJOIN_TEST_SECRET" }\n${more}`;
+  server = await Server.start({
+    tasks: { shop: BREAKS },
+    config: `[notify]\nretry = "10ms"\n${channel('chat', 'on = ["failed", "late"]\n')}${channel('refused', 'on = []\n')}`,
+  });
+});
+
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+  receiver?.close();
+});
+
+afterEach(async () => {
+  for (const { page, context } of contexts.splice(0)) {
+    assert.deepEqual(page.complaints, [], 'the page complained');
+    await context.close();
+  }
+});
+
+async function open(where, options = {}) {
+  const opened = await openPage(browser, options);
+  contexts.push(opened);
+  await signIn(opened.page, server, server.base, where);
+  return opened.page;
+}
+
+const channelOf = (page, name) => page.locator(`[data-channel="${name}"]`);
+
+test('SEE-11: a test is sent at the press of a button, and the page says whether it arrived, and why not', async () => {
+  const page = await open('/');
+  await page.getByRole('link', { name: 'Notifications' }).click();
+  await page.waitForURL('**/notifications');
+  await channelOf(page, 'chat').getByText('Webhook').waitFor();
+  await channelOf(page, 'chat').getByText('Told of: failures, late starts').waitFor();
+  await page.getByText('Nothing was told yet.').waitFor();
+
+  await page.getByRole('button', { name: 'Send a test by chat' }).click();
+  await channelOf(page, 'chat').getByRole('status').getByText('Sent').waitFor();
+  assert.deepEqual(
+    heard.map(({ path, type }) => [path, type]),
+    [['/chat', 'test']],
+  );
+  await page.locator('[data-delivery="sent"]').getByText('By chat').waitFor();
+
+  await page.getByRole('button', { name: 'Send a test by refused' }).click();
+  const told = channelOf(page, 'refused').getByRole('status');
+  await told.getByText('Not delivered').waitFor();
+  await told.getByText('410').waitFor();
+  await page.locator('[data-delivery="failed"]').getByText('410').waitFor();
+  await isFitEverywhere(page);
+  const { items } = await server.call('GET', '/notifications');
+  assert.deepEqual(
+    items.map(({ channel, event, state }) => [channel, event, state]),
+    [
+      ['refused', 'test', 'failed'],
+      ['chat', 'test', 'sent'],
+    ],
+  );
+});
+
+test('SEE-11: what was told of a run appears while one looks, with how it fares, and leads to the run', async () => {
+  answer = 503;
+  const page = await open('/notifications', { viewport: PHONE });
+  await channelOf(page, 'chat').waitFor();
+  const { id } = await server.startRun('shop');
+  await page.locator('[data-delivery="pending"]').getByText('On its way').waitFor();
+  await until('it to be tried again', async () => heard.filter(({ type }) => type === 'failed').length > 1);
+  answer = 200;
+  const line = page.locator('[data-delivery]', { has: page.locator(`a[href$="${id}"]`) });
+  await line.and(page.locator('[data-delivery="sent"]')).waitFor();
+  await line.getByText(/By chat, .* tried \d+ times/).waitFor();
+  await line.getByRole('link').click();
+  await page.waitForURL(`**/tasks/shop/runs/${id}`);
+});
