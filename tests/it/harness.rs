@@ -155,7 +155,7 @@ impl Archive {
 
     /// Every task with the id of its log, the first event that is still there and the last.
     pub fn logs(&self) -> Vec<(String, String, u64, u64)> {
-        let mut rows = self.file.prepare_cached("SELECT id, gen, oldest, head FROM tasks").unwrap();
+        let mut rows = self.file.prepare_cached("SELECT id, gen, oldest, head FROM tasks WHERE id < '~'").unwrap();
         let log = |row: &rusqlite::Row<'_>| {
             let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
             Ok((row.get(0)?, format!("{:016x}", number(1)?), number(2)?, number(3)?))

@@ -143,7 +143,8 @@ struct Row {
 const SEQ_BITS: u32 = 40;
 
 fn rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
-    let mut statement = connection.prepare_cached("SELECT no, id, gen, oldest, head, bytes FROM tasks ORDER BY id")?;
+    let mut statement =
+        connection.prepare_cached("SELECT no, id, gen, oldest, head, bytes FROM tasks WHERE id < '~' ORDER BY id")?;
     let rows = statement.query_map([], |row| {
         Ok(Row {
             no: row.get(0)?,
