@@ -372,7 +372,8 @@ pub async fn assemble(
     let housekeeping =
         Housekeeping::load(config, store, publisher.clone(), registry.clone(), Arc::clone(&output_dir)).await?;
     let viewer = Viewer { registry, publisher, store: Arc::clone(store) };
-    Ok(api(config, address, viewer, runs, notifier, Arc::new(authority), housekeeping, scrape, output_dir))
+    let parts = Parts { viewer, runs, notifier, authority: Arc::new(authority), housekeeping, scrape, output_dir };
+    Ok(api(config, address, parts))
 }
 
 fn places(config: &Config) -> Places {
@@ -397,9 +398,8 @@ fn workshop(config: &Config, publisher: &Publisher, exe: PathBuf, output_dir: &P
     }
 }
 
-fn api(
-    config: &Config,
-    address: SocketAddr,
+/// What the doors open to.
+struct Parts {
     viewer: Viewer,
     runs: Runs,
     notifier: Notifier,
@@ -407,7 +407,10 @@ fn api(
     housekeeping: Housekeeping,
     scrape: Scrape,
     output_dir: Arc<Path>,
-) -> Api {
+}
+
+fn api(config: &Config, address: SocketAddr, parts: Parts) -> Api {
+    let Parts { viewer, runs, notifier, authority, housekeeping, scrape, output_dir } = parts;
     let stream = &config.stream;
     let boot = format!("{:08x}", rand::random::<u32>());
     let door = Door {
