@@ -1,7 +1,8 @@
 //! Named points at which a test may end the process as `kill -9` would, or hold a thread. Without the feature
 //! `failpoints` they are nothing.
 
-/// Passes a point. With `REJOIN_FAILPOINT=name@n` in the environment the n-th pass ends the process by SIGKILL.
+/// Passes a point. With `REJOIN_FAILPOINT=name@n` in the environment the n-th pass ends the process by SIGKILL; with
+/// `REJOIN_FAILPOINT_FROM=path` beside it passes count from when that file is there.
 #[inline]
 pub fn hit(name: &str) {
     #[cfg(feature = "failpoints")]
@@ -20,12 +21,14 @@ pub fn visit_on_this_thread(visit: impl FnMut(&str) + 'static) {
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::cell::Cell;
+    use std::path::PathBuf;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     struct Point {
         name: String,
         at: u64,
+        from: Option<PathBuf>,
         passes: AtomicU64,
     }
 
@@ -35,7 +38,8 @@ mod armed {
             .get_or_init(|| {
                 let text = std::env::var("REJOIN_FAILPOINT").ok()?;
                 let (name, at) = text.split_once('@')?;
-                Some(Point { name: name.to_owned(), at: at.parse().ok()?, passes: AtomicU64::new(0) })
+                let from = std::env::var_os("REJOIN_FAILPOINT_FROM").map(PathBuf::from);
+                Some(Point { name: name.to_owned(), at: at.parse().ok()?, from, passes: AtomicU64::new(0) })
             })
             .as_ref()
     }
@@ -53,7 +57,8 @@ mod armed {
             VISIT.set(Some(visit));
         }
         let Some(point) = point() else { return };
-        if point.name == name && point.passes.fetch_add(1, Ordering::SeqCst) + 1 == point.at {
+        let counts = || point.from.as_ref().is_none_or(|from| from.exists());
+        if point.name == name && counts() && point.passes.fetch_add(1, Ordering::SeqCst) + 1 == point.at {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
             loop {
                 std::thread::park();

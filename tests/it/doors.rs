@@ -55,6 +55,13 @@ const CALLS: &[(&str, &str)] = &[
     ("GET", "/session/devices"),
     ("DELETE", "/session/devices/x"),
     ("GET", "/status"),
+    ("GET", "/housekeeping"),
+    ("POST", "/housekeeping/retention/run"),
+    ("GET", "/backup"),
+    ("GET", "/notifications"),
+    ("GET", "/notify"),
+    ("POST", "/notify/x/test"),
+    ("GET", "/doctor"),
 ];
 
 fn http() -> reqwest::Client {
