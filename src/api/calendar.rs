@@ -28,7 +28,7 @@ pub struct CalendarQuery {
 }
 
 /// When all tasks are due that run by themselves, those that are due soonest first in the reckoning, and the whole in
-/// the order of time. O(tasks × days), at most [`MAX_LOOKS`] and [`MAX_ITEMS`].
+/// the order of time. O(tasks × days), bounded.
 ///
 /// # Errors
 /// 400 with the field.

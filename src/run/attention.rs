@@ -87,7 +87,7 @@ pub struct Open {
     pub count: u64,
 }
 
-/// What is open of a task. O(open findings of the task), at most [`MOST_COUNTED`].
+/// What is open of a task. O(open findings of the task), at most a thousand.
 ///
 /// # Errors
 /// When the store cannot be read.

@@ -3,7 +3,7 @@
 //!
 //! Runs start in the order in which they were made, each as soon as three things are so: no other run of its task is at
 //! work (unless the task allows it), its pool has a place, and the server has one. Who is held up holds up nobody of
-//! another task or pool. Every change costs O(log n), beside what a [`Line`] moves.
+//! another task or pool. Every change costs O(log n), beside what a line moves.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
