@@ -23,7 +23,7 @@ use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, hash, is_terminal};
 use crate::proxy::{Direction, Mode, Proxy};
 use crate::rows_stage::Play;
-use crate::slow::{loud, narrow, resident, shout, trickle};
+use crate::slow::{is_held, loud, narrow, resident, shout, trickle};
 
 const WATCHERS: u64 = 12;
 const CUTS: usize = 20;
@@ -321,11 +321,7 @@ async fn taste(server: &Process, headers: &[(&str, &str)]) -> Stream {
 async fn until_cut(stream: &Stream, drips: bool) -> Duration {
     let started = Instant::now();
     let (mut next, mut byte) = (Instant::now(), [0]);
-    loop {
-        let socket = socket2::SockRef::from(&stream.socket);
-        if socket.take_error().unwrap().is_some() {
-            return started.elapsed();
-        }
+    while is_held(&stream.socket) {
         if drips && Instant::now() >= next {
             next += Duration::from_secs(1);
             let _ = stream.socket.try_read(&mut byte);
@@ -333,6 +329,7 @@ async fn until_cut(stream: &Stream, drips: bool) -> Duration {
         assert!(started.elapsed() < PATIENCE, "never cut");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    started.elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +337,7 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
     const MIB: u64 = 1024 * 1024;
     const MUTE: usize = 8;
     let home = Home::new(
-        "[stream]\nreplay_bytes = \"1 GiB\"\nreplay_events = 10_000_000\nslow_window = \"3s\"\nheartbeat = \"1s\"",
+        "[stream]\nreplay_bytes = \"1 GiB\"\nreplay_events = 10_000_000\nslow_window = \"6s\"\nheartbeat = \"1s\"",
     )
     .task("loud", &loud(15, 62));
     let server = home.spawn(&[]).await;
@@ -367,6 +364,9 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
     }
     let drip = taste(&server, &[]).await;
     let beside = shout(&server.client, 3).await;
+    // Had a run waited for one of them, it could not end before the server lets go of that one.
+    let held = mute.iter().chain([&drip]).filter(|stream| is_held(&stream.socket)).count();
+    assert_eq!(held, MUTE + 1, "the runs beside streams that nobody reads took {beside:?}");
     let all_mute = async {
         let mut last = Duration::ZERO;
         for stream in &mute {
@@ -399,7 +399,6 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
         grown / 1024
     );
     assert!(grown < 24 * MIB, "the server grew by {grown} bytes");
-    assert!(beside < alone * 3, "alone {alone:?}, beside streams that nobody reads {beside:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -328,13 +328,14 @@ async fn a_step_that_takes_too_long_is_ended_in_stages_with_its_tree() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_ends_the_step_closes_its_call_and_tries_nothing_again() {
-    let mut slow = step("slow", "echo begun; exec sleep 1000");
+    let mut slow = step("slow", "echo begun; touch begun; exec sleep 1000");
     slow.on_error = OnError::Retry(5);
     let work = work(vec![slow, step("next", "true")]);
     let processes = work.assignment.processes.clone();
     let run = work.assignment.run;
+    let begun = work.dir.path().join("begun");
     let stop = async {
-        until("the command runs", || marked(run).len() >= 2).await;
+        until("the command has said something", || begun.exists()).await;
         processes.stop(tokio::sync::mpsc::channel(3).0).await
     };
     let (done, left) = tokio::join!(work.done(), stop);

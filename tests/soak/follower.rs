@@ -229,7 +229,7 @@ impl Follower {
                 Some(Ended::Line) => {
                     self.count("connections ended");
                     let away = self.peace.map_or(Duration::ZERO, |_| self.away());
-                    tokio::time::sleep(away).await;
+                    self.road.rest(away).await;
                 }
                 None => tokio::time::sleep(AGAIN).await,
             }

@@ -1,5 +1,5 @@
-//! The server under a steady, mixed load, measured all the while: its memory may not climb, its descriptors and threads
-//! stay what they are, and no child is left unreaped.
+//! The server under a mixed load that rests now and then, and is measured while it rests: its memory may not climb, its
+//! descriptors and threads stay what they are, and no child is left unreaped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,15 +23,60 @@ const CONFIG: &str = "[stream]\nconnections_per_credential = 1000\nreplay_events
                       [retention]\nevents = 4000\nruns = 40\nevery = \"10s\"\n";
 const LIFE: Duration = Duration::from_secs(25);
 const EVERY: Duration = Duration::from_secs(1);
-/// So many are a minute.
-const MINUTE: usize = 60;
-/// How much the memory may climb: the slope of its floor in the second half.
+/// How much the memory may climb: the slope of what is resident while the load rests.
 const MOST_PER_HOUR: f64 = 1024.0;
 /// What is open when all have left, beyond what was open before they came: two for each reader of the store that stays,
 /// and a few connections.
-const MORE_DESCRIPTORS: usize = 20;
+const MORE_DESCRIPTORS: u64 = 20;
 /// The clients of the load keep what they do not use for 90 s.
 const LEAVING: Duration = Duration::from_secs(120);
+
+/// The load comes in turns: what comes and goes with it moves the memory by more within seconds than the memory may climb
+/// in an hour, so that a leak shows only where all of that is gone.
+struct Turns {
+    /// For so long there is load.
+    load: Duration,
+    /// Then there is none until the next turn, and after so long all of it has settled.
+    settle: Duration,
+    /// What is measured from there to the next turn is one measurement.
+    measure: Duration,
+}
+
+impl Turns {
+    const FULL: Self = Self {
+        load: Duration::from_secs(60),
+        settle: Duration::from_secs(20),
+        measure: Duration::from_secs(10),
+    };
+    /// For the gate, which judges none of it.
+    const GLANCE: Self = Self {
+        load: Duration::from_secs(2),
+        settle: Duration::from_millis(500),
+        measure: Duration::from_millis(1500),
+    };
+
+    /// The number of the turn at a time since the first began, and how long it has lasted.
+    fn at(&self, since: Duration) -> (usize, Duration) {
+        let whole = self.load + self.settle + self.measure;
+        let turn = since.as_nanos() / whole.as_nanos();
+        (turn as usize, since - whole * turn as u32)
+    }
+
+    fn rests(&self, within: Duration) -> bool {
+        within >= self.load
+    }
+
+    fn is_settled(&self, within: Duration) -> bool {
+        within >= self.load + self.settle
+    }
+}
+
+/// The least of what was seen in one rest, and when it was.
+#[derive(Clone, Copy, Debug)]
+struct Rest {
+    hours: f64,
+    least: Sample,
+}
 
 async fn memory(part: Arc<Part>) {
     let fed: Vec<String> = (0..3).map(|number| format!("fed-{number}")).collect();
@@ -78,8 +123,10 @@ async fn memory(part: Arc<Part>) {
         watchers.spawn(Follower::new(name, habit, &mine, &stage.road, &stage.ledger, seed).follow());
     }
 
+    let turns = if part.full { Turns::FULL } else { Turns::GLANCE };
     let begun = Instant::now();
-    let mut samples: Vec<(f64, Sample)> = Vec::new();
+    let (mut rests, mut most): (Vec<Rest>, Vec<Sample>) = (Vec::new(), Vec::new());
+    let mut resting = false;
     while !part.is_over() {
         tokio::select! {
             () = tokio::time::sleep(part.left().min(EVERY)) => {}
@@ -87,12 +134,28 @@ async fn memory(part: Arc<Part>) {
             failed = speakers.join_next() => drop(failed.unwrap().unwrap().ended),
             failed = others.join_next() => drop(failed.unwrap().unwrap()),
         }
+        let (turn, within) = turns.at(begun.elapsed());
+        if turns.rests(within) != resting {
+            resting = !resting;
+            stage.road.pause(resting);
+            let change = format!("/tasks/ticking/{}", if resting { "pause" } else { "resume" });
+            assert_eq!(stage.server.client.post(&change, json!({})).await.0, 200);
+        }
         let sample = probe.sample();
-        samples.push((begun.elapsed().as_secs_f64() / 3600.0, sample));
-        if samples.len().is_multiple_of(MINUTE) {
-            part.say(format!("{sample:?}, {} wrong", stage.ledger.verdict().0));
+        if most.len() <= turn {
+            most.push(sample);
+        }
+        most[turn] = most[turn].or(&sample, u64::max);
+        if turns.is_settled(within) {
+            if rests.len() <= turn {
+                let hours = begun.elapsed().as_secs_f64() / 3600.0;
+                rests.push(Rest { hours, least: sample });
+                part.say(format!("{sample:?}, {} wrong", stage.ledger.verdict().0));
+            }
+            rests[turn].least = rests[turn].least.or(&sample, u64::min);
         }
     }
+    stage.road.pause(false);
     let used = probe.processor();
     stage.road.quieten();
     let mut made = Counts::new();
@@ -103,7 +166,7 @@ async fn memory(part: Arc<Part>) {
     }
     part.note("done beside", &made);
     part.note("the server's processor time, in s", used.as_secs());
-    let judged = judge(&part, &samples);
+    let judged = judge(&part, &rests, &most);
     let road = Arc::clone(&stage.road);
     let (_, (after, open)) = stage
         .close_after(&part, &["ticking"], speakers, watchers, async {
@@ -135,59 +198,36 @@ async fn memory(part: Arc<Part>) {
     }
 }
 
-/// Looks at the second half of the samples, and there at the least of each minute: what comes and goes with the load
-/// moves the memory by more within seconds than it may climb in an hour. The floors of descriptors, threads and zombies
-/// must stay the same, that of the memory may climb by so much.
-fn judge(part: &Part, samples: &[(f64, Sample)]) -> Result<(), String> {
-    let second = &samples[samples.len() / 2..];
-    let line = |of: fn(&Sample) -> f64| slope(&second.iter().map(|(at, sample)| (*at, of(sample))).collect::<Vec<_>>());
-    let minutes: Vec<&[(f64, Sample)]> = second.chunks_exact(MINUTE).collect();
-    let floors = |of: fn(&Sample) -> u64| -> Vec<u64> {
-        minutes.iter().map(|minute| minute.iter().map(|(_, sample)| of(sample)).min().unwrap()).collect()
-    };
-    let descriptors = floors(|sample| sample.descriptors as u64);
-    let threads = floors(|sample| sample.threads);
-    let zombies = floors(|sample| sample.zombies as u64);
-    let memory = floors(|sample| sample.resident_kib);
-    let hours = |index: usize| index as f64 / 60.0;
-    let points: Vec<_> = memory.iter().enumerate().map(|(index, kib)| (hours(index), *kib as f64)).collect();
-    let resident = slope(&points);
-    part.note("slope of the resident memory's floor over the second half, in KiB/h", resident.round());
+/// Looks at the rests behind the first third, in which caches and rings fill: the memory may climb by so much over
+/// them, the least of descriptors, threads and zombies must stay the same.
+fn judge(part: &Part, rests: &[Rest], most: &[Sample]) -> Result<(), String> {
+    let (early, later) = rests.split_at(rests.len() / 3);
+    let each = |of: fn(&Sample) -> u64| -> Vec<u64> { later.iter().map(|rest| of(&rest.least)).collect() };
+    let descriptors = each(|sample| sample.descriptors);
+    let threads = each(|sample| sample.threads);
+    let zombies = each(|sample| sample.zombies);
+    let points: Vec<_> = later.iter().map(|rest| (rest.hours, rest.least.resident_kib as f64)).collect();
+    let climb = slope(&points);
+    part.note("slope of the resident memory at rest behind the first third, in KiB/h", climb.round());
     part.note("standard error of that slope, in KiB/h", error_of_slope(&points).round());
-    part.note("least resident KiB in each minute of the second half", &memory);
-    part.note("slope of all samples of it, in KiB/h", line(|sample| sample.resident_kib as f64).round());
-    part.note("slope of the descriptors, per h", line(|sample| sample.descriptors as f64));
-    let each_minute =
-        |of: fn(&Sample) -> u64| -> Vec<u64> { samples.chunks(MINUTE).map(|minute| of(&minute[0].1)).collect() };
-    part.note(
-        "each minute",
-        json!({
-            "resident KiB": each_minute(|sample| sample.resident_kib),
-            "descriptors": each_minute(|sample| sample.descriptors as u64),
-            "threads": each_minute(|sample| sample.threads),
-            "zombies": each_minute(|sample| sample.zombies as u64),
-        }),
-    );
-    part.note("fewest descriptors in each minute of the second half", &descriptors);
-    part.note("fewest threads", &threads);
-    part.note("fewest zombies", &zombies);
+    part.note("rests that were judged", later.len());
+    part.note("at rest", later.iter().map(|rest| rest.least).collect::<Vec<_>>());
+    part.note("at rest in the first third", early.iter().map(|rest| rest.least).collect::<Vec<_>>());
+    part.note("most in each turn", most);
     let mut wrong = Vec::new();
-    if resident >= MOST_PER_HOUR {
-        wrong.push(format!("the memory climbs by {resident:.0} KiB/h"));
+    if climb.is_nan() || climb >= MOST_PER_HOUR {
+        wrong.push(format!("the memory climbs by {climb:.0} KiB/h"));
     }
-    // The floors of the first and the last third: a leak lifts the last.
-    for (what, floors, room) in [("descriptors", &descriptors, 2), ("threads", &threads, 0), ("zombies", &zombies, 0)] {
-        let third = floors.len() / 3;
-        if third == 0 {
-            continue;
-        }
-        let (first, last) = (floors[..third].iter().min(), floors[floors.len() - third..].iter().min());
+    // The least of the first and of the last third: a leak lifts the last.
+    for (what, least, room) in [("descriptors", &descriptors, 2), ("threads", &threads, 0), ("zombies", &zombies, 0)] {
+        let third = least.len().div_ceil(3);
+        let (first, last) = (least.iter().take(third).min(), least.iter().rev().take(third).min());
         if last > first.map(|first| first + room).as_ref() {
-            wrong.push(format!("{what} grow: {floors:?}"));
+            wrong.push(format!("{what} grow: {least:?}"));
         }
     }
     if zombies.iter().any(|zombies| *zombies > 0) {
-        wrong.push(format!("zombies stay for a minute: {zombies:?}"));
+        wrong.push(format!("zombies stay through a rest: {zombies:?}"));
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }

@@ -19,11 +19,24 @@ pub struct Sample {
     /// Of that, what no file is behind.
     pub anonymous_kib: u64,
     /// Open descriptors.
-    pub descriptors: usize,
+    pub descriptors: u64,
     /// Threads.
     pub threads: u64,
     /// Children that have ended and were not reaped.
-    pub zombies: usize,
+    pub zombies: u64,
+}
+
+impl Sample {
+    /// Of each figure the one that is chosen between this and the other.
+    pub fn or(&self, other: &Self, choose: fn(u64, u64) -> u64) -> Self {
+        Self {
+            resident_kib: choose(self.resident_kib, other.resident_kib),
+            anonymous_kib: choose(self.anonymous_kib, other.anonymous_kib),
+            descriptors: choose(self.descriptors, other.descriptors),
+            threads: choose(self.threads, other.threads),
+            zombies: choose(self.zombies, other.zombies),
+        }
+    }
 }
 
 impl Probe {
@@ -55,7 +68,7 @@ impl Probe {
         Sample {
             resident_kib: field("VmRSS:"),
             anonymous_kib: field("RssAnon:"),
-            descriptors: std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count(),
+            descriptors: std::fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap().count() as u64,
             threads: field("Threads:"),
             zombies: self.zombies(),
         }
@@ -77,14 +90,14 @@ impl Probe {
         open
     }
 
-    fn zombies(self) -> usize {
+    fn zombies(self) -> u64 {
         let of_this = |entry: std::fs::DirEntry| {
             let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
             let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
             let (state, parent) = (fields.next()?, fields.next()?.parse::<u32>().ok()?);
             (state == "Z" && parent == self.pid).then_some(())
         };
-        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of_this).count()
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(of_this).count() as u64
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Road {
     proxy: tokio::sync::Mutex<Option<Proxy>>,
     /// No more load, and no more faults.
     quiet: AtomicBool,
+    /// No load for a while: who rests goes on resting.
+    paused: AtomicBool,
     /// Where every log ends, once nothing is added any more: by task, the gen and the head.
     ends: Mutex<Option<HashMap<String, (String, u64)>>>,
     /// Who is not there yet: the position that was looked at last.
@@ -104,11 +106,21 @@ impl Road {
         self.quiet.load(Ordering::SeqCst)
     }
 
-    /// Waits so long, or until load and faults end.
+    /// From now on who rests does not go on, or does again.
+    pub fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+    }
+
+    fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    /// Waits so long and until no pause is on, or until load and faults end.
     pub async fn rest(&self, pause: Duration) {
         let until = Instant::now() + pause;
-        while Instant::now() < until && !self.is_quiet() {
-            tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
+        while (Instant::now() < until || self.is_paused()) && !self.is_quiet() {
+            let look = Instant::now() + LOOK;
+            tokio::time::sleep_until(if self.is_paused() { look } else { until.min(look) }).await;
         }
     }
 
