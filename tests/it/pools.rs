@@ -266,11 +266,11 @@ async fn while_slots_are_written_down_no_run_starts_and_then_all_do() {
     let still = server.server.api().runs.keep_still();
     let run = server.client.run("job").await;
     assert_eq!(server.client.get(&format!("/runs/{run}")).await.1["state"], "queued");
-    let let_go = jiff::Timestamp::now();
+    let let_go = Timestamp::now();
     drop(still);
     let ended = server.client.ended(&run).await;
     assert_eq!(ended["state"], "succeeded");
-    let started: jiff::Timestamp = ended["started_at"].as_str().unwrap().parse().unwrap();
+    let started = time(&ended["started_at"]);
     assert!(started >= let_go, "{started} is before {let_go}");
     server.stop().await;
 }
