@@ -191,6 +191,11 @@ async fn how_old_runs_ended_is_forgotten_at_last_and_slots_with_them() {
         let sql = "INSERT INTO slots (task, gen, scheduled_for, through, outcome) VALUES (1, 1, ?1, ?1, 'ran')";
         file.execute(sql, [slot]).unwrap();
     }
+    // Of these it is still to be noted what becomes of them.
+    for (slot, outcome) in [(-2, "queued"), (-1, "pending")] {
+        let sql = "INSERT INTO slots (task, gen, scheduled_for, through, outcome) VALUES (1, 1, ?1, ?1, ?2)";
+        file.execute(sql, rusqlite::params![slot, outcome]).unwrap();
+    }
     done(&server.client, "retention").await;
     let listed = server.client.get("/tasks/job/runs").await.1;
     let listed: Vec<_> = listed["items"].as_array().unwrap().iter().map(|run| run["id"].as_str().unwrap()).collect();
@@ -202,7 +207,7 @@ async fn how_old_runs_ended_is_forgotten_at_last_and_slots_with_them() {
         .unwrap()
         .map(Result::unwrap)
         .collect();
-    assert_eq!(slots, [7, 8, 9]);
+    assert_eq!(slots, [-2, -1, 7, 8, 9]);
     server.stop().await;
 }
 
