@@ -727,6 +727,9 @@ impl Config {
         let at_most = [
             ("schedule.retries", self.schedule.retries, Policy::MAX_RETRIES),
             ("schedule.pause_after", self.schedule.pause_after, Policy::MAX_PAUSE_AFTER),
+            // Farther than a century no calendar can be trusted to count.
+            ("retention.days", self.retention.days, Keep::MAX_DAYS),
+            ("auth.session_days", self.auth.session_days, Keep::MAX_DAYS),
         ];
         if let Some((key, _, most)) = at_most.iter().find(|(_, value, most)| value > most) {
             return Err((key, format!("must be at most {most}")));

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{Timestamp, Zoned};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -311,16 +311,12 @@ pub async fn next(
         .map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
     let now = api.publisher.clock().now();
     // A slot whose time has come and that is planned for a little later is still to come.
-    let after = task.upcoming().map_or(now, |(slot, _)| now.min(just_before(slot)));
+    let after = task.upcoming().map_or(now, |(slot, _)| now.min(timing::just_before(slot)));
     let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, after, n));
     let words = task.definition.schedule.as_ref().zip(task.timing.as_ref());
     let words = words.map(|(schedule, timing)| words::words(schedule, timing));
     let zone = task.timing.as_ref().map(|timing| timing::zone_name(timing.zone()));
     Ok(Json(json!({ "items": items, "enabled": task.is_scheduled(), "words": words, "zone": zone })))
-}
-
-fn just_before(at: Timestamp) -> Timestamp {
-    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 fn moments(timing: &timing::Timing, anchor: Timestamp, after: Timestamp, n: usize) -> Vec<Value> {

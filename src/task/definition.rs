@@ -300,6 +300,9 @@ pub struct Keep {
 }
 
 impl Keep {
+    /// The most [`Keep::days`], and the most days of anything else: a century.
+    pub const MAX_DAYS: u32 = 36_525;
+
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

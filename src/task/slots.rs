@@ -311,7 +311,8 @@ pub fn list(
     rows.collect()
 }
 
-/// Forgets rows of a task whose last slot was before a time, at most so many, the oldest first; gives how many.
+/// Forgets rows of a task whose last slot was before a time, at most so many, the oldest first; gives how many. Those of
+/// runs that have not started stay: it is still to be noted what becomes of them.
 ///
 /// # Errors
 /// When the store cannot be written.
@@ -320,6 +321,7 @@ pub fn forget(connection: &Connection, task: TaskNo, before: i64, most: i64) -> 
         .prepare_cached(
             "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
                (SELECT gen, scheduled_for FROM slots WHERE task = ?1 AND through < ?2
+                  AND outcome NOT IN ('pending', 'queued')
                 ORDER BY gen, scheduled_for LIMIT ?3)",
         )?
         .execute(params![task.0, before, most])

@@ -78,6 +78,8 @@ fn a_value_that_cannot_work_is_refused_with_its_place() {
     for (text, beginning) in [
         ("[stream]\nlife = \"10s\"", "etc/config.toml:2:1: stream.life: "),
         ("[retention]\nruns = 0", "etc/config.toml:2:1: retention.runs: "),
+        ("[retention]\ndays = 36526", "etc/config.toml:2:1: retention.days: must be at most 36525"),
+        ("[auth]\nsession_days = 36526", "etc/config.toml:2:1: auth.session_days: must be at most 36525"),
         ("[runs]\nstop_kill = \"1s\"", "etc/config.toml:2:1: runs.stop_kill: "),
         ("allowed_hosts = [\"http://a\"]", "etc/config.toml:1:1: allowed_hosts: "),
         ("[log]\nfilter = \"a=b=c\"", "etc/config.toml:2:1: log.filter: "),

@@ -39,7 +39,7 @@ const KNOWS: &[(&str, &[&str])] = &[
         &["clock", "config", "egress", "event", "failpoint", "record", "run::secrets", "store", "stream", "task"],
     ),
     ("planner", &["clock", "event", "failpoint", "run", "schedule", "store", "stream", "task"]),
-    ("housekeeping", &["clock", "config", "event", "failpoint", "store", "stream", "task"]),
+    ("housekeeping", &["clock", "config", "event", "failpoint", "schedule", "store", "stream", "task"]),
     ("shutdown", &[]),
     (
         "api",
