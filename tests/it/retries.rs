@@ -322,6 +322,29 @@ async fn a_newer_slot_that_replaces_takes_the_place_of_a_pending_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failure_counts_whose_retry_never_starts_whoever_took_that_back() {
+    let long = "backoff = \"1h\"\nretries = 1\npause_after = 2";
+    let home = Home::new("")
+        .task("replaced", &each_second(&format!("overlap = \"replace\"\n{long}"), "false"))
+        .task("stopped", &task(long, "false"));
+    let server = home.serve().await;
+    let client = &server.client;
+    for paused in ["queued", "paused"] {
+        let first = client.run("stopped").await;
+        let retry = text(&pending_retry(client, &first).await["id"]);
+        assert_eq!(client.get("/tasks/stopped").await.1["state"], "queued");
+        assert_eq!(client.post(&format!("/runs/{retry}/stop"), json!({})).await.0, 202);
+        assert_eq!(client.get("/tasks/stopped").await.1["state"] == "paused", paused == "paused");
+    }
+    // Each slot takes the place of the retry of the one before.
+    client.until("/tasks/replaced", |task| task["state"] == "paused").await;
+    let events = client.pages("replaced").await;
+    let paused = events.iter().find(|event| event["data"]["state"] == "paused").unwrap();
+    assert_eq!(paused["data"]["reason"], "2 of its runs failed in a row");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pending_retry_survives_the_server_and_starts_when_it_is_due_and_not_before() {
     let home = Home::new("").task("again", &task("retries = 1\nbackoff = \"1h\"", "[ $REJOIN_ATTEMPT = 2 ]"));
     let now: Timestamp = "2026-11-20T20:00:00Z".parse().unwrap();

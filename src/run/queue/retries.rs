@@ -116,7 +116,10 @@ impl Runs {
     /// What follows the end of a run: called by the writer, in the transaction of the end.
     pub(super) fn follow(&self, connection: &Connection, no: TaskNo, run: &Run) -> Result<Following, StoreError> {
         let task = self.registry().get(&run.task).filter(|task| task.no == no);
-        let Some(task) = task.filter(|_| run.started_at.is_some()) else { return Ok(Following::default()) };
+        let Some(task) = task else { return Ok(Following::default()) };
+        if run.started_at.is_none() {
+            return self.follow_unstarted(connection, &task, run);
+        }
         if run.state == crate::record::RunState::Succeeded {
             registry::note_failure(connection, no, false)?;
             return Ok(Following::default());
@@ -135,14 +138,26 @@ impl Runs {
                 Ok(Following::default())
             }
             Next::Again { wait } => self.make_retry(connection, run, wait, stop),
-            Next::Failed => {
-                let failures = registry::note_failure(connection, no, true)?;
-                if is_on && retry::pauses(policy, failures) {
-                    return self.pause_itself(connection, &task, failures);
-                }
-                Ok(Following::default())
-            }
+            Next::Failed => self.note_failure(connection, &task),
         }
+    }
+
+    /// A retry that ends without a start: then the failure before it was not tried again, and counts.
+    fn follow_unstarted(&self, connection: &Connection, task: &Task, run: &Run) -> Result<Following, StoreError> {
+        let before = run.not_before.and(run.retry_of);
+        let before = before.map(|before| saved(connection, before)).transpose()?.flatten();
+        match before {
+            Some(before) if retry::is_failure(before.state) => self.note_failure(connection, task),
+            _ => Ok(Following::default()),
+        }
+    }
+
+    fn note_failure(&self, connection: &Connection, task: &Task) -> Result<Following, StoreError> {
+        let failures = registry::note_failure(connection, task.no, true)?;
+        if retry::pauses(&task.definition.policy, failures) && is_on(connection, task.no)? == Some(true) {
+            return self.pause_itself(connection, task, failures);
+        }
+        Ok(Following::default())
     }
 
     fn make_retry(
@@ -234,12 +249,10 @@ pub(super) fn words(attempt: u32, wait: SignedDuration) -> String {
 /// How the attempts ended that led to this run, and how it ended itself.
 fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
     let mut past = Past::default().with(run.state);
-    let mut find = connection.prepare_cached("SELECT run FROM runs WHERE id = ?1")?;
     let (mut retry_of, mut attempt) = (run.not_before.and(run.retry_of), run.attempt);
     // What a person does once more begins anew: only a retry has a time before which it does not start.
     while let Some(of) = retry_of {
-        let text: Option<String> = find.query_row([of.to_string()], |row| row.get(0)).optional()?;
-        let Some(before) = text.and_then(|text| serde_json::from_str::<Run>(&text).ok()) else {
+        let Some(before) = saved(connection, of)? else {
             // Retention took them: as if all of them had failed, so that there is an end.
             past.failures = past.failures.saturating_add(attempt.saturating_sub(1));
             break;
@@ -248,6 +261,15 @@ fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
         (retry_of, attempt) = (before.not_before.and(before.retry_of), before.attempt);
     }
     Ok(past)
+}
+
+/// A run as it is saved by now.
+fn saved(connection: &Connection, run: RunId) -> rusqlite::Result<Option<Run>> {
+    let text: Option<String> = connection
+        .prepare_cached("SELECT run FROM runs WHERE id = ?1")?
+        .query_row([run.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
 /// Whether a slot of a task waits for its run.
