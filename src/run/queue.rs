@@ -28,7 +28,7 @@ use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
 use crate::task::parse;
-use crate::task::registry::{Registry, Task, TaskError};
+use crate::task::registry::{Registry, Task, TaskError, is_enabled};
 use crate::task::slots;
 
 pub mod elsewhere;
@@ -911,14 +911,6 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
                AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
         )?
         .query_row([task.0], |row| row.get(0))
-}
-
-/// Whether the task may run at all; none when it is not there.
-fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<bool>> {
-    connection
-        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![task.0, REMOVED], |row| row.get(0))
-        .optional()
 }
 
 /// A run that was not over when the server before ended.
