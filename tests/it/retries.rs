@@ -184,7 +184,8 @@ async fn t_28_a_stop_in_the_moment_in_which_the_failure_is_saved_stops_its_retry
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_slot_of_a_run_that_is_stopped_while_its_start_is_saved_says_nothing_of_a_retry() {
-    let home = Home::new("").task("again", &each_second("overlap = \"queue\"", "sleep 600"));
+    let home =
+        Home::new("[runs]\nshutdown_grace = \"10ms\"").task("again", &each_second("overlap = \"queue\"", "sleep 600"));
     let server = home.serve().await;
     let api = server.server.api();
     let (publisher, runs) = (api.publisher.clone(), api.runs.clone());
@@ -202,7 +203,8 @@ async fn the_slot_of_a_run_that_is_stopped_while_its_start_is_saved_says_nothing
     let over = server.client.ended(&id).await;
     assert_eq!((&over["state"], over["started_at"].is_null()), (&json!("cancelled"), false), "{over}");
     let slot = slot_of(&server.client, "again", &over["id"]).await;
-    assert_eq!((&slot["outcome"], &slot["reason"]), (&json!("ran"), &Value::Null), "{slot}");
+    assert!(slot["outcome"] == "ran" || slot["outcome"] == "late", "{slot}");
+    assert_eq!(slot["reason"], Value::Null, "{slot}");
     server.stop().await;
 }
 
