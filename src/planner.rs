@@ -4,6 +4,7 @@
 //! It sleeps until the next slot, is woken by the bell once a second (a suspended machine, a stepped clock), and
 //! looks by itself in any case.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -273,13 +274,13 @@ fn plan_one(
         Decision::Plan(plan) => plan,
     };
     let generation = topic.tail().generation;
-    let claimed: Vec<(Timestamp, RunId)> =
+    let claimed: HashMap<Timestamp, RunId> =
         rows.iter().filter(|row| run_of(row).is_some()).map(|row| (row.scheduled_for, RunId::new())).collect();
     let (mut queued, mut replaces) = (Vec::new(), None);
     for row in &rows {
         // What became part of a run names it too.
         let slot = if let Outcome::Coalesced { into } = row.outcome { into } else { row.scheduled_for };
-        let run = claimed.iter().find(|(of, _)| *of == slot).map(|(_, run)| *run);
+        let run = claimed.get(&slot).copied();
         let noted = slots::note(connection, task.no, generation, row, run)?;
         for body in said(&noted, row, &task.id) {
             offers.push((topic.clone(), Offer::new(None, now, &body)));

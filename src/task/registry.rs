@@ -748,9 +748,22 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
 /// # Errors
 /// When the store cannot be read.
 pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
+    Ok(switches(connection, no)?.map(|(enabled, paused)| enabled && !paused))
+}
+
+/// Whether a task of this number is there, and may run at all.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_enabled(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
+    Ok(switches(connection, no)?.map(|(enabled, _)| enabled))
+}
+
+/// Whether a task that is there may run at all, and whether it is paused.
+fn switches(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(bool, bool)>> {
     connection
-        .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| row.get(0))
+        .prepare_cached("SELECT enabled, paused FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()
 }
 

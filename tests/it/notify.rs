@@ -128,6 +128,57 @@ async fn nam_14_killed_at_any_point_between_the_end_and_its_arrival_it_is_told_a
     }
 }
 
+/// A task that fails, and is tried again after an hour.
+fn tried_again(more: &str) -> String {
+    let policy = "[policy]\nretries = 1\nbackoff = \"1h\"\noverlap = \"replace\"";
+    format!("title = \"Again\"\n{policy}\n{more}\n[[steps]]\nname = \"only\"\nrun = \"exit 7\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_a_failure_whose_retry_is_taken_back_is_told_once_as_the_failure_it_was() {
+    let (mut receiver, mut pulse) = (Receiver::answering(&[]).await, Receiver::answering(&[]).await);
+    let config = format!(
+        "{}\n[notify.channels.pulse]\nkind = \"healthchecks\"\nurl = \"{}/ping\"\nkey = {{ file = \"key\" }}\n\
+         allow_hosts = [\"127.0.0.1\"]",
+        hook(&receiver, ""),
+        pulse.url()
+    );
+    let task = tried_again("[notify]\ncheck = \"again\"");
+    let home = home(&config).task("stopped", &task).task("paused", &task);
+    std::fs::write(home.path().join("key"), "pingkey").unwrap();
+    let server = home.serve().await;
+    let client = &server.client;
+    for task in ["stopped", "paused"] {
+        let run = ended(client, task).await;
+        assert_eq!(pulse.next().await.path, format!("/ping/pingkey/again/start?rid={run}"));
+        assert!(events(client, task).await.iter().all(|event| event == "ping"), "it is tried again");
+        let off = if task == "stopped" { format!("/runs/{run}/stop") } else { format!("/tasks/{task}/pause") };
+        client.post(&off, json!({})).await;
+        let told = verified(&receiver.next().await);
+        assert_eq!((&told["type"], &told["data"]["run"]), (&json!("failed"), &json!(run)), "{told}");
+        assert_eq!((&told["data"]["exit"], &told["data"]["state"]), (&json!(7), &json!("failed")), "{told}");
+        assert_eq!(pulse.next().await.path, format!("/ping/pingkey/again/7?rid={run}"));
+    }
+    until_state(client, "", "sent").await;
+    assert!(receiver.has_more().is_none() && pulse.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_a_task_that_fails_for_ever_is_told_of_though_each_slot_takes_the_place_of_a_retry() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "")).task("again", &tried_again("[schedule]\nevery = \"1s\""));
+    let server = home.serve().await;
+    let told = verified(&receiver.next().await);
+    let (_, runs) = server.client.get("/tasks/again/runs?limit=500").await;
+    let failed = &told["data"]["run"];
+    assert_eq!(told["type"], "failed", "{told}");
+    // One that fails while the next slot waits already has no retry to give way.
+    let retry = runs["items"].as_array().unwrap().iter().find(|run| run["retry_of"] == *failed);
+    assert!(retry.is_none_or(|retry| retry["state"] == "cancelled" && retry["started_at"].is_null()), "{runs}");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
     let mut receiver = Receiver::answering(&[]).await;
