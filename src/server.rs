@@ -475,7 +475,7 @@ async fn apply(registry: &Registry, changes: Vec<Change>) {
                         continue;
                     }
                     Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
-                    Some(_) => registry.redefine(&id, definition, Some(path), |_| Ok(())).await,
+                    Some(_) => registry.redefine(&id, |_| Ok(definition), Some(path), |_| Ok(())).await,
                     None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
                 };
                 match done {

@@ -430,34 +430,42 @@ impl Registry {
         }))
     }
 
-    /// Puts another version of a task in force. A schedule that changed counts from now. `also` is written in the
-    /// same transaction.
+    /// Puts another version of a task in force: what `change` makes of the one that is, which nobody else changes meanwhile.
+    /// A schedule that changed counts from now. `also` is written in the same transaction.
     ///
     /// # Errors
-    /// [`TaskError`], as for [`Registry::add`].
-    pub async fn redefine(
+    /// What `change` refuses; [`TaskError`], as for [`Registry::add`].
+    pub async fn redefine<E>(
         &self,
         id: &TaskId,
-        definition: Definition,
+        change: impl FnOnce(&Task) -> Result<Definition, E> + Send + 'static,
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
-    ) -> Result<Arc<Task>, TaskError> {
+    ) -> Result<Arc<Task>, E>
+    where
+        E: From<TaskError> + Send + 'static,
+    {
         // To its end also when the one who asked hangs up: what is in force is what the store has.
         let (registry, id) = (self.clone(), id.clone());
-        let done = tokio::spawn(async move { registry.redefine_now(&id, definition, path, also).await });
-        done.await.map_err(|error| StoreError::Broken(error.to_string()))?
+        let done = tokio::spawn(async move {
+            // One after the other: the last one saved is the one in force, and each begins with what the one before left.
+            let _edit = registry.shared.edits.lock().await;
+            let task = registry.get(&id).ok_or(TaskError::NotFound(id))?;
+            let definition = change(&task)?;
+            Ok(registry.put_in_force(&task, definition, path, also).await?)
+        });
+        done.await.map_err(|error| TaskError::Store(StoreError::Broken(error.to_string())))?
     }
 
-    async fn redefine_now(
+    /// Called with `edits` held.
+    async fn put_in_force(
         &self,
-        id: &TaskId,
+        task: &Task,
         definition: Definition,
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
-        // One after the other: the last one saved is the one in force.
-        let _edit = self.shared.edits.lock().await;
-        let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
+        let id = &task.id;
         let now = self.given_at();
         let rescheduled = task.definition.schedule != definition.schedule;
         if rescheduled && let Some(schedule) = &definition.schedule {
