@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -674,7 +675,8 @@ impl Config {
     /// What tasks are read with.
     pub fn terms(&self) -> Terms {
         let pools = self.pools.keys().map(|name| name.as_str().to_owned()).collect();
-        Terms { policy: self.schedule.policy(), pools: Some(std::sync::Arc::new(pools)) }
+        let channels = self.notify.channels.keys().cloned().collect();
+        Terms { policy: self.schedule.policy(), pools: Some(Arc::new(pools)), channels: Some(Arc::new(channels)) }
     }
 
     /// What the types alone do not say. The key and what is wrong with it.

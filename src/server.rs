@@ -517,7 +517,7 @@ async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskEr
                     return Ok(());
                 }
                 Some(task) if task.enabled && *task.definition == definition => registry.adopt(id, path)?,
-                Some(_) => registry.redefine(id, definition, Some(path), |_| Ok(())).await?,
+                Some(_) => registry.redefine(id, |_| Ok(definition), Some(path), |_| Ok(())).await?,
                 None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await?,
             };
             info!(task = %task.id, "task file in force");

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Api;
 use crate::stream::publish::Writable;
+use crate::task::registry::Source;
 
 /// How long the store is looked through.
 const LOOK_THROUGH: Duration = Duration::from_secs(3);
@@ -147,13 +148,21 @@ async fn supervisor(exe: &Path) -> Finding {
 
 fn task_files(api: &Api) -> Vec<Finding> {
     let registry = &api.viewer.registry;
-    let of_tasks = registry.all().into_iter().filter_map(|task| Some((task.id.clone(), task.problem.clone()?)));
+    let of_tasks = registry.all().into_iter().filter_map(|task| {
+        let problem = task.problem.clone()?;
+        Some((task.id.clone(), problem, task.source))
+    });
+    let broken = registry.broken().into_iter().map(|(id, problem)| (id, problem, Source::File));
     let mut findings: Vec<Finding> = of_tasks
-        .chain(registry.broken())
+        .chain(broken)
         .take(MAX_LINES)
-        .map(|(id, problem)| {
-            let advice =
-                "correct the file: it is read again by itself, and until then the last good version is in force";
+        .map(|(id, problem, source)| {
+            let advice = match source {
+                Source::File => {
+                    "correct the file: it is read again by itself, and until then the last good version is in force"
+                }
+                Source::Store => "put it back into config.toml and start the server again, or change the task",
+            };
             Finding::trouble("tasks", format!("task {id}: {problem}"), advice)
         })
         .collect();
@@ -165,13 +174,6 @@ fn task_files(api: &Api) -> Vec<Finding> {
 
 async fn channels(api: &Api) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (task, channel) in api.notifier.unknown_channels().into_iter().take(MAX_LINES) {
-        findings.push(Finding::trouble(
-            "notify",
-            format!("task {task} is to be told of by {channel:?}, which is no channel"),
-            "add it under [notify.channels] in config.toml, or take it out of the task",
-        ));
-    }
     let summaries = api.notifier.channels().await.unwrap_or_default();
     for (name, reached) in api.notifier.reach().await {
         let summary = summaries.iter().find(|channel| channel.name == name).map(|channel| &channel.summary);

@@ -158,11 +158,14 @@ pub async fn patch(
     }
     let once = api.acts.keys.enter(Key::of(&headers)?, &format!("PATCH /tasks/{id} {body}"), &credential).await?;
     if once.done().await?.is_none() {
-        let task = known(&api, &id)?;
-        refuse_file(&task)?;
-        let definition = parse::patched(&task.definition, &body, api.viewer.registry.terms())?;
-        let also = noting(&once, &task.id);
-        api.viewer.registry.redefine(&task.id, definition, None, also).await?;
+        let (task, registry) = (task_id(&id)?, api.viewer.registry.clone());
+        let also = noting(&once, &task);
+        // Of the task as it is when its turn comes: what another has changed meanwhile stays changed.
+        let change = move |task: &Task| -> Result<Definition, ApiError> {
+            refuse_file(task)?;
+            Ok(parse::patched(&task.definition, &body, registry.terms())?)
+        };
+        api.viewer.registry.redefine(&task, change, None, also).await?;
         api.planner.notify_one();
         api.runs.reread();
     }

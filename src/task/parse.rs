@@ -328,7 +328,7 @@ impl Reader {
             let message = "agent \"external\" takes no places here: take it out, or agent".to_owned();
             self.wrong("policy.concurrency", span, message);
         }
-        let notify = open.take("notify").map(|node| self.telling(node)).unwrap_or_default();
+        let notify = open.take("notify").map(|node| self.telling(node, terms)).unwrap_or_default();
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
         if schedule.is_some() {

@@ -286,18 +286,20 @@ describe('the form', () => {
     const page = await open('/tasks/ruled/edit');
     await field(page, 'policy.timeout').waitFor();
     const bad = (key) => {
-      const [within, name] = key.split('.');
-      if (name !== undefined) return { [within]: { [name]: 'never ever' } };
-      return { [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' };
+      const [table, within, name] = key.split('.');
+      const value = ['retry_on', 'channels'].includes(within) ? ['never', 'ever'] : 'never ever';
+      const inner = { [within]: name === undefined ? value : { [name]: value } };
+      return { [table]: table === 'policy' ? { ...policy, ...inner } : inner };
     };
-    for (const key of [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes']) {
-      const control = field(page, `policy.${key}`).locator('input, select');
+    const rules = [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes'];
+    for (const key of [...rules.map((rule) => `policy.${rule}`), 'notify.channels']) {
+      const control = field(page, key).locator('input, select');
       await control.waitFor();
       if ((await control.evaluate((one) => one.tagName)) === 'SELECT') continue;
       const before = await control.inputValue();
       await control.fill('never ever');
       await control.blur();
-      const wrong = field(page, `policy.${key}`).locator('.wrong');
+      const wrong = field(page, key).locator('.wrong');
       await wrong.waitFor();
       assert.equal(await control.getAttribute('aria-invalid'), 'true');
       const told = await control.getAttribute('aria-describedby');
@@ -306,7 +308,7 @@ describe('the form', () => {
       const answer = await fetch(`${server.base}/api/v1/tasks/ruled?dry_run=true`, {
         method: 'PATCH',
         headers: { Authorization: `Bearer ${server.token}`, 'Content-Type': 'application/json' },
-        body: JSON.stringify({ policy: { ...policy, ...bad(key) } }),
+        body: JSON.stringify(bad(key)),
       });
       const { errors } = await answer.json();
       assert.equal(await wrong.textContent(), errors[0].message, key);

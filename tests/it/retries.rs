@@ -711,6 +711,15 @@ fn bad_values() -> Vec<BadValue<'static>> {
         ("pause_after", "-1", json!(-1), flag("--pause-after=-1", "invalid"), "-1 is not from 0 to 1000"),
         ("pause_after", "1001", json!(1001), flag("--pause-after=1001", ""), "1001 is not from 0 to 1000"),
         ("pause_after", "\"three\"", json!("three"), flag("--pause-after=three", "invalid"), "must be a whole number"),
+        ("keep", "5", json!(5), None, "must be a table, is a number"),
+        ("keep.runs", "0", json!(0), flag("--keep=runs=0", ""), "0 is not from 1 to 1000000000000"),
+        ("keep.runs", "1.5", json!(1.5), flag("--keep=runs=1.5", ""), "must be a whole number"),
+        ("keep.days", "\"7d\"", json!("7d"), flag("--keep=days=7d", ""), "must be a whole number, is text"),
+        ("keep.days", "40000", json!(40000), flag("--keep=days=40000", ""), "40000 is not from 1 to 36525"),
+        ("keep.events", "-1", json!(-1), flag("--keep=events=-1", ""), "-1 is not from 1 to 1000000000000"),
+        ("keep.bytes", "\"1 MiBs\"", json!("1 MiBs"), flag("--keep=bytes=1 MiBs", ""), "\"1 MiBs\" is not a size"),
+        ("keep.bytes", "0", json!(0), flag("--keep=bytes=0", ""), "must be more than nothing"),
+        ("keep.runz", "5", json!(5), flag("--keep=runz=5", ""), "is not known: did you mean \"runs\"?"),
     ]
 }
 
@@ -727,8 +736,9 @@ async fn bad_values_are_refused_with_their_reason_in_files_by_the_api_and_on_the
         assert_eq!((&file["state"], &file["error"]["key"]), (&json!("error"), &json!(key)), "{toml}: {file}");
         assert!(text(&file["error"]["message"]).contains(said), "{key} = {toml}: {}", file["error"]);
         assert_eq!(file["error"]["line"], 3, "{file}");
-        let mut body = json!({ "id": "made", "title": "Made", "steps": [{ "run": "true" }], "policy": {} });
-        body["policy"][key.trim_start_matches("policy.")] = json;
+        let mut body = json!({ "id": "made", "title": "Made", "steps": [{ "run": "true" }] });
+        let whole = key.split('.').rev().fold(json, |value, member| json!({ member: value }));
+        body["policy"] = whole["policy"].clone();
         let (status, problem) = server.client.post("/tasks", body.clone()).await;
         assert_eq!((status, &problem["field"]), (400, &json!(key)), "{body}: {problem}");
         assert!(text(&problem["detail"]).contains(said), "{body}: {problem}");
