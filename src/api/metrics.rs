@@ -123,7 +123,7 @@ fn counted(api: &Api, page: &mut Page) {
     let help = "Events handed to the connections of watchers.";
     page.counter("rejoin_delivered_events_total", help, metrics.delivered.get());
 
-    let help = "Notifications, by kind of channel and by what became of the try.";
+    let help = "Notifications, by kind of channel and by what a try came to.";
     let mut family = page.family(Kind::Counter, "rejoin_notifications_total", help);
     for (channel, result, count) in metrics.notifications.all() {
         family.sample(&[("channel", channel), ("result", result)], count);

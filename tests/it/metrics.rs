@@ -408,10 +408,13 @@ async fn only_so_many_tasks_have_series_and_no_run_has_any() {
 async fn notifications_are_counted_by_way_and_result_and_by_nothing_else() {
     let home = Home::new("");
     let server = home.serve().await;
-    let metrics = server.server.api().publisher.metrics();
-    for (kind, result) in [("mail", "sent"), ("mail", "sent"), ("webhook", "failed"), ("pigeon", "sent")] {
-        metrics.notified(kind, result);
-    }
+    let told = server.server.api().publisher.transact::<_, StoreError, _>(|_| {
+        for (kind, result, count) in [("mail", "sent", 2), ("webhook", "failed", 1), ("pigeon", "sent", 1)] {
+            tally::note(Happened::Told { kind, result, count });
+        }
+        Ok(((), Vec::new()))
+    });
+    told.await.unwrap();
     let scrape = Scrape::of(&home, &server.client).await;
     assert_eq!(scrape.get(r#"rejoin_notifications_total{channel="mail",result="sent"}"#), 2.0);
     assert_eq!(scrape.get(r#"rejoin_notifications_total{channel="webhook",result="failed"}"#), 1.0);
