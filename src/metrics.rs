@@ -59,9 +59,10 @@ const CLOSES: &[&str] = &[
     "not_writable",
     "internal",
 ];
-/// Ways by which people are told.
+/// Kinds of channels by which people are told.
 const CHANNELS: &[&str] = &["webhook", "ntfy", "mail", "healthchecks"];
-/// What becomes of what they are told.
+/// What a try came to: it arrived, it did not and is tried again, it is given up, it waits for the end of quiet hours, it
+/// is not tried.
 const TOLD: &[&str] = &["sent", "retried", "failed", "held", "dropped"];
 
 /// All that is counted.
@@ -103,7 +104,7 @@ pub struct Metrics {
     pub resets: Labelled,
     /// Events handed to the connections of watchers.
     pub delivered: Counter,
-    /// What people were told, by way and by what became of it.
+    /// Deliveries, by the kind of their channel and by what each try came to.
     pub notifications: Pairs,
     /// Whether schedules are held, because the clock is wrong.
     pub schedules_held: AtomicBool,
@@ -148,6 +149,7 @@ impl Metrics {
                 Happened::SlotsDue(count) => self.slots_due.add(count),
                 Happened::SlotsClosed(outcome, count) => self.slots.add(outcome, count),
                 Happened::SlotStarted { late_ms } => self.lateness.note(late_ms),
+                Happened::Told { kind, result, count } => self.notifications.add(kind, result, count),
             }
         }
     }
@@ -158,12 +160,6 @@ impl Metrics {
         if let Some(took) = took_ms {
             self.run_times.note(took);
         }
-    }
-
-    /// A notification went by a channel of this kind (`webhook`, `ntfy`, `mail`, `healthchecks`), or did not: `sent`,
-    /// `retried`, `failed`, `held`, `dropped`.
-    pub fn notified(&self, kind: &str, result: &str) {
-        self.notifications.add(kind, result, 1);
     }
 
     /// Schedules are held, or go on.

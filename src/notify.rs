@@ -24,7 +24,7 @@ use crate::task::registry::{Registry, Task};
 use crate::task::telling::Occasion;
 use channel::Channel;
 use courier::Courier;
-use ledger::{Delivery, Draft, Summary};
+use ledger::{Delivery, Summary};
 use notice::Notice;
 use sending::{Parcel, Trouble};
 use witness::Witness;
@@ -310,7 +310,7 @@ impl Notifier {
         let summaries = self.shared.store.read(read).await?;
         let view = |(channel, summary): (&Arc<Channel>, Summary)| ChannelView {
             name: channel.name.clone(),
-            kind: channel.config.way.as_str(),
+            kind: channel.kind(),
             on: if channel.is_pulse() { Vec::new() } else { channel.config.on.clone() },
             every_task: channel.config.every_task,
             quiet: channel.config.quiet.as_ref().map(|quiet| {
@@ -359,7 +359,7 @@ impl Notifier {
         let error = done.err().map(|trouble| match trouble {
             Trouble::Later(why) | Trouble::Never(why) => why,
         });
-        let draft = Draft { channel: name.to_owned(), subject: format!("test/{id}"), notice };
+        let draft = channel.draft(format!("test/{id}"), notice);
         let keep = self.shared.keep;
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             let delivery = ledger::add_tried(connection, &id, &draft, now, error.as_deref())?;

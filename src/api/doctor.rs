@@ -6,12 +6,18 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
+use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Api;
+use crate::config::units::duration_words;
+use crate::event::{RunId, TaskId};
+use crate::record::Run;
+use crate::run::places::{ALL, PoolState};
+use crate::run::secrets;
 use crate::stream::publish::Writable;
-use crate::task::registry::Source;
+use crate::task::parse::Problem;
 
 /// How long the store is looked through.
 const LOOK_THROUGH: Duration = Duration::from_secs(3);
@@ -21,6 +27,8 @@ const START_WITHIN: Duration = Duration::from_secs(5);
 const LITTLE_ROOM: u64 = 1 << 30;
 /// Less room than this is trouble soon.
 const NO_ROOM: u64 = 100 << 20;
+/// Who has waited longer than this for a place is something to know.
+const LONG_WAIT: SignedDuration = SignedDuration::from_mins(10);
 /// How many lines of one kind are shown.
 const MAX_LINES: usize = 20;
 
@@ -65,9 +73,12 @@ impl Finding {
 
 /// Everything that was looked at.
 pub async fn doctor(State(api): State<Api>) -> Json<Value> {
-    let (store, supervisor, channels) = tokio::join!(store(&api), supervisor(api.runs.supervisor()), channels(&api));
+    let (store, supervisor, secrets, channels) =
+        tokio::join!(store(&api), supervisor(api.runs.supervisor()), secrets(&api), channels(&api));
     let mut items = vec![store, writable(&api), room(&api), clock(&api), zone(&api), supervisor];
+    items.extend(places(&api));
     items.extend(task_files(&api));
+    items.extend(secrets);
     items.extend(channels);
     Json(json!({ "version": env!("CARGO_PKG_VERSION"), "items": items }))
 }
@@ -146,30 +157,118 @@ async fn supervisor(exe: &Path) -> Finding {
     }
 }
 
+/// The server's places and each pool: whether somebody has been waiting for one for long. What stands comes first.
+fn places(api: &Api) -> Vec<Finding> {
+    let (now, standstills) = (api.publisher.clock().now(), api.runs.standstills());
+    let open = |(id, task): &(RunId, TaskId)| api.runs.open_run(task, *id);
+    let mut findings: Vec<Finding> = api
+        .runs
+        .pools()
+        .iter()
+        .map(|pool| {
+            let line = standstills.iter().find(|line| line.pool == pool.name);
+            let first = line.and_then(|line| open(&line.first));
+            let at_work = line.map(|line| line.at_work.iter().filter_map(open).collect()).unwrap_or_default();
+            place(pool, first.as_ref(), at_work, now)
+        })
+        .collect();
+    findings.sort_by_key(|finding| finding.level == Level::Ok);
+    findings.truncate(MAX_LINES);
+    findings
+}
+
+/// One pool, with who is first in its line and who has its places, where all of them are taken.
+fn place(pool: &PoolState, first: Option<&Run>, at_work: Vec<Run>, now: Timestamp) -> Finding {
+    let PoolState { name, size, running, queued } = pool;
+    let (mut text, setting) = match &**name {
+        ALL => (String::new(), "[runs] concurrency".to_owned()),
+        name => (format!("pool {name}: "), format!("{name} under [pools]")),
+    };
+    text.push_str(&format!("{running} of {size} places taken, {queued} waiting"));
+    // A retry has only waited for a place since its time came.
+    let since = first.map(|run| (run, run.queued_at.max(run.not_before.unwrap_or(run.queued_at))));
+    let waits = since.map(|(run, since)| (run, now.duration_since(since)));
+    let Some((run, waited)) = waits.filter(|(_, waited)| *waited >= LONG_WAIT) else {
+        return Finding::ok("places", text);
+    };
+    text.push_str(&format!("; run {} of {} has been waiting for {}", run.id, run.task, words(waited)));
+    let oldest = at_work.into_iter().filter_map(|run| Some((run.started_at?, run))).min_by_key(|(started, _)| *started);
+    let Some((started, oldest)) = oldest else {
+        return Finding::warn("places", text, format!("write more places: {setting} in config.toml"));
+    };
+    text.push_str(&format!(
+        ", and run {} of {} at work for {}",
+        oldest.id,
+        oldest.task,
+        words(now.duration_since(started))
+    ));
+    let advice = format!(
+        "look at what the one at work does: rejoin runs logs {id}, and stop it if it hangs: rejoin runs stop {id}; or \
+         write more places: {setting} in config.toml",
+        id = oldest.id
+    );
+    Finding::warn("places", text, advice)
+}
+
+/// In whole seconds, and in whole minutes where there are some.
+fn words(length: SignedDuration) -> String {
+    let seconds = length.as_secs().max(0).cast_unsigned();
+    duration_words(Duration::from_secs(if seconds < 60 { seconds } else { seconds / 60 * 60 }))
+}
+
+/// Whether the secrets that tasks name are there: a run without one fails as it starts. Their values are looked at and
+/// told to nobody.
+async fn secrets(api: &Api) -> Vec<Finding> {
+    let mut tasks = api.viewer.registry.all();
+    tasks.retain(|task| task.enabled);
+    let look = move || {
+        let named: usize = tasks.iter().map(|task| task.definition.secrets.len()).sum();
+        let missing = tasks.iter().filter_map(|task| {
+            let why = secrets::resolve(&task.definition.secrets).err()?;
+            let advice = "set it where the server has its environment and start the server again, or write the file: \
+                          runs of the task fail without it";
+            Some(Finding::trouble("secrets", format!("task {}: {why:#}", task.id), advice))
+        });
+        (named, missing.take(MAX_LINES).collect::<Vec<_>>())
+    };
+    match tokio::task::spawn_blocking(look).await {
+        Ok((0, _)) => vec![Finding::ok("secrets", "no task needs any")],
+        Ok((_, missing)) if !missing.is_empty() => missing,
+        Ok((named, _)) => vec![Finding::ok("secrets", format!("each can be read, {named} of all tasks"))],
+        Err(error) => {
+            vec![Finding::trouble("secrets", format!("they could not be looked at: {error}"), "look at the log")]
+        }
+    }
+}
+
 fn task_files(api: &Api) -> Vec<Finding> {
     let registry = &api.viewer.registry;
-    let of_tasks = registry.all().into_iter().filter_map(|task| {
-        let problem = task.problem.clone()?;
-        Some((task.id.clone(), problem, task.source))
-    });
-    let broken = registry.broken().into_iter().map(|(id, problem)| (id, problem, Source::File));
+    let of_tasks = registry.all().into_iter().filter_map(|task| Some((task.id.clone(), task.problem.clone()?)));
     let mut findings: Vec<Finding> = of_tasks
-        .chain(broken)
+        .chain(registry.broken())
         .take(MAX_LINES)
-        .map(|(id, problem, source)| {
-            let advice = match source {
-                Source::File => {
-                    "correct the file: it is read again by itself, and until then the last good version is in force"
-                }
-                Source::Store => "put it back into config.toml and start the server again, or change the task",
-            };
-            Finding::trouble("tasks", format!("task {id}: {problem}"), advice)
-        })
+        .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&problem)))
         .collect();
     if findings.is_empty() {
         findings.push(Finding::ok("tasks", format!("{} tasks, each in force as it is written", registry.all().len())));
     }
     findings
+}
+
+/// What to do about a problem of a task.
+fn way_out(problem: &Problem) -> &'static str {
+    match (&problem.file, problem.key.as_str()) {
+        (Some(_), _) => {
+            "correct the file: it is read again by itself, and until then the last good version is in force"
+        }
+        (None, "policy.concurrency") => {
+            "add the pool under [pools] in config.toml and start the server again, or choose another on the task's page"
+        }
+        (None, key) if key.starts_with("notify.channels") => {
+            "put it back into config.toml and start the server again, or change the task"
+        }
+        (None, _) => "use the version that wrote it, or remove the task and add it anew",
+    }
 }
 
 async fn channels(api: &Api) -> Vec<Finding> {

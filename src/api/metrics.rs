@@ -21,6 +21,7 @@ use crate::config;
 use crate::metrics::exposition::{CONTENT_TYPE, Kind, Page};
 use crate::metrics::process::Process;
 use crate::record::Run;
+use crate::run::places::PoolState;
 use crate::store::{Store, StoreError};
 use crate::stream::publish::Writable;
 use crate::task::registry::Task;
@@ -123,7 +124,7 @@ fn counted(api: &Api, page: &mut Page) {
     let help = "Events handed to the connections of watchers.";
     page.counter("rejoin_delivered_events_total", help, metrics.delivered.get());
 
-    let help = "Notifications, by kind of channel and by what became of the try.";
+    let help = "Notifications, by kind of channel and by what a try came to.";
     let mut family = page.family(Kind::Counter, "rejoin_notifications_total", help);
     for (channel, result, count) in metrics.notifications.all() {
         family.sample(&[("channel", channel), ("result", result)], count);
@@ -141,6 +142,7 @@ fn standing(api: &Api, page: &mut Page) {
     let (running, queued) = api.runs.counts();
     page.gauge("rejoin_runs_running", "Runs at work.", running);
     page.gauge("rejoin_runs_queued", "Runs that wait for their turn.", queued);
+    each_pool(page, &api.runs.pools());
     let help = "1 while schedules are held, because the clock is wrong.";
     page.gauge("rejoin_schedules_held", help, u8::from(api.publisher.metrics().schedules_held.load(Relaxed)));
 
@@ -170,6 +172,19 @@ fn standing(api: &Api, page: &mut Page) {
     let writable = *api.publisher.writable().borrow() == Writable::Yes;
     let help = "1 while the store can be written; 0 most often means that the disk is full.";
     page.gauge("rejoin_store_writable", help, u8::from(writable));
+}
+
+/// The server's places, and those of each pool: there are as many as the configuration names.
+fn each_pool(page: &mut Page, pools: &[PoolState]) {
+    let mut family = |name, help: &str, value: fn(&PoolState) -> usize| {
+        let mut family = page.family(Kind::Gauge, name, help);
+        for pool in pools {
+            family.sample(&[("pool", &*pool.name)], value(pool));
+        }
+    };
+    family("rejoin_pool_size", "Places of a pool; `all` has those of the server.", |pool| pool.size);
+    family("rejoin_pool_running", "Places of a pool that are taken by runs at work.", |pool| pool.running);
+    family("rejoin_pool_queued", "Runs that wait of those that need a place of a pool.", |pool| pool.queued);
 }
 
 fn stored(page: &mut Page, (file, wal): (u64, u64)) {

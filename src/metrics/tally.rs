@@ -18,6 +18,15 @@ pub enum Happened {
         /// In milliseconds.
         late_ms: u64,
     },
+    /// So many deliveries by channels of a kind came to this.
+    Told {
+        /// `webhook`, `ntfy`, `mail` or `healthchecks`; anything else for channels that are not known any more.
+        kind: &'static str,
+        /// `sent`, `retried`, `failed`, `held` or `dropped`.
+        result: &'static str,
+        /// How many.
+        count: u64,
+    },
 }
 
 thread_local! {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Url;
 
+use super::ledger::Draft;
+use super::notice::Notice;
 use super::sending::{Line, Parcel, Trouble, Values, parse};
 use super::{healthchecks, mail, ntfy, webhook};
 use crate::config::channels::{self, Way};
@@ -27,6 +29,16 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// `webhook`, `ntfy`, `mail` or `healthchecks`.
+    pub const fn kind(&self) -> &'static str {
+        self.config.way.as_str()
+    }
+
+    /// A delivery by it.
+    pub fn draft(&self, subject: String, notice: Notice) -> Draft {
+        Draft { channel: self.name.clone(), kind: self.kind(), subject, notice }
+    }
+
     /// Whether it takes several notices as one message.
     pub const fn bundles(&self) -> bool {
         matches!(self.config.way, Way::Ntfy { .. } | Way::Mail(_))

@@ -160,9 +160,9 @@ impl Courier {
 
     async fn note(&self, deliveries: &[Delivery], outcome: Outcome) -> Result<(), StoreError> {
         let numbers: Vec<i64> = deliveries.iter().map(|delivery| delivery.n).collect();
-        let now = self.publisher.clock().now();
+        let (kind, now) = (self.channel.kind(), self.publisher.clock().now());
         let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
-            ledger::note_outcome(connection, &numbers, &outcome, now)?;
+            ledger::note_outcome(connection, kind, &numbers, &outcome, now)?;
             Ok(((), Vec::new()))
         };
         self.publisher.transact(act).await.map(drop)

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::notice::Notice;
 use super::rules::Standing;
 use crate::event::{RunId, TaskId};
+use crate::metrics::instrument::OTHER;
+use crate::metrics::tally::{self, Happened};
 use crate::record::{Run, wire_time};
 use crate::store::{TaskNo, from_sql, sql};
 use crate::task::telling::Occasion;
@@ -290,6 +292,8 @@ pub struct Delivery {
 pub struct Draft {
     /// To whom.
     pub channel: String,
+    /// What kind of channel that is.
+    pub kind: &'static str,
     /// What it is about: a channel is told once of each.
     pub subject: String,
     /// What is told.
@@ -369,7 +373,7 @@ fn insert(
     attempts: u32,
     error: Option<&str>,
 ) -> rusqlite::Result<bool> {
-    let Draft { channel, subject, notice } = draft;
+    let Draft { channel, subject, notice, .. } = draft;
     let json = serde_json::to_string(notice).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let made = connection
         .prepare_cached(
@@ -391,7 +395,20 @@ fn insert(
             error,
             json
         ])?;
+    match state {
+        State::Sent => count(draft.kind, "sent", made),
+        State::Failed => count(draft.kind, "failed", made),
+        State::Dropped => count(draft.kind, "dropped", made),
+        State::Pending | State::Held => {}
+    }
     Ok(made > 0)
+}
+
+/// Counts what became of deliveries, with the transaction in which it is written down.
+fn count(kind: &'static str, result: &'static str, deliveries: usize) {
+    if deliveries > 0 {
+        tally::note(Happened::Told { kind, result, count: deliveries as u64 });
+    }
 }
 
 /// Those of a channel that are to be tried now, the longest due first.
@@ -429,28 +446,30 @@ pub enum Outcome {
     Held(Timestamp),
 }
 
-/// Writes down what became of deliveries.
+/// Writes down what became of deliveries by a channel of this kind.
 ///
 /// # Errors
 /// When the store cannot be written.
 pub fn note_outcome(
     connection: &Connection,
+    kind: &'static str,
     numbers: &[i64],
     outcome: &Outcome,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let (state, tried, next, sent, error) = match outcome {
-        Outcome::Sent => (State::Sent, 1, None, Some(now), None),
-        Outcome::Again(next, why) => (State::Pending, 1, Some(*next), None, Some(why)),
-        Outcome::GivenUp(why) => (State::Failed, 1, None, None, Some(why)),
-        Outcome::Held(next) => (State::Held, 0, Some(*next), None, None),
+    let (state, result, tried, next, sent, error) = match outcome {
+        Outcome::Sent => (State::Sent, "sent", 1, None, Some(now), None),
+        Outcome::Again(next, why) => (State::Pending, "retried", 1, Some(*next), None, Some(why)),
+        Outcome::GivenUp(why) => (State::Failed, "failed", 1, None, None, Some(why)),
+        Outcome::Held(next) => (State::Held, "held", 0, Some(*next), None, None),
     };
+    let mut noted = 0;
     let mut statement = connection.prepare_cached(
         "UPDATE notifications SET state = ?2, attempts = attempts + ?3, next = ?4, sent = ?5, error = ?6
          WHERE n = ?1 AND next IS NOT NULL",
     )?;
     for n in numbers {
-        statement.execute(params![
+        noted += statement.execute(params![
             n,
             state.as_str(),
             tried,
@@ -459,10 +478,11 @@ pub fn note_outcome(
             error
         ])?;
     }
+    count(kind, result, noted);
     Ok(())
 }
 
-/// Drops what waits for channels that there are no longer.
+/// Drops what waits for channels that there are no longer; of what kind they were nobody knows any more.
 ///
 /// # Errors
 /// When the store cannot be written.
@@ -474,7 +494,7 @@ pub fn drop_unknown(connection: &Connection, known: &[String]) -> rusqlite::Resu
              WHERE next IS NOT NULL AND channel NOT IN (SELECT value FROM json_each(?1))",
             [known],
         )
-        .map(drop)
+        .map(|dropped| count(OTHER, "dropped", dropped))
 }
 
 /// Forgets the oldest deliveries beyond so many; those that wait stay.
@@ -667,7 +687,7 @@ mod tests {
 
     fn draft(subject: &str) -> Draft {
         let notice = Notice::new(Occasion::Failed, Timestamp::UNIX_EPOCH, "x");
-        Draft { channel: "c".into(), subject: subject.into(), notice }
+        Draft { channel: "c".into(), kind: "ntfy", subject: subject.into(), notice }
     }
 
     #[test]
@@ -686,7 +706,7 @@ mod tests {
         forget_oldest(&store, 1).unwrap();
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len() as i64, MOST_WAITING + 1);
         let all: Vec<i64> = list(&store, &Query::default(), 5000).unwrap().into_iter().map(|one| one.n).collect();
-        note_outcome(&store, &all, &Outcome::Sent, now).unwrap();
+        note_outcome(&store, "ntfy", &all, &Outcome::Sent, now).unwrap();
         forget_oldest(&store, 10).unwrap();
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len(), 10);
     }

@@ -96,7 +96,7 @@ impl Witness {
             let Some(told) = told.iter().find(wants) else { continue };
             let notice = self.notice(happening, task, told, usual, now);
             let subject = subject(happening, told.event);
-            drafts.push(Draft { channel: channel.name.clone(), subject, notice });
+            drafts.push(channel.draft(subject, notice));
         }
     }
 
@@ -162,9 +162,7 @@ impl Witness {
         let notice = self.addressed(Notice::new(told.event, now, notice::line(&text)), task, told);
         let subject = format!("{}/{}/{}", told.event.as_str(), task.id, now.as_microsecond());
         let wanting = self.channels.iter().filter(|channel| channel.wants(&task.definition.notify, told.event));
-        wanting
-            .map(|channel| Draft { channel: channel.name.clone(), subject: subject.clone(), notice: notice.clone() })
-            .collect()
+        wanting.map(|channel| channel.draft(subject.clone(), notice.clone())).collect()
     }
 
     /// A notice with its task, and where to look.
@@ -206,8 +204,7 @@ impl Witness {
             channel.is_pulse() && names.is_none_or(|names| names.contains(&channel.name) || !self.any_pulse_in(names))
         };
         for channel in self.channels.iter().filter(meant) {
-            let subject = format!("{}/{}", happening.what, run.id);
-            drafts.push(Draft { channel: channel.name.clone(), subject, notice: notice.clone() });
+            drafts.push(channel.draft(format!("{}/{}", happening.what, run.id), notice.clone()));
         }
     }
 

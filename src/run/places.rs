@@ -17,6 +17,9 @@ use crate::event::{RunId, TaskId};
 /// every pool has at least one.
 pub const OF_A_POOL_THAT_IS_GONE: usize = 1;
 
+/// The name under which the server's own places are shown: no pool can have it.
+pub const ALL: &str = "all";
+
 /// Where runs of no pool are counted.
 const NO_POOL: usize = 0;
 
@@ -89,6 +92,17 @@ pub struct PoolState {
     pub running: usize,
     /// How many runs of its tasks wait, whatever for.
     pub queued: usize,
+}
+
+/// A line that stands: all places are taken, and somebody only waits for one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Standstill {
+    /// The pool, named as in [`PoolState`].
+    pub pool: Arc<str>,
+    /// Who is first in line.
+    pub first: (RunId, TaskId),
+    /// Who has the places, in the order of their making.
+    pub at_work: Vec<(RunId, TaskId)>,
 }
 
 /// Runs in the order of their making. Finding one is O(log n); what comes or goes between the ends moves the shorter
@@ -496,7 +510,7 @@ impl Places {
     /// How the pools stand: first the server's places, then each pool by its name.
     pub fn pools(&self) -> Vec<PoolState> {
         let all = PoolState {
-            name: "all".into(),
+            name: ALL.into(),
             size: self.size,
             running: self.taken,
             queued: self.pools.iter().map(|pool| pool.queued).sum(),
@@ -510,6 +524,23 @@ impl Places {
             queued: pool.queued,
         };
         std::iter::once(all).chain(in_use.map(state)).collect()
+    }
+
+    /// The lines that stand, in the order of [`Places::pools`]. O(runs at work) for each.
+    pub fn standstills(&self) -> Vec<Standstill> {
+        let all = self.front.first().map(|(id, _)| *id).filter(|_| self.taken >= self.size);
+        let full = self.by_name.values().filter(|pool| !self.pools[**pool].has_place());
+        let of_pools = full.filter_map(|pool| Some((Some(*pool), self.pools[*pool].ready.first()?)));
+        let lines = all.map(|id| (None, id)).into_iter().chain(of_pools);
+        let standstill = |(pool, id): (Option<usize>, RunId)| {
+            let has_one = |seat: &Seat| seat.place.is_some_and(|place| pool.is_none_or(|pool| place == pool));
+            let at_work = self.at_work.iter().filter(|(_, seat)| has_one(seat));
+            let mut at_work: Vec<_> = at_work.map(|(id, seat)| (*id, seat.task.clone())).collect();
+            at_work.sort_unstable_by_key(|(id, _)| *id);
+            let name = pool.map_or_else(|| ALL.into(), |pool| Arc::clone(&self.pools[pool].name));
+            Some(Standstill { pool: name, first: (id, self.waiting.get(&id)?.task.clone()), at_work })
+        };
+        lines.filter_map(standstill).collect()
     }
 
     fn pool_of_task(&mut self, task: &TaskId) -> Option<usize> {

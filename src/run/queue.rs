@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
 use super::external::{self, Elsewhere, lasted, lost_result};
-use super::places::{Kind, Manner, Places, PoolState, Waits};
+use super::places::{Kind, Manner, Places, PoolState, Standstill, Waits};
 use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
@@ -450,6 +450,11 @@ impl Runs {
     /// How the server's places and the pools stand.
     pub fn pools(&self) -> Vec<PoolState> {
         self.lists().places.pools()
+    }
+
+    /// The lines that stand, because all places are taken.
+    pub fn standstills(&self) -> Vec<Standstill> {
+        self.lists().places.standstills()
     }
 
     /// How many are at work, and how many wait.

@@ -24,6 +24,7 @@ mod deltas;
 #[cfg(feature = "failpoints")]
 mod disk;
 mod disk_limits;
+mod doctor;
 mod doors;
 mod external;
 #[cfg(feature = "failpoints")]

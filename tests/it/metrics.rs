@@ -91,6 +91,37 @@ async fn a_run_at_work_and_one_that_waits_show() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn each_pool_has_its_places_those_that_are_taken_and_how_many_wait() {
+    let home = Home::new("[runs]\nconcurrency = 3\n[pools]\nnarrow = 1\nwide = 2");
+    let (gate, other) = (Gate::new(home.path(), "gate"), Gate::new(home.path(), "other"));
+    let pooled = |pool: &str, run: &str| {
+        format!("title = \"P\"\n[policy]\nconcurrency = {pool:?}\n[[steps]]\nname = \"only\"\nrun = {run:?}\n")
+    };
+    let home = home.task("holds", &pooled("narrow", &gate.wait())).task("waits", &pooled("narrow", "true"));
+    let home = home.shell_task("free", &other.wait());
+    let server = home.serve().await;
+    let (held, free) = (server.client.run("holds").await, server.client.run("free").await);
+    for run in [&held, &free] {
+        server.client.until(&format!("/runs/{run}"), |run| run["state"] == "running").await;
+    }
+    let waits = server.client.run("waits").await;
+    let scrape = Scrape::of(&home, &server.client).await;
+    for (pool, size, running, queued) in [("all", 3.0, 2.0, 1.0), ("narrow", 1.0, 1.0, 1.0), ("wide", 2.0, 0.0, 0.0)] {
+        let of = |name: &str| scrape.get(&format!("rejoin_pool_{name}{{pool={pool:?}}}"));
+        assert_eq!((of("size"), of("running"), of("queued")), (size, running, queued), "{pool}");
+    }
+    assert_eq!(scrape.values_of("pool").len(), 3, "no series of anything else");
+    gate.open().await;
+    other.open().await;
+    for run in [&held, &free, &waits] {
+        server.client.ended(run).await;
+    }
+    let scrape = Scrape::of(&home, &server.client).await;
+    assert_eq!(scrape.starting_with("rejoin_pool_queued").map(|(_, count)| count).sum::<f64>(), 0.0);
+    server.stop().await;
+}
+
 /// What became of slots, as the file has it: by outcome, with how late those that started were.
 fn slots_of_file(home: &Home) -> (BTreeMap<String, f64>, Vec<u64>) {
     let file = rusqlite::Connection::open(home.database()).unwrap();
@@ -408,10 +439,13 @@ async fn only_so_many_tasks_have_series_and_no_run_has_any() {
 async fn notifications_are_counted_by_way_and_result_and_by_nothing_else() {
     let home = Home::new("");
     let server = home.serve().await;
-    let metrics = server.server.api().publisher.metrics();
-    for (kind, result) in [("mail", "sent"), ("mail", "sent"), ("webhook", "failed"), ("pigeon", "sent")] {
-        metrics.notified(kind, result);
-    }
+    let told = server.server.api().publisher.transact::<_, StoreError, _>(|_| {
+        for (kind, result, count) in [("mail", "sent", 2), ("webhook", "failed", 1), ("pigeon", "sent", 1)] {
+            tally::note(Happened::Told { kind, result, count });
+        }
+        Ok(((), Vec::new()))
+    });
+    told.await.unwrap();
     let scrape = Scrape::of(&home, &server.client).await;
     assert_eq!(scrape.get(r#"rejoin_notifications_total{channel="mail",result="sent"}"#), 2.0);
     assert_eq!(scrape.get(r#"rejoin_notifications_total{channel="webhook",result="failed"}"#), 1.0);

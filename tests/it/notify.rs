@@ -6,11 +6,16 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
+use rejoin::notify::ledger;
+use rejoin::notify::notice::Notice;
+use rejoin::store::StoreError;
+use rejoin::task::telling::Occasion;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Client, Home, REJOIN};
+use crate::harness::{Client, Home, PATIENCE, REJOIN};
 use crate::notify_receivers::{Answer, MailServer, Receiver, Request};
+use crate::scrape::Scrape;
 
 const SECRET: &str = "a secret of some length";
 
@@ -70,6 +75,24 @@ async fn until_state(client: &Client, query: &str, state: &str) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
+/// Waits until `/metrics` counts so many deliveries by channels of a kind: sent, retried, failed, held, dropped.
+async fn until_counted(home: &Home, client: &Client, kind: &str, wanted: [u32; 5]) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let scrape = Scrape::of(home, client).await;
+        let count = |result: &str| {
+            let name = format!("rejoin_notifications_total{{channel={kind:?},result={result:?}}}");
+            // What is not known any more has no series before there is something to count.
+            if kind == "other" { scrape.find(&name).unwrap_or(0.0) } else { scrape.get(&name) }
+        };
+        let counted = ["sent", "retried", "failed", "held", "dropped"].map(count);
+        if counted == wanted.map(f64::from) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{kind}: {counted:?} and not {wanted:?}");
+    }
+}
+
 /// What was told of a task, the oldest first.
 async fn events(client: &Client, task: &str) -> Vec<String> {
     let (_, list) = client.get(&format!("/notifications?task={task}")).await;
@@ -101,6 +124,7 @@ async fn nam_14_the_end_of_a_run_is_told_signed_to_a_receiver_that_fails_twice_f
     assert_eq!(list.len(), 1, "{list:?}");
     assert_eq!((list[0]["attempts"].as_u64(), list[0]["channel"].as_str()), (Some(3), Some("hook")));
     assert_eq!(list[0]["id"], third.headers["webhook-id"].as_str());
+    until_counted(&home, &server.client, "webhook", [1, 2, 0, 0, 0]).await;
     server.stop().await;
 }
 
@@ -199,6 +223,7 @@ async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
     assert_eq!(list["items"][0]["next_at"], "2026-05-02T07:00:00.000000Z");
     assert_eq!(list["items"][0]["attempts"], 0);
     assert!(receiver.has_more().is_none(), "somebody was woken");
+    until_counted(&home, &server.client, "ntfy", [0, 0, 0, 2, 0]).await;
 
     clock.set("2026-05-02T07:00:00Z".parse().unwrap());
     let message: Value = serde_json::from_str(&receiver.next().await.body).unwrap();
@@ -209,6 +234,8 @@ async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
         until_state(&server.client, &format!("?task={task}"), "sent").await;
     }
     assert!(receiver.has_more().is_none());
+    // One message, and each that is in it arrived.
+    until_counted(&home, &server.client, "ntfy", [2, 0, 0, 2, 0]).await;
     server.stop().await;
 }
 
@@ -312,6 +339,7 @@ async fn a_mail_arrives_after_it_was_put_off_and_its_password_stands_nowhere() {
     assert_eq!(mail.header("Message-ID").unwrap(), format!("<{id}@example.org>"));
     let text = mail.text.replace("=\r\n", "");
     assert!(text.contains(&format!("/runs/{run}")), "{text}");
+    until_counted(&home, &server.client, "mail", [1, 2, 0, 0, 0]).await;
     server.stop().await;
     let file = std::fs::read(home.database()).unwrap();
     let secret = SECRET.as_bytes();
@@ -390,6 +418,7 @@ async fn signs_of_life_are_start_success_and_exit_code_for_tasks_that_have_a_che
     assert_eq!(receiver.next().await.path, format!("/ping/pingkey/nightly?rid={good}"));
     until_state(&server.client, "", "sent").await;
     assert!(receiver.has_more().is_none(), "a task without a check is told of");
+    until_counted(&home, &server.client, "healthchecks", [4, 0, 0, 0, 0]).await;
     server.stop().await;
 }
 
@@ -475,6 +504,39 @@ async fn a_run_that_takes_much_longer_than_the_last_ones_is_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_or_not_tried_is_counted_as_that() {
+    let mut receiver = Receiver::answering(&[Answer::Status(410)]).await;
+    let home = home(&hook(&receiver, "")).shell_task("one", "exit 1").shell_task("two", "exit 1");
+    let server = home.serve().await;
+    ended(&server.client, "one").await;
+    receiver.next().await;
+    until_state(&server.client, "", "failed").await;
+    until_counted(&home, &server.client, "webhook", [0, 0, 1, 0, 0]).await;
+    // As many as may wait do; nobody rings for them.
+    let later = Timestamp::now() + SignedDuration::from_hours(1);
+    let wait = move |store: &rusqlite::Connection| -> Result<_, StoreError> {
+        for n in 0..ledger::MOST_WAITING {
+            let notice = Notice::new(Occasion::Failed, later, "x");
+            let draft = ledger::Draft { channel: "hook".into(), kind: "webhook", subject: n.to_string(), notice };
+            ledger::add(store, &draft, later)?;
+        }
+        Ok(((), Vec::new()))
+    };
+    server.server.api().publisher.transact(wait).await.unwrap();
+    ended(&server.client, "two").await;
+    until_state(&server.client, "?task=two", "dropped").await;
+    until_counted(&home, &server.client, "webhook", [0, 0, 1, 0, 1]).await;
+    server.stop().await;
+    // A channel that is gone takes what waits for it along; of what kind it was is not known any more.
+    let config = std::fs::read_to_string(home.path().join("config.toml")).unwrap();
+    let config = config.replace("notify.channels.hook", "notify.channels.other");
+    std::fs::write(home.path().join("config.toml"), config).unwrap();
+    let server = home.spawn(&[]).await;
+    until_counted(&home, &server.client, "webhook", [0; 5]).await;
+    until_counted(&home, &server.client, "other", [0, 0, 0, 0, 1000]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_test_is_sent_at_once_and_says_whether_it_arrived() {
     let mut receiver = Receiver::answering(&[Answer::Status(200), Answer::Status(500)]).await;
     let home = home(&hook(&receiver, "quiet = \"00:00-23:59\"\ntz = \"UTC\""));
@@ -485,6 +547,7 @@ async fn a_test_is_sent_at_once_and_says_whether_it_arrived() {
     let (_, delivery) = server.client.post("/notify/hook/test", json!({})).await;
     assert_eq!(delivery["state"], "failed");
     assert!(delivery["last_error"].as_str().unwrap().contains("500"), "{delivery}");
+    until_counted(&home, &server.client, "webhook", [1, 0, 1, 0, 0]).await;
     assert_eq!(server.client.post("/notify/nobody/test", json!({})).await.0, 404);
     let (_, page) = server.client.get("/notifications?limit=1").await;
     let next = page["next"].as_str().unwrap();

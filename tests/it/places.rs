@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use proptest::prelude::*;
 use rejoin::event::{RunId, TaskId};
-use rejoin::run::places::{Due, Kind, Manner, OF_A_POOL_THAT_IS_GONE, Places, PoolState, Waits, What};
+use rejoin::run::places::{Due, Kind, Manner, OF_A_POOL_THAT_IS_GONE, Places, PoolState, Standstill, Waits, What};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -145,6 +145,25 @@ impl Naive {
         Some(Waits { what: What::Pool(pool.as_str().into()), position: place(of_pool.collect()) })
     }
 
+    fn standstills(&self) -> Vec<Standstill> {
+        let waits_for = |what: What| {
+            let is_it = |id: &&RunId| self.waits(**id).is_some_and(|waits| waits.what == what);
+            self.waiting.keys().find(is_it).map(|id| (*id, self.waiting[id].0.clone()))
+        };
+        let at_work = |pool: Option<&str>| {
+            let has_one = |place: &Option<String>| place.is_some() && (pool.is_none() || place.as_deref() == pool);
+            let all = self.at_work.iter().filter(|(_, (_, place))| has_one(place));
+            all.map(|(id, (task, _))| (*id, task.clone())).collect()
+        };
+        let all = waits_for(What::Place).filter(|_| self.taken() >= self.size);
+        let all = all.map(|first| Standstill { pool: "all".into(), first, at_work: at_work(None) });
+        let pools = ["gone", "narrow", "wide"].into_iter().filter_map(|name| {
+            let first = waits_for(What::Pool(name.into()))?;
+            Some(Standstill { pool: name.into(), first, at_work: at_work(Some(name)) })
+        });
+        all.into_iter().chain(pools).collect()
+    }
+
     fn pools(&self) -> Vec<PoolState> {
         let queued = |pool: Option<&str>| {
             let of = self
@@ -269,6 +288,7 @@ proptest! {
                 prop_assert_eq!(places.waits(id), naive.waits(id), "{:?}", id);
             }
             prop_assert_eq!(places.pools(), naive.pools());
+            prop_assert_eq!(places.standstills(), naive.standstills());
             prop_assert_eq!((places.running(), places.queued()), (naive.at_work.len(), naive.waiting.len()));
             for of in (0..6).map(task) {
                 let at_work = naive.at_work.iter().filter(|(_, (task, _))| *task == of).map(|(id, _)| *id);

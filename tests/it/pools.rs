@@ -222,6 +222,11 @@ async fn a_pool_that_is_gone_loses_no_task_and_bears_one_run_at_a_time_and_says_
     assert_eq!(waits(client, &second).await, json!({"for": "pool", "pool": "wide", "position": 1}));
     let pools = client.get("/status").await.1["pools"].clone();
     assert_eq!(pools[2], json!({"name": "wide", "size": 1, "running": 1, "queued": 1}), "{pools}");
+    let doctor = rejoin(&home, &["doctor"]).await;
+    assert_eq!(doctor.status.code(), Some(1));
+    let doctor = out(&doctor);
+    assert!(doctor.contains(&format!("task holds: policy.concurrency: {said}")), "{doctor}");
+    assert!(doctor.contains("add the pool under [pools] in config.toml"), "{doctor}");
     gate.open().await;
     assert_eq!(client.ended(&second).await["state"], "succeeded");
     // What is changed has to be right.
