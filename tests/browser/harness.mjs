@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
@@ -288,11 +288,12 @@ export class Server {
     return { gen, head, hashes: new Map(events) };
   }
 
-  /** The disk is full: no file of this process may grow beyond what the log of the database has now. */
+  /**
+   * The disk is full: the server can write to no file behind its first byte. Were it up to the length that the log of the
+   * database has now, there would be room as soon as housekeeping has emptied that.
+   */
   async fillDisk() {
-    const wal = path.resolve(this.folder, this.data, 'rejoin.db-wal');
-    const { size } = await stat(wal);
-    await execute('prlimit', ['--pid', String(this.process.pid), `--fsize=${size + 4096}:unlimited`]);
+    await execute('prlimit', ['--pid', String(this.process.pid), '--fsize=1:unlimited']);
   }
 
   async emptyDisk() {

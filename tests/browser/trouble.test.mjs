@@ -30,6 +30,16 @@ async function open(server, task, base = server.base, options = {}) {
   return { page, ear };
 }
 
+/** Has housekeeping do something now; gives what came of it. */
+async function chore(server, id) {
+  const { last: before } = await server.call('POST', `/housekeeping/${id}/run`);
+  return until(`${id} to be tried`, async () => {
+    const { items } = await server.call('GET', '/housekeeping');
+    const { last } = items.find((one) => one.id === id);
+    return last != null && last.at !== before?.at && last;
+  });
+}
+
 async function back(page, wire) {
   wire.mend();
   await page
@@ -151,6 +161,10 @@ describe('a server in trouble', () => {
     await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 30_000 });
     await isFitToBeSeen(page);
     const stands = await server.written('counting');
+    // An emptied log would be room, were there any to empty it into.
+    const emptied = await chore(server, 'checkpoint');
+    assert.equal(emptied.ok, false);
+    assert.match(emptied.result, /cannot be written/);
     await sleep(2_000);
     assert.deepEqual((await server.written('counting')).head, stands.head, 'nothing can be saved');
     assert.ok((await applied(page)) <= stands.head, 'and nothing unsaved is shown');
@@ -159,6 +173,7 @@ describe('a server in trouble', () => {
     assert.equal((await server.runOf(run.id)).state, 'running');
     await server.emptyDisk();
     await page.locator('[data-notice="store_not_writable"]').waitFor({ state: 'detached', timeout: 30_000 });
+    assert.equal((await chore(server, 'checkpoint')).ok, true);
     assert.equal((await server.ended(run)).state, 'succeeded');
     const log = await server.written('counting');
     await until('the rest', async () => (await applied(page)) === log.head);
