@@ -120,11 +120,15 @@ describe('a gap is said aloud', () => {
     await state(page, 'reconnecting');
     await server.call('DELETE', '/tasks/remade?stop=true');
     await make('afterwards');
-    await server.finish('remade');
+    const { id } = await server.finish('remade');
     await back(page, wire);
     await page.locator('[data-reset="replaced"]').waitFor();
     await page.locator('.out', { hasText: 'afterwards' }).waitFor();
     assert.equal(await page.locator('.out', { hasText: 'before' }).count(), 0);
+    await until('the runs of the new log, and no other', async () => {
+      const runs = await page.locator('aside .runs a').evaluateAll((all) => all.map((one) => one.pathname));
+      return runs.join() === `/tasks/remade/runs/${id}`;
+    });
     await isFitToBeSeen(page);
   });
 
