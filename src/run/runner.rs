@@ -94,8 +94,8 @@ impl Workshop {
         };
         let (state, duration_ms) = (status.state, status.duration_ms);
         span.in_scope(|| match saved {
-            Ok(()) => info!(?state, duration_ms, "run ended"),
-            Err(error) => warn!(?state, duration_ms, %error, "run ended; its end could not be saved"),
+            Ok(()) => info!(state = state.as_str(), duration_ms, "run ended"),
+            Err(error) => warn!(state = state.as_str(), duration_ms, %error, "run ended; its end could not be saved"),
         });
     }
 

@@ -359,11 +359,7 @@ impl Intake {
         match status.state {
             State::Queued => metrics.runs_made.add(status.trigger.as_deref().unwrap_or_default(), 1),
             State::Started => metrics.runs_started.add(1),
-            State::Succeeded => metrics.ended("succeeded", status.duration_ms),
-            State::Failed => metrics.ended("failed", status.duration_ms),
-            State::Cancelled => metrics.ended("cancelled", status.duration_ms),
-            State::TimedOut => metrics.ended("timed_out", status.duration_ms),
-            State::Interrupted => metrics.ended("interrupted", status.duration_ms),
+            ended if ended.is_terminal() => metrics.ended(ended.as_str(), status.duration_ms),
             _ => {}
         }
     }

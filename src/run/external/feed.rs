@@ -362,7 +362,7 @@ impl Feed {
         self.taken = n;
         self.flights.push_back(Flight { lines: 1, ends: true, saved });
         self.landed().await?;
-        info!(run = %self.seat.id, task = %self.seat.topic.id, ?state, reason, duration_ms, "run ended");
+        info!(run = %self.seat.id, task = %self.seat.topic.id, state = state.as_str(), reason, duration_ms, "run ended");
         Ok(())
     }
 }

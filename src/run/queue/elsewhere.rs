@@ -198,7 +198,7 @@ impl Runs {
         });
         match said.await {
             Ok(_) => {
-                info!(run = %seat.id, task = %seat.topic.id, state = ?status.state, reason = status.reason, "run ended")
+                info!(run = %seat.id, task = %seat.topic.id, state = status.state.as_str(), reason = status.reason, "run ended")
             }
             Err(error) => warn!(run = %seat.id, task = %seat.topic.id, %error, "run ended; its end could not be saved"),
         }
