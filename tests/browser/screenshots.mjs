@@ -2,7 +2,6 @@
 // `node screenshots.mjs [folder]`; the folder is made.
 
 import { mkdir, readdir, readFile } from 'node:fs/promises';
-import http from 'node:http';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import {
@@ -379,61 +378,6 @@ async function diskFull() {
   }
 }
 
-/** The pages behind the foot of the overview, what waits to be sent, and an address of nothing. */
-async function others() {
-  const receiver = http.createServer((request, response) => {
-    request.resume();
-    response.writeHead(request.url === '/full' ? 507 : 200).end();
-  });
-  await new Promise((resolve) => receiver.listen(0, '127.0.0.1', resolve));
-  const channel = (name, more) =>
-    `[notify.channels.${name}]\nkind = "webhook"\nurl = "http://127.0.0.1:${receiver.address().port}/${name}"\n` +
-    `allow_hosts = ["127.0.0.1"]\n${more}`;
-  const tasks = { backup: FAILS, logs: COLOURS };
-  const server = await Server.start({
-    tasks,
-    config: `${channel('chat', 'on = ["failed", "attention"]\nquiet = "22:00-07:00"\n')}${channel('full', 'on = []\n')}`,
-  });
-  const plain = await Server.start({ tasks });
-  const wire = await Wire.to(plain.port);
-  try {
-    await server.finish('backup');
-    await server.call('POST', '/notify/full/test');
-    await server.call('POST', '/housekeeping/integrity/run');
-    await eachLook(async (page, look) => {
-      await signIn(page, server, server.base, '/notifications');
-      await page.locator('[data-delivery]').first().waitFor();
-      await shoot(page, 'notifications', look);
-      await page.goto(`${server.base}/housekeeping`);
-      await page.locator('[data-chore]').first().waitFor();
-      await shoot(page, 'housekeeping', look);
-      await page.goto(`${server.base}/tasks/gone`);
-      await page.getByRole('heading', { name: 'There is no task' }).waitFor();
-      await shoot(page, 'no-task', look);
-      await page.goto(`${server.base}/nowhere`);
-      await page.getByRole('heading', { name: 'There is no such page' }).waitFor();
-      await shoot(page, 'no-page', look);
-      await signIn(page, plain, wire.base, '/notifications');
-      await page.getByText('Nobody yet').waitFor();
-      await shoot(page, 'notifications-empty', look);
-      await page.goto(`${wire.base}/tasks/backup`);
-      await settled(page);
-      wire.cut('rst');
-      await state(page, 'reconnecting');
-      await page.getByRole('button', { name: 'Run now' }).click();
-      await page.locator('[data-waiting]').waitFor();
-      await shoot(page, 'waiting', look);
-      await page.getByRole('button', { name: 'Take back' }).click();
-      wire.mend();
-    });
-  } finally {
-    await wire.close();
-    await server.stop();
-    await plain.stop();
-    receiver.close();
-  }
-}
-
 /** The two pictures of the README: what ships, with one run under way. */
 async function readme() {
   const server = await Server.start({
@@ -466,7 +410,7 @@ async function readme() {
   }
 }
 
-const ALL = { overviewAndTasks, schedules, empty, others, reset, diskFull, readme };
+const ALL = { overviewAndTasks, schedules, empty, reset, diskFull, readme };
 const wanted = process.argv.slice(3);
 let bad = false;
 for (const [name, action] of Object.entries(ALL)) {
