@@ -151,6 +151,19 @@ struct Lists {
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
+    /// Set while nothing starts: a [`Stillness`] is there.
+    held: bool,
+}
+
+/// As long as it is there, no run starts; those that could start when it goes.
+#[must_use]
+pub struct Stillness<'r>(&'r Runs);
+
+impl Drop for Stillness<'_> {
+    fn drop(&mut self) {
+        self.0.lists().held = false;
+        self.0.start_ready();
+    }
 }
 
 /// A run that has its place and is not yet at work.
@@ -204,7 +217,13 @@ impl Runs {
             workshop,
             registry,
             store,
-            lists: Mutex::new(Lists { places, working: HashMap::new(), elsewhere: HashMap::new(), closed: false }),
+            lists: Mutex::new(Lists {
+                places,
+                working: HashMap::new(),
+                elsewhere: HashMap::new(),
+                closed: false,
+                held: false,
+            }),
             starting: Mutex::default(),
             bell: Notify::new(),
             again: Notify::new(),
@@ -603,6 +622,12 @@ impl Runs {
         }
     }
 
+    /// Lets no run start for a while; there is one of these at a time, the planner's.
+    pub fn keep_still(&self) -> Stillness<'_> {
+        self.lists().held = true;
+        Stillness(self)
+    }
+
     /// Starts every run that may start, in their order.
     pub fn start_ready(&self) {
         let _starting = self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -614,7 +639,7 @@ impl Runs {
     /// The first that may start now: it has its place from here on.
     fn take_next(&self) -> Option<Next> {
         let mut lists = self.lists();
-        if lists.closed {
+        if lists.closed || lists.held {
             return None;
         }
         let (id, task) = lists.places.start_next()?;
