@@ -357,7 +357,8 @@ impl Housekeeping {
                     let checkpointer = Checkpointer::new(&store).map_err(|error| error.to_string())?;
                     // A page is read in a moment: whoever is in the way is soon out of it.
                     for _ in 0..CHECKPOINT_TRIES {
-                        if let Some(size) = checkpointer.empty(&store, &publisher) {
+                        let emptied = checkpointer.empty(&store, &publisher);
+                        if let Some(size) = emptied.map_err(|error| error.to_string())? {
                             return Ok(size);
                         }
                         if stop.is_cancelled() {

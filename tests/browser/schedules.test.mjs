@@ -4,15 +4,13 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import {
   PHONE,
-  Server,
+  Stage,
   isFitEverywhere,
   isFitForFingers,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   signIn,
   until,
@@ -47,13 +45,11 @@ run = "exit $(( $(date +%s) % 2 ))"
 const task = (title, more = '', run = 'true') =>
   `title = "${title}"\nagent = "steps"\n${more}\n[[steps]]\nname = "one"\nrun = "${run}"\n`;
 
-let browser;
+const stage = new Stage();
 let server;
-const contexts = [];
 
 before(async () => {
-  browser = await openBrowser();
-  server = await Server.start({
+  ({ server } = await stage.serveAll({
     tasks: {
       finds: FINDS,
       moody: MOODY,
@@ -61,31 +57,17 @@ before(async () => {
       often: task('Heartbeat', '[schedule]\nevery = "1m"\n'),
       slow: task('Slow', '[policy]\noverlap = "queue"\nqueue_limit = 5\n', 'sleep 60'),
     },
-  });
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
+  }));
 });
 
 async function open(where = '/', options = {}) {
-  const opened = await openPage(browser, options);
-  contexts.push(opened);
-  await signIn(opened.page, server, server.base, where);
-  return opened.page;
+  const { page } = await stage.open(options);
+  await signIn(page, server, server.base, where);
+  return page;
 }
 
 async function find() {
-  const { id } = await server.startRun('finds');
-  await until('the run to end', async () => (await server.runOf(id)).ended_at);
+  const { id } = await server.finish('finds');
   return id;
 }
 
