@@ -55,7 +55,7 @@ use crate::stream::writer::Writer;
 use crate::task::definition::Definition;
 use crate::task::folder::{self, Change};
 use crate::task::parse::Problem;
-use crate::task::registry::{Registry, Source, TaskError};
+use crate::task::registry::{Registry, Source, Task, TaskError};
 
 /// How often the write-ahead log is looked at.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -517,7 +517,10 @@ async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskEr
                     return Ok(());
                 }
                 Some(task) if task.enabled && *task.definition == definition => registry.adopt(id, path)?,
-                Some(_) => registry.redefine(id, |_| Ok(definition), Some(path), |_| Ok(())).await?,
+                Some(_) => {
+                    let change = |_: &Task| Ok::<_, TaskError>(definition);
+                    registry.redefine(id, change, Some(path), |_| Ok(())).await?
+                }
                 None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await?,
             };
             info!(task = %task.id, "task file in force");
