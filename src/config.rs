@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
@@ -674,7 +675,8 @@ impl Config {
     /// What tasks are read with.
     pub fn terms(&self) -> Terms {
         let pools = self.pools.keys().map(|name| name.as_str().to_owned()).collect();
-        Terms { policy: self.schedule.policy(), pools: Some(std::sync::Arc::new(pools)) }
+        let channels = self.notify.channels.keys().cloned().collect();
+        Terms { policy: self.schedule.policy(), pools: Some(Arc::new(pools)), channels: Some(Arc::new(channels)) }
     }
 
     /// What the types alone do not say. The key and what is wrong with it.
@@ -727,6 +729,9 @@ impl Config {
         let at_most = [
             ("schedule.retries", self.schedule.retries, Policy::MAX_RETRIES),
             ("schedule.pause_after", self.schedule.pause_after, Policy::MAX_PAUSE_AFTER),
+            // Farther than a century no calendar can be trusted to count.
+            ("retention.days", self.retention.days, Keep::MAX_DAYS),
+            ("auth.session_days", self.auth.session_days, Keep::MAX_DAYS),
         ];
         if let Some((key, _, most)) = at_most.iter().find(|(_, value, most)| value > most) {
             return Err((key, format!("must be at most {most}")));

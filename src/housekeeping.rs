@@ -14,6 +14,7 @@ use tracing::{error, info};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::schedule::plan::{self, JumpWatch};
 use crate::store::{Store, StoreError};
 use crate::stream::checkpoint::Checkpointer;
 use crate::stream::publish::Publisher;
@@ -117,6 +118,14 @@ fn due(last: Option<Timestamp>, every: Duration, now: Timestamp) -> Timestamp {
         Some(last) if last <= now => last.checked_add(every).unwrap_or(Timestamp::MAX),
         _ => now,
     }
+}
+
+/// The moment at which a chore begins.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    now: Timestamp,
+    /// Whether the clock can be believed: by one that is wrong everything may be old.
+    is_believed: bool,
 }
 
 /// What is remembered of the chores while the server lives.
@@ -244,6 +253,9 @@ impl Housekeeping {
 
     /// Does what is due whenever the bell rings, until told to stop.
     pub async fn run(self, stop: CancellationToken) {
+        // Its own: the planner may not have looked yet at a clock that was just set.
+        let mut jumps = JumpWatch::default();
+        self.look(&mut jumps);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -251,18 +263,25 @@ impl Housekeeping {
                 () = tokio::time::sleep(LOOK_AGAIN) => {}
             }
             let mut done = BTreeSet::new();
-            while let Some(chore) = self.next_due(&done)
-                && !stop.is_cancelled()
-            {
-                self.carry_out(chore, &stop).await;
+            while !stop.is_cancelled() {
+                let moment = self.look(&mut jumps);
+                let Some(chore) = self.next_due(&done, moment.now) else { break };
+                self.carry_out(chore, moment, &stop).await;
                 done.insert(chore);
             }
         }
     }
 
+    /// Looks at the clock. It is believed where schedules are: not for a minute after it jumped forward, and not far
+    /// behind what is stored.
+    fn look(&self, jumps: &mut JumpWatch) -> Moment {
+        let (now, passed) = self.clock().look();
+        let held = plan::held_until(self.shared.retention.registry.last_stored(), now).is_some();
+        Moment { now, is_believed: jumps.believes(now, passed) && !held }
+    }
+
     /// The first that is due and was not done in this round: one that is due again at once lets the others go first.
-    fn next_due(&self, done: &BTreeSet<Chore>) -> Option<Chore> {
-        let now = self.clock().now();
+    fn next_due(&self, done: &BTreeSet<Chore>, now: Timestamp) -> Option<Chore> {
         let ledger = self.ledger();
         let is_due = |chore: &Chore| {
             ledger.asked.contains(chore)
@@ -271,8 +290,8 @@ impl Housekeeping {
         Chore::ALL.into_iter().find(is_due)
     }
 
-    async fn carry_out(&self, chore: Chore, stop: &CancellationToken) {
-        let (at, began) = (self.clock().now(), Instant::now());
+    async fn carry_out(&self, chore: Chore, moment: Moment, stop: &CancellationToken) {
+        let (at, began) = (moment.now, Instant::now());
         {
             let mut ledger = self.ledger();
             ledger.running = Some((chore, at));
@@ -280,7 +299,7 @@ impl Housekeeping {
         }
         // In a task of its own: a chore that panics is one that failed.
         let (this, stopped) = (self.clone(), stop.clone());
-        let done = tokio::spawn(async move { this.act(chore, at, stopped).await }).await;
+        let done = tokio::spawn(async move { this.act(chore, moment, stopped).await }).await;
         let done = done.unwrap_or_else(|error| Err(format!("it ended by a panic: {error}")));
         let duration_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         if done.is_err() && stop.is_cancelled() {
@@ -320,11 +339,17 @@ impl Housekeeping {
     }
 
     /// Does it; says what came of it, in either case in words.
-    async fn act(&self, chore: Chore, now: Timestamp, stop: CancellationToken) -> Result<String, String> {
+    async fn act(&self, chore: Chore, moment: Moment, stop: CancellationToken) -> Result<String, String> {
         let Shared { store, publisher, retention, .. } = &*self.shared;
         let words = |error: StoreError| error.to_string();
         match chore {
-            Chore::Retention => retention.sweep().await.map(|swept| swept_words(&swept)).map_err(words),
+            Chore::Retention => {
+                // What is too much goes in any case: a disk does not wait for a clock.
+                let old_at = moment.is_believed.then_some(moment.now);
+                let swept = retention.sweep(old_at).await.map_err(words)?;
+                let doubt = if moment.is_believed { "" } else { "; nothing by its age, as the clock is in doubt" };
+                Ok(format!("{}{doubt}", swept_words(&swept)))
+            }
             Chore::Vacuum => vacuum::give_back(store, publisher).await.map(given_words).map_err(words),
             Chore::Checkpoint => {
                 let (store, publisher) = (Arc::clone(store), publisher.clone());
@@ -332,7 +357,8 @@ impl Housekeeping {
                     let checkpointer = Checkpointer::new(&store).map_err(|error| error.to_string())?;
                     // A page is read in a moment: whoever is in the way is soon out of it.
                     for _ in 0..CHECKPOINT_TRIES {
-                        if let Some(size) = checkpointer.empty(&store, &publisher) {
+                        let emptied = checkpointer.empty(&store, &publisher);
+                        if let Some(size) = emptied.map_err(|error| error.to_string())? {
                             return Ok(size);
                         }
                         if stop.is_cancelled() {
@@ -360,7 +386,7 @@ impl Housekeeping {
                 let this = Arc::clone(&self.shared);
                 let make = move || {
                     let go_on = || !stop.is_cancelled();
-                    backup::make(&this.store, &this.output_dir, &this.backup, now, &go_on)
+                    backup::make(&this.store, &this.output_dir, &this.backup, moment.now, &go_on)
                         .map_err(|error| format!("{error:#}"))
                 };
                 let (path, copied, removed) = blocking(make).await?;

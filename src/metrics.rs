@@ -31,7 +31,7 @@ const RUN_MILLIS: &[u64] =
 /// Outcomes that close a slot.
 const OUTCOMES: &[&str] = &["ran", "late", "skipped", "coalesced", "missed", "disabled"];
 /// What makes runs.
-const TRIGGERS: &[&str] = &["hand", "schedule", "catchup", "retry"];
+const TRIGGERS: &[&str] = &["hand", "schedule", "catchup"];
 /// How runs end.
 const ENDS: &[&str] = &["succeeded", "failed", "cancelled", "timed_out", "interrupted"];
 /// Why watchers start again behind a snapshot.

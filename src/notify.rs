@@ -322,19 +322,6 @@ impl Notifier {
         Ok(self.shared.channels.values().map(|(channel, _)| channel).zip(summaries).map(view).collect())
     }
 
-    /// The names of channels that tasks speak of and that there are not, with the tasks.
-    pub fn unknown_channels(&self) -> Vec<(TaskId, String)> {
-        let mut unknown = Vec::new();
-        for task in self.shared.registry.all() {
-            for name in task.definition.notify.channels.iter().flatten() {
-                if !self.shared.channels.contains_key(name) {
-                    unknown.push((task.id.clone(), name.clone()));
-                }
-            }
-        }
-        unknown
-    }
-
     /// Whether the receiver of each channel can be reached, as far as that shows without sending. All at once.
     pub async fn reach(&self) -> Vec<(String, Result<(), String>)> {
         let looks = self.shared.channels.iter().map(|(name, (channel, _))| {

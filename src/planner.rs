@@ -4,6 +4,7 @@
 //! It sleeps until the next slot, is woken by the bell once a second (a suspended machine, a stepped clock), and
 //! looks by itself in any case.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -27,8 +28,9 @@ use crate::task::slots::{self, Noted};
 /// How many tasks are planned in the first transaction of many: few, so that their runs start before the rest has its
 /// rows.
 const FIRST_BATCH: usize = 64;
-/// How many tasks are planned in one transaction after that.
-const BATCH: usize = 512;
+/// How many tasks are planned in one transaction after that: what undoes a transaction costs each of its statements
+/// more the more the transaction has changed, and each transaction lets others in between.
+const BATCH: usize = 256;
 /// What is overdue although it was just planned is not planned again at once.
 const BREATH: Duration = Duration::from_millis(5);
 /// While nothing is due the time is noted so often: a start behind it by more than an hour has a wrong clock.
@@ -187,39 +189,58 @@ impl Planner {
             self.registry.note_seen(now);
         }
         let (first, rest) = due.split_at(due.len().min(FIRST_BATCH));
-        for batch in first.chunks(FIRST_BATCH).chain(rest.chunks(BATCH)) {
-            let with_topic = |task: &Arc<Task>| Some((Arc::clone(task), self.publisher.topic(&task.id)?));
-            let batch: Vec<_> = batch.iter().filter_map(with_topic).collect();
-            let act = move |connection: &Connection| -> Result<_, StoreError> {
-                let mut planned = Vec::new();
-                let mut offers = Vec::new();
-                for (task, topic) in batch {
-                    match plan_one(connection, &task, &topic, last_stored, now, &mut offers)? {
-                        Some(Ok(done)) => planned.push(done),
-                        Some(Err(until)) => return Ok(((planned, Some(until)), offers)),
-                        None => {}
-                    }
-                }
-                Ok(((planned, None), offers))
-            };
-            let ((planned, until), _) = self.publisher.transact(act).await?;
-            failpoint::hit("claimed-not-started");
-            for Planned { task, to, next, queued, replaces } in planned {
-                self.registry.note_planned(&task, to, next);
-                for run in queued {
-                    self.runs.note_queued(run, task.id.clone());
-                }
-                if let Some(run) = replaces {
-                    self.runs.replace(&task.id, run);
-                }
-            }
-            // Before the next batch has the writer: these are due, and the others wait for places anyway.
-            self.runs.start_ready();
-            if until.is_some() {
-                return Ok(until);
+        let until = self.plan_batch(first, last_stored, now).await?;
+        // Before the next batch has the writer: these are due, and the others wait for places anyway.
+        self.runs.start_ready();
+        if until.is_some() || rest.is_empty() {
+            return Ok(until);
+        }
+        // From here on every slot has its row before another run takes the writer's time.
+        let _still = self.runs.keep_still();
+        for batch in rest.chunks(BATCH) {
+            if let Some(until) = self.plan_batch(batch, last_stored, now).await? {
+                return Ok(Some(until));
             }
         }
         Ok(None)
+    }
+
+    /// Plans these tasks in one transaction. Gives until when schedules are held, if they are.
+    async fn plan_batch(
+        &self,
+        batch: &[Arc<Task>],
+        last_stored: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, StoreError> {
+        let with_topic = |task: &Arc<Task>| Some((Arc::clone(task), self.publisher.topic(&task.id)?));
+        let batch: Vec<_> = batch.iter().filter_map(with_topic).collect();
+        if batch.is_empty() {
+            return Ok(None);
+        }
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            let mut planned = Vec::new();
+            let mut offers = Vec::new();
+            for (task, topic) in batch {
+                match plan_one(connection, &task, &topic, last_stored, now, &mut offers)? {
+                    Some(Ok(done)) => planned.push(done),
+                    Some(Err(until)) => return Ok(((planned, Some(until)), offers)),
+                    None => {}
+                }
+            }
+            Ok(((planned, None), offers))
+        };
+        let ((planned, until), _) = self.publisher.transact(act).await?;
+        failpoint::hit("claimed-not-started");
+        for Planned { task, to, next, queued, replaces } in planned {
+            self.registry.note_planned(&task, to, next);
+            for run in queued {
+                self.runs.note_queued(run, task.id.clone());
+            }
+            if let Some(run) = replaces {
+                self.runs.replace(&task.id, run);
+            }
+        }
+        Ok(until)
     }
 }
 
@@ -253,13 +274,13 @@ fn plan_one(
         Decision::Plan(plan) => plan,
     };
     let generation = topic.tail().generation;
-    let claimed: Vec<(Timestamp, RunId)> =
+    let claimed: HashMap<Timestamp, RunId> =
         rows.iter().filter(|row| run_of(row).is_some()).map(|row| (row.scheduled_for, RunId::new())).collect();
     let (mut queued, mut replaces) = (Vec::new(), None);
     for row in &rows {
         // What became part of a run names it too.
         let slot = if let Outcome::Coalesced { into } = row.outcome { into } else { row.scheduled_for };
-        let run = claimed.iter().find(|(of, _)| *of == slot).map(|(_, run)| *run);
+        let run = claimed.get(&slot).copied();
         let noted = slots::note(connection, task.no, generation, row, run)?;
         for body in said(&noted, row, &task.id) {
             offers.push((topic.clone(), Offer::new(None, now, &body)));

@@ -45,16 +45,17 @@ use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::stream::checkpoint::Checkpointer;
 use crate::stream::publish::{Limits, Publisher, Writable};
 use crate::stream::reader::ReplayLimits;
 use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
 use crate::stream::writer::Writer;
+use crate::task::definition::Definition;
 use crate::task::folder::{self, Change};
 use crate::task::parse::Problem;
-use crate::task::registry::{Registry, Source};
+use crate::task::registry::{Registry, Source, TaskError};
 
 /// How often the write-ahead log is looked at.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -64,6 +65,8 @@ const TIDY_EVERY: Duration = Duration::from_secs(10);
 const GOODBYES_PER_SECOND: usize = 500;
 /// How often it is looked who is no longer signed in: as soon as a revoked one is let go.
 const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(1);
+/// How long to wait at least before what the store refused is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How long requests under way may take when the server goes down.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
@@ -195,29 +198,38 @@ impl Server {
         let mut changes = folder::watch(dir, self.config.terms(), self.stop.clone());
         let registry = self.api.viewer.registry.clone();
         let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
-        let mut known = match changes.recv().await {
-            Some(first) => {
-                let ids = first.iter().filter_map(|change| match change {
-                    Change::Good { id, .. } => Some(id.clone()),
-                    Change::Bad { id, .. } => id.clone(),
-                    Change::Gone { .. } => None,
-                });
-                let there: std::collections::BTreeSet<_> = ids.collect();
-                apply(&registry, first).await;
-                there
-            }
-            None => return,
-        };
+        let Some(mut first) = changes.recv().await else { return };
+        let there: std::collections::BTreeSet<_> = first
+            .iter()
+            .filter_map(|change| match change {
+                Change::Good { id, .. } => Some(id.clone()),
+                Change::Bad { id, .. } | Change::Gone { id, .. } => id.clone(),
+            })
+            .collect();
         // Files that went while no server was there.
         for task in registry.all() {
-            if task.source == Source::File && task.enabled && !known.contains(&task.id) {
-                disable(&registry, &task.id).await;
+            if task.source == Source::File && task.enabled && !there.contains(&task.id) {
+                let path = self.config.tasks_dir.join(format!("{}.toml", task.id));
+                first.push(Change::Gone { id: Some(task.id.clone()), path });
             }
         }
-        known.clear();
+        // A full disk does not hold up the start.
+        let mut refused = apply(&registry, first).await;
+        let (publisher, stop) = (self.api.publisher.clone(), self.stop.clone());
         self.tasks.spawn(async move {
-            while let Some(batch) = changes.recv().await {
-                apply(&registry, batch).await;
+            loop {
+                // The folder does not tell them again, and what it tells next comes after them.
+                while !refused.is_empty() {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = can_be_written(&publisher) => {}
+                    }
+                    refused = apply(&registry, refused).await;
+                    planner.notify_one();
+                    runs.reread();
+                }
+                let Some(batch) = changes.recv().await else { return };
+                refused = apply(&registry, batch).await;
                 planner.notify_one();
                 runs.reread();
             }
@@ -463,57 +475,75 @@ fn api(config: &Config, address: SocketAddr, parts: Parts) -> Api {
     }
 }
 
-/// Puts in force what the folder of task files says.
-async fn apply(registry: &Registry, changes: Vec<Change>) {
+/// Waits until the store can be written. A moment first: it refuses what was asked before it says that it cannot.
+async fn can_be_written(publisher: &Publisher) {
+    tokio::time::sleep(TRY_AGAIN).await;
+    let _ = publisher.writable().wait_for(|writable| *writable == Writable::Yes).await;
+}
+
+/// Puts in force what the folder of task files says. Gives what the store cannot take at the moment: to be put in force
+/// when it can, before anything else of the folder.
+async fn apply(registry: &Registry, changes: Vec<Change>) -> Vec<Change> {
+    let mut refused = Vec::new();
     for change in changes {
-        match change {
-            Change::Good { id, definition, path } => {
-                let definition = Arc::unwrap_or_clone(definition);
-                let done = match registry.get(&id) {
-                    Some(task) if task.source == Source::Store => {
-                        warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
-                        continue;
-                    }
-                    Some(task) if task.enabled && *task.definition == definition => registry.adopt(&id, path),
-                    Some(_) => registry.redefine(&id, definition, Some(path), |_| Ok(())).await,
-                    None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await,
-                };
-                match done {
-                    Ok(task) => info!(task = %task.id, "task file in force"),
-                    Err(error) => {
-                        error!(task = %id, %error, "the task file could not be put in force");
-                        registry.set_problem(&id, problem("schedule", error.to_string()));
-                    }
-                }
+        let Err(error) = put_in_force(registry, &change).await else { continue };
+        let waits = matches!(error, TaskError::Store(StoreError::NotWritable(_)));
+        match &change {
+            Change::Good { id, .. } => {
+                error!(task = %id, %error, "the task file could not be put in force");
+                let key = if waits { "" } else { "schedule" };
+                registry.set_problem(id, problem(key, error.to_string()));
             }
-            Change::Bad { id, path, problems } => {
-                error!(file = %path.display(), "{problems}");
-                // A task of this name that is no file is not concerned.
-                if let Some(id) = id.filter(|id| registry.get(id).is_none_or(|task| task.source == Source::File)) {
-                    registry.set_problem(&id, problems.first().clone());
-                }
+            Change::Bad { .. } => {}
+            Change::Gone { path, .. } => {
+                error!(file = %path.display(), %error, "the task of a file that is gone could not be switched off");
             }
-            Change::Gone { id: Some(id), .. } => {
-                registry.forget_broken(&id);
-                if registry.get(&id).is_some_and(|task| task.source == Source::File) {
-                    disable(registry, &id).await;
-                }
-            }
-            Change::Gone { id: None, .. } => {}
+        }
+        if waits {
+            refused.push(change);
         }
     }
+    refused
+}
+
+/// What is bad is only noted in memory: that does not fail.
+async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskError> {
+    match change {
+        Change::Good { id, definition, path } => {
+            let (definition, path) = (Definition::clone(definition), path.clone());
+            let task = match registry.get(id) {
+                Some(task) if task.source == Source::Store => {
+                    warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
+                    return Ok(());
+                }
+                Some(task) if task.enabled && *task.definition == definition => registry.adopt(id, path)?,
+                Some(_) => registry.redefine(id, |_| Ok(definition), Some(path), |_| Ok(())).await?,
+                None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await?,
+            };
+            info!(task = %task.id, "task file in force");
+        }
+        Change::Bad { id, path, problems } => {
+            error!(file = %path.display(), "{problems}");
+            // A task of this name that is no file is not concerned.
+            if let Some(id) = id.as_ref().filter(|id| registry.get(id).is_none_or(|task| task.source == Source::File)) {
+                registry.set_problem(id, problems.first().clone());
+            }
+        }
+        Change::Gone { id: Some(id), .. } => {
+            registry.forget_broken(id);
+            if registry.get(id).is_some_and(|task| task.source == Source::File) {
+                warn!(task = %id, "the task file is gone: the task is off and keeps its history");
+                registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
+                registry.set_enabled(id, false).await?;
+            }
+        }
+        Change::Gone { id: None, .. } => {}
+    }
+    Ok(())
 }
 
 fn problem(key: &str, message: String) -> Problem {
     Problem { file: None, line: None, column: None, key: key.to_owned(), message }
-}
-
-async fn disable(registry: &Registry, id: &crate::event::TaskId) {
-    warn!(task = %id, "the task file is gone: the task is off and keeps its history");
-    if let Err(error) = registry.set_enabled(id, false).await {
-        error!(task = %id, %error, "the task could not be switched off");
-    }
-    registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
 }
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
@@ -373,6 +374,12 @@ fn set_up_writer(writer: &Connection, durability: Durability) -> Result<()> {
     writer.pragma_update(None, "synchronous", synchronous)?;
     writer.pragma_update(None, "wal_autocheckpoint", 0)?;
     writer.pragma_update(None, "foreign_keys", true)?;
+    // A transaction of 512 slots changes more pages than the 2 MiB that are usual: what does not fit is written twice.
+    writer.pragma_update(None, "cache_size", -8192)?;
+    // What a job's savepoint keeps to undo it is of that job only: no file for it.
+    writer.pragma_update(None, "temp_store", "MEMORY")?;
+    // Plans do not depend on values, so that none is made again for another value.
+    writer.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     writer.set_prepared_statement_cache_capacity(128);
     Ok(())
 }

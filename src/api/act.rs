@@ -99,20 +99,31 @@ impl Acts {
     /// # Errors
     /// [`ApiError`]: what is not there, what cannot be, a key that is taken, what may pass.
     pub async fn act(&self, ask: Ask, key: Option<Key>, by: &Credential) -> Result<Run, ApiError> {
-        let text = ask.text();
-        if let Ask::Stop { run } = ask {
-            return self.stop(run, key, &text, by).await;
-        }
-        let once = self.keys.enter(key, &text, by).await?;
-        if let Some(done) = once.done().await? {
-            return self.done(&done).await;
-        }
+        let whole = ask.text();
         match ask {
-            Ask::Run { task, params } => self.run(task, params, once.note()).await,
-            Ask::Retry { run } => self.retry(run, once.note()).await,
-            Ask::Message { to, text } => self.message(to, &text).await,
-            Ask::Answer { run, .. } => self.answer(run).await,
-            Ask::Stop { run } => Ok(self.runs.stop(run).await?),
+            Ask::Stop { run } => self.stop(run, key, &whole, by).await,
+            Ask::Run { task, params } => self.once(key, &whole, by, |note| self.run(task, params, note)).await,
+            Ask::Retry { run } => self.once(key, &whole, by, |note| self.retry(run, note)).await,
+            Ask::Message { to, text } => self.once(key, &whole, by, |_| self.message(to, &text)).await,
+            Ask::Answer { run, .. } => self.once(key, &whole, by, |_| self.answer(run)).await,
+        }
+    }
+
+    /// Acts unless that was done under the key; `act` notes what it did.
+    async fn once<F>(
+        &self,
+        key: Option<Key>,
+        whole: &str,
+        by: &Credential,
+        act: impl FnOnce(Note) -> F,
+    ) -> Result<Run, ApiError>
+    where
+        F: Future<Output = Result<Run, ApiError>>,
+    {
+        let once = self.keys.enter(key, whole, by).await?;
+        match once.done().await? {
+            Some(done) => self.done(&done).await,
+            None => act(once.note()).await,
         }
     }
 

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{Timestamp, Zoned};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -158,11 +158,14 @@ pub async fn patch(
     }
     let once = api.acts.keys.enter(Key::of(&headers)?, &format!("PATCH /tasks/{id} {body}"), &credential).await?;
     if once.done().await?.is_none() {
-        let task = known(&api, &id)?;
-        refuse_file(&task)?;
-        let definition = parse::patched(&task.definition, &body, api.viewer.registry.terms())?;
-        let also = noting(&once, &task.id);
-        api.viewer.registry.redefine(&task.id, definition, None, also).await?;
+        let (task, registry) = (task_id(&id)?, api.viewer.registry.clone());
+        let also = noting(&once, &task);
+        // Of the task as it is when its turn comes: what another has changed meanwhile stays changed.
+        let change = move |task: &Task| -> Result<Definition, ApiError> {
+            refuse_file(task)?;
+            Ok(parse::patched(&task.definition, &body, registry.terms())?)
+        };
+        api.viewer.registry.redefine(&task, change, None, also).await?;
         api.planner.notify_one();
         api.runs.reread();
     }
@@ -311,16 +314,12 @@ pub async fn next(
         .map_err(|_| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
     let now = api.publisher.clock().now();
     // A slot whose time has come and that is planned for a little later is still to come.
-    let after = task.upcoming().map_or(now, |(slot, _)| now.min(just_before(slot)));
+    let after = task.upcoming().map_or(now, |(slot, _)| now.min(timing::just_before(slot)));
     let items = task.timing.as_ref().map_or_else(Vec::new, |timing| moments(timing, task.anchor, after, n));
     let words = task.definition.schedule.as_ref().zip(task.timing.as_ref());
     let words = words.map(|(schedule, timing)| words::words(schedule, timing));
     let zone = task.timing.as_ref().map(|timing| timing::zone_name(timing.zone()));
     Ok(Json(json!({ "items": items, "enabled": task.is_scheduled(), "words": words, "zone": zone })))
-}
-
-fn just_before(at: Timestamp) -> Timestamp {
-    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 fn moments(timing: &timing::Timing, anchor: Timestamp, after: Timestamp, n: usize) -> Vec<Value> {

@@ -82,16 +82,18 @@ pub fn make(
     crate::failpoint::hit("backup-copied");
     std::fs::rename(&part, &place).with_context(failed)?;
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).with_context(failed)?;
-    let removed = prune(folder, plan.keep as usize).with_context(failed)?;
+    let removed = prune(folder, plan.keep as usize, &name(now)).with_context(failed)?;
     Ok((place, copied, removed))
 }
 
-fn prune(folder: &Path, keep: usize) -> std::io::Result<usize> {
+/// Removes what is more than is kept beside the one that was just made, the oldest first. What has a later name than that
+/// was made by a clock that was ahead: when is not known, and it counts as the oldest.
+fn prune(folder: &Path, keep: usize, made: &str) -> std::io::Result<usize> {
     let mut ours: Vec<String> = std::fs::read_dir(folder)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| is_ours(name))
         .collect();
-    ours.sort();
+    ours.sort_by(|a, b| (a.as_str() <= made, a).cmp(&(b.as_str() <= made, b)));
     let surplus = ours.len().saturating_sub(keep.max(1));
     for name in &ours[..surplus] {
         std::fs::remove_file(folder.join(name))?;
@@ -117,12 +119,33 @@ mod tests {
         for other in ["mine.db", "rejoin-2026.db"] {
             std::fs::write(dir.path().join(other), "").unwrap();
         }
-        assert_eq!(prune(dir.path(), 2).unwrap(), 3);
+        assert_eq!(prune(dir.path(), 2, &name(at(4))).unwrap(), 3);
         let left =
             std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut left: Vec<_> = left.collect();
         left.sort();
         expected.sort();
         assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn after_a_clock_that_was_ahead_the_copy_just_made_stays_and_those_of_then_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |second: i64| name(Timestamp::from_second(1_800_000_000 + second).unwrap());
+        for second in [1, 2, 3, 1_000_000, 2_000_000] {
+            std::fs::write(dir.path().join(at(second)), "").unwrap();
+        }
+        let left = || {
+            let entries = std::fs::read_dir(dir.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(prune(dir.path(), 4, &at(3)).unwrap(), 1);
+        assert_eq!(left(), [at(1), at(2), at(3), at(2_000_000)], "of those of then the older one first");
+        assert_eq!(prune(dir.path(), 2, &at(3)).unwrap(), 2);
+        assert_eq!(left(), [at(2), at(3)]);
+        assert_eq!(prune(dir.path(), 1, &at(2)).unwrap(), 1);
+        assert_eq!(left(), [at(2)], "whatever the others are called");
     }
 }

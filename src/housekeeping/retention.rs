@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
 
 use crate::config;
@@ -69,11 +69,12 @@ impl Kept {
 }
 
 impl Retention {
-    /// Lets go of what is too old or too much. O(tasks + stored outputs), and O(what goes).
+    /// Lets go of what is too much, and of what is too old at a moment; without one nothing is too old. It is one for the
+    /// whole round: the clock may be set meanwhile. O(tasks + stored outputs), and O(what goes).
     ///
     /// # Errors
     /// When the store cannot be read or written.
-    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+    pub async fn sweep(&self, now: Option<Timestamp>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for removed in self.store.read(registry::removed).await? {
             self.registry.bury(removed).await?;
@@ -82,17 +83,23 @@ impl Retention {
         let mut outputs = self.outputs_by_task(&folders).await?;
         for task in self.registry.all() {
             let outputs = outputs.remove(&task.no).unwrap_or_default();
-            swept.events += self.sweep_events(&task, outputs).await?;
+            swept.events += self.sweep_events(&task, now, outputs).await?;
             swept.history += self.sweep_history(&task).await?;
         }
         swept.outputs = self.remove_outputs(folders).await?;
         Ok(swept)
     }
 
-    async fn sweep_events(&self, task: &Task, outputs: Vec<(Seq, u64)>) -> Result<u64, StoreError> {
+    async fn sweep_events(
+        &self,
+        task: &Task,
+        now: Option<Timestamp>,
+        outputs: Vec<(Seq, u64)>,
+    ) -> Result<u64, StoreError> {
         let Some(topic) = self.publisher.topic(&task.id) else { return Ok(0) };
         let kept = Kept::of(task.definition.policy.keep, &self.limits);
-        let before = self.publisher.clock().now() - SignedDuration::from_hours(24 * i64::from(kept.days));
+        let age = SignedDuration::from_hours(24 * i64::from(kept.days));
+        let before = now.and_then(|now| now.checked_sub(age).ok()).unwrap_or(Timestamp::MIN);
         let no = task.no;
         let read = move |connection: &Connection| {
             let outlived = log::outlived(connection, no, before, kept.events)?;

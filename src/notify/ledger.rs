@@ -30,6 +30,12 @@ WHEN new.state IS NOT old.state AND new.state IN ('waiting', 'succeeded', 'faile
 BEGIN
   INSERT INTO happenings (task, what, run) VALUES (new.task, new.state, new.id);
 END;
+CREATE TEMP TRIGGER IF NOT EXISTS note_given_up AFTER UPDATE OF state ON runs
+WHEN old.state = 'queued' AND new.state IN ('cancelled', 'interrupted') AND new.run ->> '$.not_before' IS NOT NULL
+BEGIN
+  INSERT INTO happenings (task, what, run) SELECT task, 'given_up', id FROM runs
+  WHERE id = new.run ->> '$.retry_of' AND state IN ('failed', 'timed_out', 'interrupted');
+END;
 CREATE TEMP TRIGGER IF NOT EXISTS note_new_slot AFTER INSERT ON slots WHEN new.outcome = 'missed'
 BEGIN
   INSERT INTO happenings (task, what, slot, count, reason)
@@ -68,7 +74,7 @@ pub struct Happening {
     pub n: i64,
     /// The task.
     pub task: TaskNo,
-    /// The state of the run, or the outcome of the slot.
+    /// The state of the run, or the outcome of the slot; `given_up` for a failure whose retry ended without a start.
     pub what: String,
     /// The run as it is by now, if it is about one and that is still there.
     pub run: Option<Run>,
@@ -629,6 +635,37 @@ mod tests {
         let happenings = undecided(&store, 20).unwrap();
         assert_eq!((happenings.len(), happenings[0].what.as_str()), (1, "failed"));
         assert!(happenings[0].retried);
+    }
+
+    #[test]
+    fn the_failure_before_a_retry_is_noted_again_where_that_ends_without_a_start() {
+        let noted = |before: &str, not_before: Option<&str>, states: &[&str]| {
+            let store = store(false);
+            let mut first = run(1, None, None);
+            put(&store, &first);
+            come_to(&store, &mut first, "running");
+            come_to(&store, &mut first, before);
+            let mut second = run(2, Some(first.0), not_before);
+            put(&store, &second);
+            for state in states {
+                come_to(&store, &mut second, state);
+            }
+            let of_first = |one: Happening| (one.run.unwrap().id == first.0).then_some((one.what, one.retried));
+            undecided(&store, 20).unwrap().into_iter().filter_map(of_first).collect::<Vec<_>>()
+        };
+        let due = Some("2026-05-01T00:01:00Z");
+        for before in ["failed", "timed_out", "interrupted"] {
+            let both = [(before.to_owned(), true), ("given_up".to_owned(), false)];
+            // Decided at once or one after the other, it is told once.
+            assert_eq!(noted(before, due, &["cancelled"]), both);
+            assert_eq!(noted(before, due, &["interrupted"]), both);
+            for states in [&["running", "cancelled"], &["running", "interrupted"], &["running", "failed"]] {
+                assert_eq!(noted(before, due, states), both[..1], "{states:?}");
+            }
+            // One whose start could not be saved says so itself.
+            assert_eq!(noted(before, due, &["failed"]), both[..1]);
+            assert_eq!(noted(before, None, &["cancelled"]), [(before.to_owned(), false)], "a person's");
+        }
     }
 
     #[test]

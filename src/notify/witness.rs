@@ -120,9 +120,10 @@ impl Witness {
                 ([worked].into_iter().chain(found).collect(), slow.map(|(usual, _)| usual))
             }
             // One that never started was missed or called off: its slot says so. One that is tried again has not
-            // failed yet.
-            "failed" | "timed_out" | "interrupted" if !has_failed(happening, run) => (Vec::new(), None),
-            "failed" | "timed_out" | "interrupted" => ([Happened::Failed].into_iter().chain(found).collect(), None),
+            // failed yet; where its retry never starts, it has by then.
+            "failed" | "timed_out" | "interrupted" | "given_up" if has_failed(happening, run) => {
+                ([Happened::Failed].into_iter().chain(found).collect(), None)
+            }
             _ => (Vec::new(), None),
         }
     }
@@ -184,7 +185,7 @@ impl Witness {
         let text = match happening.what.as_str() {
             "running" => "started".to_owned(),
             "succeeded" => run.text.clone().unwrap_or_default(),
-            "failed" | "timed_out" | "interrupted" if has_failed(happening, run) => {
+            "failed" | "timed_out" | "interrupted" | "given_up" if has_failed(happening, run) => {
                 run.reason.clone().unwrap_or_default()
             }
             _ => return,
@@ -215,8 +216,7 @@ impl Witness {
 
 /// Whether a run that ended so failed for good.
 fn has_failed(happening: &Happening, run: &Run) -> bool {
-    // A retry that never came to its turn leaves its failure as it is.
-    let started = run.started_at.is_some() || happening.what == "failed" || run.retry_of.is_some();
+    let started = run.started_at.is_some() || happening.what == "failed";
     started && !happening.retried
 }
 

@@ -189,6 +189,11 @@ impl Elsewhere {
         });
     }
 
+    /// Says whether the program was asked to stop, and why; also when this is gone.
+    pub fn stop(&self) -> watch::Receiver<Option<StopCause>> {
+        self.stop.subscribe()
+    }
+
     /// Why the program was asked to stop, if it was.
     pub fn stop_cause(&self) -> Option<StopCause> {
         *self.stop.borrow()

@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde_json::{Map, Value};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,7 +28,7 @@ use crate::stream::publish::{Publisher, Writable};
 use crate::stream::topic::{Offer, Topic};
 use crate::task::definition::Overlap;
 use crate::task::parse;
-use crate::task::registry::{Registry, Task, TaskError};
+use crate::task::registry::{Registry, Task, TaskError, is_enabled};
 use crate::task::slots;
 
 pub mod elsewhere;
@@ -41,6 +42,8 @@ pub const HAND_QUEUE: u32 = 10;
 const MAX_ELSEWHERE: usize = 1000;
 /// What the result of a call says whose end nobody saw.
 const LOST: &str = "The server ended while this call was under way.";
+/// Why a run does not start that somebody stopped while it waited.
+const STOPPED: &str = "stopped before it started";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
 const UNSAVED: Duration = Duration::from_secs(1);
 
@@ -122,6 +125,8 @@ struct Shared {
     /// Rung for everyone when a run has ended.
     ended: Notify,
     tracker: TaskTracker,
+    /// Where the writer has things done that it must not wait for.
+    runtime: Handle,
     /// Rung for those who ask for work.
     offered: Notify,
     /// How long programs elsewhere may be silent, and take to end.
@@ -151,6 +156,19 @@ struct Lists {
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
     closed: bool,
+    /// Set while nothing starts: a [`Stillness`] is there.
+    held: bool,
+}
+
+/// As long as it is there, no run starts; those that could start when it goes.
+#[must_use]
+pub struct Stillness<'r>(&'r Runs);
+
+impl Drop for Stillness<'_> {
+    fn drop(&mut self) {
+        self.0.lists().held = false;
+        self.0.start_ready();
+    }
 }
 
 /// A run that has its place and is not yet at work.
@@ -198,18 +216,25 @@ where
 }
 
 impl Runs {
-    /// No runs yet; [`Runs::recover`] finds those of before.
+    /// No runs yet; [`Runs::recover`] finds those of before. To be made within a runtime.
     pub fn new(workshop: Workshop, registry: Registry, store: Arc<Store>, places: Places, patience: Patience) -> Self {
         let shared = Shared {
             workshop,
             registry,
             store,
-            lists: Mutex::new(Lists { places, working: HashMap::new(), elsewhere: HashMap::new(), closed: false }),
+            lists: Mutex::new(Lists {
+                places,
+                working: HashMap::new(),
+                elsewhere: HashMap::new(),
+                closed: false,
+                held: false,
+            }),
             starting: Mutex::default(),
             bell: Notify::new(),
             again: Notify::new(),
             ended: Notify::new(),
             tracker: TaskTracker::new(),
+            runtime: Handle::current(),
             offered: Notify::new(),
             patience,
             keepers: TaskTracker::new(),
@@ -332,16 +357,32 @@ impl Runs {
 
     /// Puts a run whose `queued` event is saved into the order; a retry, once it is due.
     pub fn note_queued(&self, id: RunId, task: TaskId) {
+        let _ = self.note_queued_unless(id, task, || None);
+    }
+
+    /// The same, unless there is a reason not to: asked with the lists in hand, so that who stops something meanwhile
+    /// either is the reason, or finds the run in them.
+    fn note_queued_unless(
+        &self,
+        id: RunId,
+        task: TaskId,
+        off: impl FnOnce() -> Option<&'static str>,
+    ) -> Result<(), &'static str> {
         let kind = self.kind_of(id, &task);
         {
             let mut lists = self.lists();
+            if let Some(reason) = off() {
+                return Err(reason);
+            }
             let manner = self.manner(&task);
             lists.places.add(id, &task, kind, manner);
         }
         if matches!(kind, Kind::Retry { due: Some(_) }) {
-            return self.shared.again.notify_one();
+            self.shared.again.notify_one();
+        } else {
+            self.look_again();
         }
-        self.look_again();
+        Ok(())
     }
 
     /// How the runs of a task are let in, as its definition says now. Asked with the lists in hand, so that what is asked
@@ -469,8 +510,8 @@ impl Runs {
             return Ok(run);
         }
         // It waits; or it is on its way into the list, or was lost on it: in each case nobody else ends it.
-        let reason = "stopped before it started";
-        let end = Unstarted { status: reasoned(State::Cancelled, &run.task, reason), outcome: "skipped", reason };
+        let status = reasoned(State::Cancelled, &run.task, STOPPED);
+        let end = Unstarted { status, outcome: "skipped", reason: STOPPED };
         self.end_waiting(&run.task, id, end).await?;
         // On its way it may have come to a place meanwhile. Its start is refused, and this ends the rest.
         self.lists().raise(id, StopCause::Asked);
@@ -571,22 +612,29 @@ impl Runs {
         for id in given_up {
             let runs = self.clone();
             let topic = Arc::clone(&topic);
-            self.shared.tracker.spawn(async move { runs.coalesce(&topic, id, by).await });
+            let note = move |connection: &Connection| slots::note_coalesced(connection, id, by, REPLACED);
+            self.shared.tracker.spawn(async move { runs.end_given_up(&topic, id, REPLACED, note).await });
         }
     }
 
-    /// Ends a run that waited, its slot being part of another run's.
-    async fn coalesce(&self, topic: &Arc<Topic>, id: RunId, into: RunId) {
+    /// Ends a run that waited and is in no list any more; `note` writes what becomes of its slot.
+    async fn end_given_up(
+        &self,
+        topic: &Arc<Topic>,
+        id: RunId,
+        reason: &'static str,
+        note: impl Fn(&Connection) -> rusqlite::Result<()> + Copy + Send + 'static,
+    ) {
         let said = save(self.publisher(), || {
             let (topic, now) = (Arc::clone(topic), self.publisher().clock().now());
             move |connection: &Connection| -> Result<_, StoreError> {
-                slots::note_coalesced(connection, id, into, REPLACED)?;
-                let end = Body::Status(reasoned(State::Cancelled, &topic.id, REPLACED));
+                note(connection)?;
+                let end = Body::Status(reasoned(State::Cancelled, &topic.id, reason));
                 Ok(((), vec![(topic, Offer::new(Some(id), now, &end))]))
             }
         });
         if let Err(error) = said.await {
-            warn!(run = %id, task = %topic.id, %error, "a run gives way to a newer one; its end could not be saved");
+            warn!(run = %id, task = %topic.id, reason, %error, "a run that waited is over; its end could not be saved");
         }
     }
 
@@ -608,6 +656,12 @@ impl Runs {
         }
     }
 
+    /// Lets no run start for a while; there is one of these at a time, the planner's.
+    pub fn keep_still(&self) -> Stillness<'_> {
+        self.lists().held = true;
+        Stillness(self)
+    }
+
     /// Starts every run that may start, in their order.
     pub fn start_ready(&self) {
         let _starting = self.shared.starting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -619,7 +673,7 @@ impl Runs {
     /// The first that may start now: it has its place from here on.
     fn take_next(&self) -> Option<Next> {
         let mut lists = self.lists();
-        if lists.closed {
+        if lists.closed || lists.held {
             return None;
         }
         let (id, task) = lists.places.start_next()?;
@@ -887,14 +941,6 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
                AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
         )?
         .query_row([task.0], |row| row.get(0))
-}
-
-/// Whether the task may run at all; none when it is not there.
-fn is_enabled(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<bool>> {
-    connection
-        .prepare_cached("SELECT enabled FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![task.0, REMOVED], |row| row.get(0))
-        .optional()
 }
 
 /// A run that was not over when the server before ended.

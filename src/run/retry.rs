@@ -97,6 +97,11 @@ pub fn wait(backoff: Backoff, n: u32, draw: f64) -> Duration {
     bottom + Duration::from_millis(u64::try_from(part.as_millis()).unwrap_or(span))
 }
 
+/// Whether a run that ended so and is not done once more is a failure of its task: that its server ended is none.
+pub const fn is_failure(state: RunState) -> bool {
+    matches!(state, RunState::Failed | RunState::TimedOut)
+}
+
 /// Whether a task pauses itself, so many of whose runs failed in a row.
 pub const fn pauses(policy: &Policy, failures: u32) -> bool {
     policy.pause_after > 0 && failures >= policy.pause_after

@@ -1,10 +1,10 @@
 //! When tasks are due in the days to come: pure calculation, for a picture of a week. What is due so often in a day
 //! that single moments say nothing is folded into one line of that day.
 
+use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use jiff::{SignedDuration, Timestamp};
 
-use super::timing::{Timing, Upcoming};
+use super::timing::{Timing, Upcoming, just_before};
 
 /// What is due more often than so many times in one day is folded.
 pub const DENSE: usize = 8;
@@ -39,10 +39,6 @@ pub fn days(now: Timestamp, zone: &TimeZone, number: u8) -> Vec<(Timestamp, Time
         day = next;
     }
     days
-}
-
-fn just_before(at: Timestamp) -> Timestamp {
-    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 /// What is due of one schedule in these days. Takes from `budget` what it has looked at: each day, and the moments of it

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::schedule::timing::Timing;
+use crate::schedule::timing::{Timing, just_before};
 use crate::task::definition::{Catchup, Overlap, Policy};
 
 /// A slot that is taken up within this of its time is on time; within half a period, if that is shorter.
@@ -345,11 +345,6 @@ impl Overlaps<'_> {
         self.began += 1;
         (outcome, late.then_some("caught up"))
     }
-}
-
-/// The last moment before: slots are kept to the microsecond.
-fn just_before(at: Timestamp) -> Timestamp {
-    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 /// Tells a clock that jumped forward from time that passed, by the monotonic clock beside it.

@@ -407,6 +407,11 @@ pub fn check(schedule: &Schedule, default_zone: &TimeZone, now: Timestamp) -> Re
     Ok(timing)
 }
 
+/// The last moment before: times are kept to the microsecond.
+pub fn just_before(at: Timestamp) -> Timestamp {
+    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
+}
+
 /// Slot `k` of a period: anchor + k × period in elapsed time.
 fn slot(anchor: Timestamp, micros: i64, k: i64) -> Option<Timestamp> {
     let at = k.checked_mul(micros)?.checked_add(anchor.as_microsecond())?;

@@ -197,6 +197,8 @@ fn settle(store: &Path, output: &Path) -> Result<u64> {
 fn unpack(copy: &Connection, output: &Path) -> Result<()> {
     let mut statement = copy.prepare("SELECT run, name, bytes FROM backup_outputs ORDER BY run, name, piece")?;
     let mut rows = statement.query([])?;
+    // The one whose pieces come.
+    let mut open: Option<(PathBuf, File)> = None;
     while let Some(row) = rows.next()? {
         let (run, name): (String, String) = (row.get(0)?, row.get(1)?);
         // Names from a file that anyone may have made: they stay within the folder.
@@ -205,9 +207,25 @@ fn unpack(copy: &Connection, output: &Path) -> Result<()> {
             bail!("an output in it is called {run:?}/{name:?}, which no output is");
         }
         let folder = output.join(&run);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join(&name))?;
+        let path = folder.join(&name);
+        let (_, file) = match &mut open {
+            Some(same) if same.0 == path => same,
+            other => {
+                if let Some((_, whole)) = other.take() {
+                    whole.sync_all()?;
+                }
+                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+                let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(&path)?;
+                other.insert((path, file))
+            }
+        };
         file.write_all(row.get_ref(2)?.as_blob()?)?;
+    }
+    if let Some((_, whole)) = open {
+        whole.sync_all()?;
+    }
+    for folder in std::fs::read_dir(output)? {
+        sync_dir(&folder?.path())?;
     }
     Ok(())
 }
@@ -269,4 +287,25 @@ fn write_synced(path: &Path, text: &[u8]) -> Result<()> {
 
 fn sync_dir(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| format!("cannot sync {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_of_several_pieces_are_whole_files_again() {
+        let copy = Connection::open_in_memory().unwrap();
+        copy.execute_batch(
+            "CREATE TABLE backup_outputs (run TEXT, name TEXT, piece INTEGER, bytes BLOB);
+             INSERT INTO backup_outputs VALUES
+               ('b', '1', 0, x'7071'), ('a', '2', 1, x'6364'), ('a', '1', 0, x''), ('a', '2', 0, x'6162'),
+               ('a', '2', 2, x'65'), ('b', '2', 0, x'7a')",
+        )
+        .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        unpack(&copy, dir.path()).unwrap();
+        let files = ["a/1", "a/2", "b/1", "b/2"].map(|file| std::fs::read_to_string(dir.path().join(file)).unwrap());
+        assert_eq!(files, ["", "abcde", "pq", "z"]);
+    }
 }

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
 use super::publish::Publisher;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Moves the log into the file beside a steady writer. Runs on its own thread with its own connection, so that
 /// the writer does not pay for it.
@@ -52,21 +52,21 @@ impl Checkpointer {
             // The log cannot be begun anew before that ends; the writer would wait for nothing.
             self.held().clear();
             if pages >= Self::LOW {
-                self.checkpoint("PASSIVE");
+                told(self.checkpoint("PASSIVE"));
             }
             return;
         }
         if size < Self::HIGH {
             self.held().clear();
             if pages >= Self::LOW {
-                self.checkpoint("PASSIVE");
+                told(self.checkpoint("PASSIVE"));
             }
             if pages >= Self::AGAIN {
-                self.finish("RESTART", store, publisher);
+                told(self.finish("RESTART", store, publisher));
             }
             return;
         }
-        self.checkpoint("PASSIVE");
+        told(self.checkpoint("PASSIVE"));
         // All that are free now; those in use come back within a page, and then nobody else gets them.
         let permits = store.permits();
         let free = u32::try_from(permits.available_permits()).unwrap_or(u32::MAX);
@@ -76,39 +76,39 @@ impl Checkpointer {
             self.held().push(free);
         }
         // One that fails (a full disk) is not helped by waiting for readers; they are let in.
-        if self.finish("TRUNCATE", store, publisher).is_none_or(|done| !done.busy) {
+        if told(self.finish("TRUNCATE", store, publisher)).is_none_or(|done| !done.busy) {
             self.held().clear();
         }
     }
 
     /// Moves all of the log into the file, and cuts it: when little is written, a busy moment need not take its room
     /// for ever. Gives how long the log was; nothing where a reader is in the way.
-    pub fn empty(&self, store: &Store, publisher: &Publisher) -> Option<u64> {
+    ///
+    /// # Errors
+    /// When the file cannot be written, as on a full disk.
+    pub fn empty(&self, store: &Store, publisher: &Publisher) -> Result<Option<u64>, StoreError> {
         let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         if size == 0 {
-            return Some(0);
+            return Ok(Some(0));
         }
         if store.is_read_for_long() {
-            return None;
+            return Ok(None);
         }
-        self.checkpoint("PASSIVE");
+        self.checkpoint("PASSIVE")?;
         let done = self.finish("TRUNCATE", store, publisher)?;
-        (!done.busy).then_some(size)
+        Ok((!done.busy).then_some(size))
     }
 
     /// Moves the rest of the log while the writer pauses. What was moved before is synced first, so that the writer
     /// waits for the disk only as long as the last few pages take.
-    fn finish(&self, mode: &str, store: &Store, publisher: &Publisher) -> Option<Checkpoint> {
-        if let Err(error) = store.sync() {
-            warn!(%error, "the store cannot be synced; it is tried again");
-            return None;
-        }
+    fn finish(&self, mode: &str, store: &Store, publisher: &Publisher) -> Result<Checkpoint, StoreError> {
+        store.sync().map_err(|error| StoreError::NotWritable(error.to_string()))?;
         publisher.while_quiet(|| {
             let done = self.checkpoint(mode)?;
             if !done.busy {
                 store.note_wal_begun_anew();
             }
-            Some(done)
+            Ok(done)
         })
     }
 
@@ -116,11 +116,15 @@ impl Checkpointer {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn checkpoint(&self, mode: &str) -> Option<Checkpoint> {
+    fn checkpoint(&self, mode: &str) -> Result<Checkpoint, StoreError> {
         let sql = format!("PRAGMA wal_checkpoint({mode})");
-        let result = self.connection.query_row(&sql, [], |row| Ok(Checkpoint { busy: row.get(0)? }));
-        result.inspect_err(|error| warn!(%error, mode, "the checkpoint failed; it is tried again")).ok()
+        Ok(self.connection.query_row(&sql, [], |row| Ok(Checkpoint { busy: row.get(0)? }))?)
     }
+}
+
+/// Where the next look tries again, nobody has to hear more of it than the log.
+fn told(done: Result<Checkpoint, StoreError>) -> Option<Checkpoint> {
+    done.inspect_err(|error| warn!(%error, "the checkpoint failed; it is tried again")).ok()
 }
 
 /// What became of a checkpoint.

@@ -234,7 +234,7 @@ pub struct Policy {
     pub concurrency: Option<Arc<str>>,
 }
 
-/// What a task is read with: the policy of one that says nothing, and the pools there are.
+/// What a task is read with: the policy of one that says nothing, and the pools and channels there are.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Terms {
     /// The policy of a task that says nothing.
@@ -242,24 +242,42 @@ pub struct Terms {
     /// The pools of the configuration. None where any name is taken, as for a task of the store: it stays what it was
     /// when its pool goes.
     pub pools: Option<Arc<BTreeSet<String>>>,
+    /// The channels of the configuration; none as with the pools.
+    pub channels: Option<Arc<BTreeSet<String>>>,
 }
 
 impl Terms {
     /// Why there is no such pool; none where there is.
     pub fn no_such_pool(&self, name: &str) -> Option<String> {
         let pools = self.pools.as_ref().filter(|pools| !pools.contains(name))?;
-        let known: Vec<String> = pools.iter().map(|pool| format!("{pool:?}")).collect();
-        Some(match known.as_slice() {
-            [] => format!("there is no pool {name:?}: name it with its size in [pools] of config.toml"),
-            _ => format!("there is no pool {name:?} in [pools] of config.toml: there are {}", known.join(", ")),
+        Some(match listed(pools) {
+            None => format!("there is no pool {name:?}: name it with its size in [pools] of config.toml"),
+            Some(known) => format!("there is no pool {name:?} in [pools] of config.toml: there are {known}"),
+        })
+    }
+
+    /// Why there is no such channel; none where there is.
+    pub fn no_such_channel(&self, name: &str) -> Option<String> {
+        let channels = self.channels.as_ref().filter(|channels| !channels.contains(name))?;
+        Some(match listed(channels) {
+            None => format!("there is no channel {name:?}: set it up in [notify.channels] of config.toml"),
+            Some(known) => {
+                format!("there is no channel {name:?} in [notify.channels] of config.toml: there are {known}")
+            }
         })
     }
 }
 
+/// Names as a sentence has them; nothing where there are none.
+fn listed(names: &BTreeSet<String>) -> Option<String> {
+    let names: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
 impl From<Policy> for Terms {
-    /// With any pool.
+    /// With any pool and channel.
     fn from(policy: Policy) -> Self {
-        Self { policy, pools: None }
+        Self { policy, pools: None, channels: None }
     }
 }
 
@@ -300,6 +318,9 @@ pub struct Keep {
 }
 
 impl Keep {
+    /// The most [`Keep::days`], and the most days of anything else: a century.
+    pub const MAX_DAYS: u32 = 36_525;
+
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

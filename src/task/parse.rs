@@ -44,8 +44,6 @@ pub const MAX_RETRIES: i64 = 100;
 pub const MAX_QUEUE: i64 = 10_000;
 /// The most runs or events that a task may be told to keep: more than any disk has room for.
 const MAX_KEPT: i64 = 1_000_000_000_000;
-/// The longest that they may be kept, in days: a century.
-const MAX_DAYS: i64 = 36_525;
 
 /// One thing that is wrong with a task.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -330,7 +328,7 @@ impl Reader {
             let message = "agent \"external\" takes no places here: take it out, or agent".to_owned();
             self.wrong("policy.concurrency", span, message);
         }
-        let notify = open.take("notify").map(|node| self.telling(node)).unwrap_or_default();
+        let notify = open.take("notify").map(|node| self.telling(node, terms)).unwrap_or_default();
         let params = open.take("params").map(|node| self.params(node)).unwrap_or_default();
         let secrets = open.take("secrets").map(|node| self.secrets(node)).unwrap_or_default();
         if schedule.is_some() {
@@ -584,7 +582,9 @@ impl Reader {
         let number = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
         let keep = Keep {
             runs: number(self.number(&mut open, "runs", 1, MAX_KEPT)),
-            days: self.number(&mut open, "days", 1, MAX_DAYS).and_then(|days| u32::try_from(days).ok()),
+            days: self
+                .number(&mut open, "days", 1, i64::from(Keep::MAX_DAYS))
+                .and_then(|days| u32::try_from(days).ok()),
             events: number(self.number(&mut open, "events", 1, MAX_KEPT)),
             bytes: self.size(&mut open, "bytes"),
         };

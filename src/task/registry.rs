@@ -223,9 +223,9 @@ impl Registry {
             Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
         let next = timing.as_ref().and_then(|timing| next_planned(timing, row.anchor, row.planned));
-        let problem = self.pool_is_gone(&definition);
-        if let Some(problem) = &problem {
-            tracing::error!(task = %row.id, %problem, "the pool of a task is gone");
+        let gone = self.what_is_gone(&definition);
+        for problem in &gone {
+            tracing::error!(task = %row.id, %problem, "what a task names is no longer in the configuration");
         }
         self.set(Task {
             id: row.id,
@@ -234,7 +234,7 @@ impl Registry {
             timing,
             source: row.source,
             path: None,
-            problem,
+            problem: gone.into_iter().next(),
             enabled: row.enabled,
             paused: row.paused,
             anchor: row.anchor,
@@ -244,12 +244,20 @@ impl Registry {
         });
     }
 
-    /// What is said of a task of the store whose pool is not in the configuration any more: it is none of the task's doing,
-    /// so its runs go on, one at a time.
-    fn pool_is_gone(&self, definition: &Definition) -> Option<Problem> {
-        let why = self.shared.terms.no_such_pool(definition.policy.concurrency.as_deref()?)?;
-        let message = format!("{why}; until then one run of it is at work at a time");
-        Some(Problem { file: None, line: None, column: None, key: "policy.concurrency".to_owned(), message })
+    /// What is said of a task of the store that names a pool or a channel which is not in the configuration any more: it is
+    /// none of the task's doing, so its runs go on, of such a pool one at a time.
+    fn what_is_gone(&self, definition: &Definition) -> Vec<Problem> {
+        let terms = &self.shared.terms;
+        let problem = |key: String, message: String| Problem { file: None, line: None, column: None, key, message };
+        let pool = definition.policy.concurrency.as_deref().and_then(|name| terms.no_such_pool(name)).map(|why| {
+            problem("policy.concurrency".to_owned(), format!("{why}; until then one run of it is at work at a time"))
+        });
+        let named = definition.notify.channels.iter().flatten().enumerate();
+        let channels = named.filter_map(|(n, name)| {
+            let why = terms.no_such_channel(name)?;
+            Some(problem(format!("notify.channels[{n}]"), format!("{why}; until then nobody is told by it")))
+        });
+        pool.into_iter().chain(channels).collect()
     }
 
     fn timing(&self, definition: &Definition, id: &TaskId, seed: u64) -> Result<Option<Arc<Timing>>, Wrong> {
@@ -422,34 +430,42 @@ impl Registry {
         }))
     }
 
-    /// Puts another version of a task in force. A schedule that changed counts from now. `also` is written in the
-    /// same transaction.
+    /// Puts another version of a task in force: what `change` makes of the one that is, which nobody else changes meanwhile.
+    /// A schedule that changed counts from now. `also` is written in the same transaction.
     ///
     /// # Errors
-    /// [`TaskError`], as for [`Registry::add`].
-    pub async fn redefine(
+    /// What `change` refuses; [`TaskError`], as for [`Registry::add`].
+    pub async fn redefine<E>(
         &self,
         id: &TaskId,
-        definition: Definition,
+        change: impl FnOnce(&Task) -> Result<Definition, E> + Send + 'static,
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
-    ) -> Result<Arc<Task>, TaskError> {
+    ) -> Result<Arc<Task>, E>
+    where
+        E: From<TaskError> + Send + 'static,
+    {
         // To its end also when the one who asked hangs up: what is in force is what the store has.
         let (registry, id) = (self.clone(), id.clone());
-        let done = tokio::spawn(async move { registry.redefine_now(&id, definition, path, also).await });
-        done.await.map_err(|error| StoreError::Broken(error.to_string()))?
+        let done = tokio::spawn(async move {
+            // One after the other: the last one saved is the one in force, and each begins with what the one before left.
+            let _edit = registry.shared.edits.lock().await;
+            let task = registry.get(&id).ok_or(TaskError::NotFound(id))?;
+            let definition = change(&task)?;
+            Ok(registry.put_in_force(&task, definition, path, also).await?)
+        });
+        done.await.map_err(|error| TaskError::Store(StoreError::Broken(error.to_string())))?
     }
 
-    async fn redefine_now(
+    /// Called with `edits` held.
+    async fn put_in_force(
         &self,
-        id: &TaskId,
+        task: &Task,
         definition: Definition,
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
-        // One after the other: the last one saved is the one in force.
-        let _edit = self.shared.edits.lock().await;
-        let task = self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))?;
+        let id = &task.id;
         let now = self.given_at();
         let rescheduled = task.definition.schedule != definition.schedule;
         if rescheduled && let Some(schedule) = &definition.schedule {
@@ -748,9 +764,22 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
 /// # Errors
 /// When the store cannot be read.
 pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
+    Ok(switches(connection, no)?.map(|(enabled, paused)| enabled && !paused))
+}
+
+/// Whether a task of this number is there, and may run at all.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_enabled(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
+    Ok(switches(connection, no)?.map(|(enabled, _)| enabled))
+}
+
+/// Whether a task that is there may run at all, and whether it is paused.
+fn switches(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(bool, bool)>> {
     connection
-        .prepare_cached("SELECT enabled AND NOT paused FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| row.get(0))
+        .prepare_cached("SELECT enabled, paused FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()
 }
 

@@ -163,8 +163,8 @@ pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlit
     Ok(())
 }
 
-/// Notes what became of the slot of a run that ended without a start. Where that was a retry the slot has run: it stays
-/// as it is, unless the retry was called off with its task.
+/// Notes what became of the slot of a run that ends without a start. Where that is a retry the slot has run: it stays as
+/// it is, unless the retry is called off with its task. Of a run that has started, or is over, the slot says it already.
 ///
 /// # Errors
 /// When the store cannot be written.
@@ -174,22 +174,33 @@ pub fn note_end_unstarted(
     outcome: &'static str,
     reason: &str,
 ) -> rusqlite::Result<()> {
-    let noted = connection
-        .prepare_cached(
-            "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
-        )?
-        .execute(params![run.to_string(), outcome, reason])?;
-    tally::note(Happened::SlotsClosed(outcome, noted as u64));
-    if noted == 0 {
-        let reason = format!("it ran, its retry did not: {reason}");
-        connection
-            .prepare_cached(
-                "UPDATE slots SET outcome = CASE WHEN ?2 THEN 'disabled' ELSE outcome END, reason = ?3
-                 WHERE run = ?1 AND outcome IN ('ran', 'late')",
-            )?
-            .execute(params![run.to_string(), outcome == "disabled", reason])?;
+    // Its start may have been on its way to the store when it was stopped.
+    let attempt: Option<u32> = connection
+        .prepare_cached("SELECT attempt FROM runs WHERE id = ?1 AND state = 'queued'")?
+        .query_row([run.to_string()], |row| row.get(0))
+        .optional()?;
+    match attempt {
+        None => Ok(()),
+        Some(..=1) => {
+            let noted = connection
+                .prepare_cached(
+                    "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
+                )?
+                .execute(params![run.to_string(), outcome, reason])?;
+            tally::note(Happened::SlotsClosed(outcome, noted as u64));
+            Ok(())
+        }
+        Some(_) => {
+            let reason = format!("it ran, its retry did not: {reason}");
+            connection
+                .prepare_cached(
+                    "UPDATE slots SET outcome = CASE WHEN ?2 THEN 'disabled' ELSE outcome END, reason = ?3
+                     WHERE run = ?1 AND outcome IN ('ran', 'late')",
+                )?
+                .execute(params![run.to_string(), outcome == "disabled", reason])
+                .map(drop)
+        }
     }
-    Ok(())
 }
 
 /// Notes that the run of a slot is done once more: the slot names the last attempt.
@@ -311,7 +322,8 @@ pub fn list(
     rows.collect()
 }
 
-/// Forgets rows of a task whose last slot was before a time, at most so many, the oldest first; gives how many.
+/// Forgets rows of a task whose last slot was before a time, at most so many, the oldest first; gives how many. Those of
+/// runs that have not started stay: it is still to be noted what becomes of them.
 ///
 /// # Errors
 /// When the store cannot be written.
@@ -320,6 +332,7 @@ pub fn forget(connection: &Connection, task: TaskNo, before: i64, most: i64) -> 
         .prepare_cached(
             "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
                (SELECT gen, scheduled_for FROM slots WHERE task = ?1 AND through < ?2
+                  AND outcome NOT IN ('pending', 'queued')
                 ORDER BY gen, scheduled_for LIMIT ?3)",
         )?
         .execute(params![task.0, before, most])

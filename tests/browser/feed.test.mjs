@@ -1,30 +1,10 @@
 // Server-sent events as a browser's own client sees them: an EventSource that nobody helps.
 
 import assert from 'node:assert/strict';
-import { after, afterEach, before, test } from 'node:test';
-import {
-  Server,
-  Wire,
-  countingTask,
-  hashesIn,
-  openBrowser,
-  openPage,
-  signIn,
-  sleep,
-  until,
-} from './harness.mjs';
+import { test } from 'node:test';
+import { Stage, countingTask, hashesIn, signIn, sleep, until } from './harness.mjs';
 
-let browser;
-const closing = [];
-
-before(async () => {
-  browser = await openBrowser();
-});
-after(() => browser?.close());
-
-afterEach(async () => {
-  for (const close of closing.splice(0).reverse()) await close();
-});
+const stage = new Stage();
 
 /** Opens an EventSource in the page and writes down all that it gives. */
 const listen = (page, where) =>
@@ -65,12 +45,8 @@ function followed({ events }) {
 }
 
 test('T-05, SWE-32: an EventSource goes on by itself over cuts, a kill and a restart, and loses and doubles nothing', async () => {
-  const server = await Server.start({ tasks: { counting: countingTask(400, 0.02) } });
-  closing.push(() => server.stop());
-  const wire = await Wire.to(server.port);
-  closing.push(() => wire.close());
-  const { page, context } = await openPage(browser);
-  closing.push(() => context.close());
+  const { server, wire } = await stage.serve({ tasks: { counting: countingTask(400, 0.02) } });
+  const { page } = await stage.open();
   await signIn(page, server, wire.base);
   await server.startRun('counting');
   await listen(page, '/api/v1/tasks/counting/events');
@@ -94,8 +70,7 @@ test('T-05, SWE-32: an EventSource goes on by itself over cuts, a kill and a res
   await until('the goodbye', async () => (await count(page, 'close')) === 1);
   await server.run();
   await until('it to come back once more', async () => (await count(page, 'caught_up')) > before);
-  const run = await server.startRun('counting');
-  await until('the run to end', async () => (await server.runOf(run.id)).ended_at, 60_000);
+  await server.finish('counting');
   const written = await server.written('counting');
   await until('all of it to be there', async () => {
     const last = (await heard(page)).events.findLast(([, , id]) => id !== '');
@@ -109,18 +84,11 @@ test('T-05, SWE-32: an EventSource goes on by itself over cuts, a kill and a res
 });
 
 test('an EventSource of one run comes back behind what it passed over, and one that is signed out stays away', async () => {
-  const server = await Server.start({ tasks: { counting: countingTask(20, 0.02) } });
-  closing.push(() => server.stop());
-  const wire = await Wire.to(server.port);
-  closing.push(() => wire.close());
-  const { page, context } = await openPage(browser);
-  closing.push(() => context.close());
+  const { server, wire } = await stage.serve({ tasks: { counting: countingTask(20, 0.02) } });
+  const { page } = await stage.open();
   await signIn(page, server, wire.base);
-  const ended = (run) => until('the run to end', async () => (await server.runOf(run.id)).ended_at);
-  const one = await server.startRun('counting');
-  await ended(one);
-  const two = await server.startRun('counting');
-  await ended(two);
+  const one = await server.finish('counting');
+  await server.finish('counting');
   await listen(page, `/api/v1/tasks/counting/events?run=${one.id}&after=0`);
   await until('all of it', async () => (await count(page, 'caught_up')) === 1);
   const { head, gen } = await server.written('counting');

@@ -3,11 +3,12 @@
 import assert from 'node:assert/strict';
 import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { after, afterEach, before } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 
@@ -256,6 +257,19 @@ export class Server {
 
   runOf = (id) => this.call('GET', `/runs/${id}`);
 
+  /** A run as it stands once it is over. */
+  ended({ id }) {
+    const end = async () => {
+      const run = await this.runOf(id);
+      return run.ended_at ? run : null;
+    };
+    return until('the run to end', end, 120_000);
+  }
+
+  async finish(task, params) {
+    return this.ended(await this.startRun(task, params));
+  }
+
   /** A command of the same program, as a person types it in a terminal; gives what it prints. */
   async type(...args) {
     const { stdout } = await execute(BINARY, [...args, '--config', path.join(this.folder, 'config.toml')], {
@@ -274,11 +288,12 @@ export class Server {
     return { gen, head, hashes: new Map(events) };
   }
 
-  /** The disk is full: no file of this process may grow beyond what the log of the database has now. */
+  /**
+   * The disk is full: the server can write to no file behind its first byte. Were it up to the length that the log of the
+   * database has now, there would be room as soon as housekeeping has emptied that.
+   */
   async fillDisk() {
-    const wal = path.resolve(this.folder, this.data, 'rejoin.db-wal');
-    const { size } = await stat(wal);
-    await execute('prlimit', ['--pid', String(this.process.pid), `--fsize=${size + 4096}:unlimited`]);
+    await execute('prlimit', ['--pid', String(this.process.pid), '--fsize=1:unlimited']);
   }
 
   async emptyDisk() {
@@ -416,6 +431,63 @@ export async function watched(context) {
     });
   });
   return page;
+}
+
+/**
+ * What the tests of a file stand on: a browser, servers, and wires to them. What a test opens is closed when it is over,
+ * last first, and no page may have complained by then.
+ */
+export class Stage {
+  #ofFile = [];
+  #ofTest = [];
+  #wires = [];
+
+  constructor(...more) {
+    before(async () => {
+      this.browser = await openBrowser(...more);
+      this.#ofFile.push(() => this.browser.close());
+    });
+    afterEach(async () => {
+      const complaints = [];
+      for (const end of this.#ofTest.splice(0).reverse()) complaints.push(...((await end()) ?? []));
+      for (const wire of this.#wires) {
+        wire.mend();
+        wire.blocked = null;
+      }
+      assert.deepEqual(complaints, [], 'the page complained');
+    });
+    after(async () => {
+      for (const end of this.#ofFile.splice(0).reverse()) await end();
+    });
+  }
+
+  /** A server and a wire to it, for this test alone. */
+  serve = (options) => this.#serve(options, this.#ofTest);
+
+  /** The same for all tests of the file, each of which finds the wire whole. */
+  async serveAll(options) {
+    const served = await this.#serve(options, this.#ofFile);
+    this.#wires.push(served.wire);
+    return served;
+  }
+
+  async #serve(options, closing) {
+    const server = await Server.start(options);
+    closing.push(() => server.stop());
+    const wire = await Wire.to(server.port);
+    closing.push(() => wire.close());
+    return { server, wire };
+  }
+
+  /** A context of its own with a page. */
+  async open(options) {
+    const opened = await openPage(this.browser, options);
+    this.#ofTest.push(async () => {
+      await opened.context.close();
+      return opened.page.complaints;
+    });
+    return opened;
+  }
 }
 
 export const state = (page, name, ms = 20_000) =>

@@ -3,36 +3,16 @@
 import assert from 'node:assert/strict';
 import { readdir } from 'node:fs/promises';
 import path from 'node:path';
-import { after, afterEach, before, test } from 'node:test';
-import { Server, isFitEverywhere, openBrowser, openPage, signIn } from './harness.mjs';
+import { test } from 'node:test';
+import { Stage, isFitEverywhere, signIn } from './harness.mjs';
 
-let browser;
-const servers = [];
-const contexts = [];
-
-before(async () => {
-  browser = await openBrowser();
-});
-
-after(async () => {
-  await browser?.close();
-});
-
-afterEach(async () => {
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
-  for (const server of servers.splice(0)) await server.stop();
-});
+const stage = new Stage();
 
 async function open(config, where) {
-  const server = await Server.start({ config });
-  servers.push(server);
-  const opened = await openPage(browser);
-  contexts.push(opened);
-  await signIn(opened.page, server, server.base, where);
-  return { server, page: opened.page };
+  const { server } = await stage.serve({ config });
+  const { page } = await stage.open();
+  await signIn(page, server, server.base, where);
+  return { server, page };
 }
 
 test('SEE-12: the chores of the server are shown with what came of them, and are done when asked', async () => {

@@ -4,7 +4,7 @@
 import { execFile } from 'node:child_process';
 import path from 'node:path';
 import { promisify } from 'node:util';
-import { Server, countingTask, openBrowser, openPage, signIn, until } from './harness.mjs';
+import { Server, countingTask, openBrowser, openPage, signIn } from './harness.mjs';
 
 const execute = promisify(execFile);
 
@@ -55,8 +55,7 @@ database.commit()
 const server = await Server.start({ tasks: { large: countingTask(2, 0.1, 'A long history') } });
 const browser = await openBrowser();
 try {
-  const { id } = await server.startRun('large');
-  await until('the model of a run', async () => (await server.runOf(id)).ended_at);
+  await server.finish('large');
   await server.halt();
   await execute('python3', ['-c', FILL, path.join(server.folder, 'data', 'rejoin.db')]);
   await server.run();

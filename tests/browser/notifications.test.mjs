@@ -3,24 +3,22 @@
 
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { after, afterEach, before, test } from 'node:test';
-import { PHONE, Server, isFitEverywhere, openBrowser, openPage, signIn, until } from './harness.mjs';
+import { after, before, test } from 'node:test';
+import { PHONE, Stage, isFitEverywhere, signIn, until } from './harness.mjs';
 
 const BREAKS = 'title = "Shop"\nagent = "steps"\n\n[[steps]]\nrun = "echo no; exit 3"\n';
 
 // Inherited by the server.
 process.env.REJOIN_TEST_SECRET = 'a secret of some length';
 
-let browser;
+const stage = new Stage();
 let server;
 let receiver;
 /** What arrived, by path. */
 const heard = [];
 let answer = 200;
-const contexts = [];
 
 before(async () => {
-  browser = await openBrowser();
   receiver = http.createServer((request, response) => {
     let body = '';
     request.on('data', (data) => (body += data));
@@ -33,30 +31,18 @@ before(async () => {
   const channel = (name, more = '') =>
     `[notify.channels.${name}]\nkind = "webhook"\nurl = "http://127.0.0.1:${receiver.address().port}/${name}"\n` +
     `allow_hosts = ["127.0.0.1"]\nsecret = { env = "REJOIN_TEST_SECRET" }\n${more}`;
-  server = await Server.start({
+  ({ server } = await stage.serveAll({
     tasks: { shop: BREAKS },
     config: `[notify]\nretry = "10ms"\n${channel('chat', 'on = ["failed", "late"]\n')}${channel('refused', 'on = []\n')}`,
-  });
+  }));
 });
 
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-  receiver?.close();
-});
-
-afterEach(async () => {
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
-});
+after(() => receiver?.close());
 
 async function open(where, options = {}) {
-  const opened = await openPage(browser, options);
-  contexts.push(opened);
-  await signIn(opened.page, server, server.base, where);
-  return opened.page;
+  const { page } = await stage.open(options);
+  await signIn(page, server, server.base, where);
+  return page;
 }
 
 const channelOf = (page, name) => page.locator(`[data-channel="${name}"]`);

@@ -1,17 +1,14 @@
 // The page against a real server: what a person sees when the connection comes and goes.
 
 import assert from 'node:assert/strict';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import {
   DESKTOP,
   PHONE,
-  Server,
-  Wire,
+  Stage,
   applied,
   countingTask,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   shownSeqs,
   signIn,
@@ -21,60 +18,26 @@ import {
   watched,
 } from './harness.mjs';
 
-let browser;
+const stage = new Stage();
 let server;
 let wire;
-const contexts = [];
 
 before(async () => {
-  browser = await openBrowser();
-  server = await Server.start({
+  ({ server, wire } = await stage.serveAll({
     tasks: {
       counting: countingTask(40),
       long: countingTask(400, 0.25, 'Long counting'),
       short: countingTask(3, 0.1, 'Short counting'),
       broken: 'title = "Broken"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n',
     },
-  });
-  wire = await Wire.to(server.port);
+  }));
 });
-
-after(async () => {
-  await browser?.close();
-  await wire?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  wire.mend();
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
-});
-
-async function open(options) {
-  const opened = await openPage(browser, options);
-  contexts.push(opened);
-  return opened;
-}
-
-async function ended(run) {
-  return until(
-    'the run to end',
-    async () => {
-      const now = await server.runOf(run.id);
-      return now.ended_at ? now : null;
-    },
-    60_000,
-  );
-}
 
 async function stopAll(task) {
   for (const run of (await server.call('GET', `/tasks/${task}/runs`)).items) {
     if (!run.ended_at) {
       await server.call('POST', `/runs/${run.id}/stop`).catch(() => {});
-      await ended(run);
+      await server.ended(run);
     }
   }
 }
@@ -95,7 +58,7 @@ async function showsEverythingOnce(page, task, run) {
 
 describe('signing in', () => {
   test('T-23: a link signs in, and its code is gone from the address at once', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     const addresses = [];
     page.on('framenavigated', (frame) => addresses.push(frame.url()));
     await signIn(page, server);
@@ -104,14 +67,14 @@ describe('signing in', () => {
   });
 
   test('a wrong code is told in plain words', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await page.goto(`${server.base}/#code=notacode`);
     await page.getByRole('alert').filter({ hasText: 'was not accepted' }).waitFor();
     assert.equal(new URL(page.url()).hash, '');
   });
 
   test('a page without a session says how to get one, and takes a token', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await page.goto(server.base);
     await page.getByText('rejoin open').waitFor();
     const field = page.getByLabel('Or paste its code, or a token');
@@ -127,7 +90,7 @@ describe('signing in', () => {
   });
 
   test('signing out ends the live view', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server);
     await page.getByRole('button', { name: 'Sign out' }).click();
     await page.getByRole('heading', { name: 'Sign in' }).waitFor();
@@ -138,17 +101,17 @@ describe('signing in', () => {
 
 describe('the overview', () => {
   test('it shows a run that begins and one that ends without being asked', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server);
     const line = page.locator('[data-task="short"]');
     const run = await server.startRun('short');
     await line.getByText('Running').waitFor({ timeout: 10_000 });
-    await ended(run);
+    await server.ended(run);
     await line.getByText('Succeeded').waitFor({ timeout: 10_000 });
   });
 
   test('a task file with an error is shown with file, line and message', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server);
     const line = page.locator('[data-task="broken"]');
     await line.getByText('broken.toml').waitFor();
@@ -159,44 +122,44 @@ describe('the overview', () => {
 describe('a run under way', () => {
   test('SPK-27: it is shown live', async () => {
     const run = await server.startRun('counting');
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, server.base, '/tasks/counting');
     await settled(page);
     await page.getByText('line 5', { exact: false }).first().waitFor();
     await isFitToBeSeen(page);
     const before = await applied(page);
     await until('more events', async () => (await applied(page)) > before + 3);
-    await ended(run);
+    await server.ended(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
   test('SPK-01: a refresh in the middle goes on and shows every event once', async () => {
     const run = await server.startRun('counting');
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, server.base, '/tasks/counting');
     await page.getByText('line 5', { exact: false }).first().waitFor();
     await page.reload();
     await settled(page);
-    await ended(run);
+    await server.ended(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
   test('SPK-15: three refreshes within ten seconds lose and double nothing', async () => {
     const run = await server.startRun('counting');
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, server.base, '/tasks/counting');
     for (let times = 0; times < 3; times += 1) {
       await sleep(800);
       await page.reload({ waitUntil: 'commit' });
     }
     await settled(page);
-    await ended(run);
+    await server.ended(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
   test('a tab that was closed is made up for by a new one', async () => {
     const run = await server.startRun('counting');
-    const { page, context } = await open();
+    const { page, context } = await stage.open();
     await signIn(page, server, server.base, '/tasks/counting');
     await page.getByText('line 3', { exact: false }).first().waitFor();
     await page.close();
@@ -205,25 +168,25 @@ describe('a run under way', () => {
     await next.goto(`${server.base}/tasks/counting`);
     await settled(next);
     assert.equal((await server.runOf(run.id)).state, 'running');
-    await ended(run);
+    await server.ended(run);
     await showsEverythingOnce(next, 'counting', run);
     assert.deepEqual(next.complaints, []);
   });
 
   test('SPK-35: two tabs both get everything', async () => {
     const run = await server.startRun('counting');
-    const first = await open();
-    const second = await open();
+    const first = await stage.open();
+    const second = await stage.open();
     for (const { page } of [first, second]) await signIn(page, server, server.base, '/tasks/counting');
-    await ended(run);
+    await server.ended(run);
     for (const { page } of [first, second]) await showsEverythingOnce(page, 'counting', run);
   });
 
   test('the address of a run shows that run alone', async () => {
     const run = await server.startRun('short');
-    await ended(run);
-    await ended(await server.startRun('short'));
-    const { page } = await open();
+    await server.ended(run);
+    await server.finish('short');
+    const { page } = await stage.open();
     await signIn(page, server, server.base, `/tasks/short/runs/${run.id}`);
     await page.locator('.out', { hasText: 'the end' }).waitFor();
     const shown = await page.locator('[data-run]').evaluateAll((all) => all.map((one) => one.dataset.run));
@@ -231,7 +194,7 @@ describe('a run under way', () => {
   });
 
   test('Run now, and Stop at once', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, server.base, '/tasks/long');
     await page.getByRole('button', { name: 'Run now' }).click();
     await page.getByRole('button', { name: 'Stop', exact: true }).first().click();
@@ -243,7 +206,7 @@ describe('a connection that is lost', () => {
   for (const how of ['fin', 'rst']) {
     test(`SPK-37, PER-06, SWE-13: cut by ${how}: it counts down, comes back and says how much it caught up on`, async () => {
       const run = await server.startRun('counting');
-      const { page } = await open();
+      const { page } = await stage.open();
       await page.addInitScript(() => {
         Math.random = () => 0.9;
       });
@@ -264,13 +227,13 @@ describe('a connection that is lost', () => {
       await state(page, 'connected');
       await page.getByRole('region', { name: 'Connection' }).waitFor({ state: 'hidden', timeout: 5_000 });
       await page.getByText(/Caught up on \d+ events?/).waitFor({ timeout: 5_000 });
-      await ended(run);
+      await server.ended(run);
       await showsEverythingOnce(page, 'counting', run);
     });
   }
 
   test('NAM-40, T-05: a connection that silently died is found out when the page wakes up', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, wire.base);
     wire.cut('blackhole');
     const since = Date.now();
@@ -282,7 +245,7 @@ describe('a connection that is lost', () => {
   });
 
   test('SWE-12: after ten tries it says so, and Retry brings it back', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await page.addInitScript(() => {
       Math.random = () => 0.001;
     });
@@ -299,7 +262,7 @@ describe('a connection that is lost', () => {
 
   test('what is being read stays where it is over a reconnect', async () => {
     const run = await server.startRun('long');
-    const { page } = await open({ viewport: PHONE });
+    const { page } = await stage.open({ viewport: PHONE });
     await signIn(page, server, wire.base, '/tasks/long');
     await settled(page);
     await page.getByText('line 12', { exact: false }).first().waitFor();
@@ -321,12 +284,12 @@ describe('a connection that is lost', () => {
       }),
     );
     await server.call('POST', `/runs/${run.id}/stop`);
-    await ended(run);
+    await server.ended(run);
   });
 
   test('PER-10: Stop works after a reconnect', async () => {
     const run = await server.startRun('long');
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server, wire.base, '/tasks/long');
     await settled(page);
     wire.cut('rst');
@@ -334,7 +297,7 @@ describe('a connection that is lost', () => {
     wire.mend();
     await state(page, 'connected');
     await page.getByRole('button', { name: 'Stop', exact: true }).first().click();
-    assert.equal((await ended(run)).state, 'cancelled');
+    assert.equal((await server.ended(run)).state, 'cancelled');
     await page.locator(`[data-run="${run.id}"][data-state="cancelled"]`).waitFor();
     await until(
       'no more Stop',
@@ -343,9 +306,9 @@ describe('a connection that is lost', () => {
   });
 
   test('T-09: a server that was killed and started again is rejoined with nothing lost or doubled', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     const run = await server.startRun('short');
-    await ended(run);
+    await server.ended(run);
     await signIn(page, server, server.base, '/tasks/short');
     await settled(page);
     await server.halt('SIGKILL');
@@ -353,7 +316,7 @@ describe('a connection that is lost', () => {
     await server.run();
     const second = await server.startRun('short');
     await state(page, 'connected', 40_000);
-    await ended(second);
+    await server.ended(second);
     await showsEverythingOnce(page, 'short', second);
   });
 });
@@ -367,7 +330,7 @@ describe('looks and manners', () => {
 
   before(async () => {
     await stopAll('long');
-    await ended(await server.startRun('short'));
+    await server.finish('short');
   });
 
   async function visit(page, where) {
@@ -384,7 +347,7 @@ describe('looks and manners', () => {
   for (const [name, where] of places) {
     for (const [kind, viewport] of Object.entries({ phone: PHONE, desktop: DESKTOP })) {
       test(`${name} has no serious accessibility fault on a ${kind}, dark and light`, async () => {
-        const { page } = await open({ viewport });
+        const { page } = await stage.open({ viewport });
         await visit(page, where);
         await isFitToBeSeen(page);
       });
@@ -393,7 +356,7 @@ describe('looks and manners', () => {
 
   for (const [name, where] of places) {
     test(`${name} fits a phone: no sideways scroll, nothing too small to hit`, async () => {
-      const { page } = await open({ viewport: PHONE });
+      const { page } = await stage.open({ viewport: PHONE });
       await visit(page, where);
       const found = await page.evaluate(() => ({
         width: document.documentElement.scrollWidth,
@@ -413,7 +376,7 @@ describe('looks and manners', () => {
   }
 
   test('the first load is small: less than 120 kB in all', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     const sizes = [];
     page.on('response', (answer) => sizes.push(answer.request().sizes()));
     await page.goto(server.base);
@@ -425,7 +388,7 @@ describe('looks and manners', () => {
   test('dark and light are what the system asks for', async () => {
     const colours = {};
     for (const colorScheme of ['dark', 'light']) {
-      const { page } = await open({ colorScheme });
+      const { page } = await stage.open({ colorScheme });
       await page.goto(server.base);
       await page.getByRole('heading', { name: 'Sign in' }).waitFor();
       colours[colorScheme] = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
@@ -435,7 +398,7 @@ describe('looks and manners', () => {
   });
 
   test('everything can be reached by keyboard, the content first', async () => {
-    const { page } = await open();
+    const { page } = await stage.open();
     await signIn(page, server);
     await page.getByRole('link', { name: 'Short counting' }).waitFor();
     await page.keyboard.press('Tab');

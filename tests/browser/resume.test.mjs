@@ -4,15 +4,12 @@
 
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import {
   Ear,
-  Server,
-  Wire,
+  Stage,
   applied,
   countingTask,
-  openBrowser,
-  openPage,
   settled,
   shownSeqs,
   signIn,
@@ -24,15 +21,13 @@ import {
 
 const shipped = (name) => readFile(new URL(`../../tasks/${name}.toml`, import.meta.url), 'utf8');
 
-let browser;
+const stage = new Stage();
 let server;
 let wire;
-const contexts = [];
 
 before(async () => {
-  browser = await openBrowser();
   const maintenance = await shipped('smart-maintenance');
-  server = await Server.start({
+  ({ server, wire } = await stage.serveAll({
     tasks: {
       // Every step takes a second and a half longer, so that there is something to refresh in the middle of.
       'smart-maintenance': maintenance.replaceAll("run = '''\n", "run = '''\nsleep 1.5\n"),
@@ -42,28 +37,12 @@ before(async () => {
       slow: `title = "Slow tool"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "sleep 6; echo it is done"\n`,
       scheduled: `title = "Every other second"\nagent = "steps"\n\n[schedule]\nevery = "2s"\n\n[[steps]]\nname = "beat"\nrun = "echo beat"\n`,
     },
-  });
+  }));
   await server.call('POST', '/tasks/scheduled/pause');
-  wire = await Wire.to(server.port);
-});
-
-after(async () => {
-  await browser?.close();
-  await wire?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  wire.mend();
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
 });
 
 async function open(task, base = server.base) {
-  const { page, context } = await openPage(browser);
-  contexts.push({ page, context });
+  const { page, context } = await stage.open();
   const ear = new Ear(context, task);
   await signIn(page, server, base, `/tasks/${task}`);
   await settled(page);
@@ -74,17 +53,6 @@ async function open(task, base = server.base) {
 async function add(title, ...more) {
   const said = JSON.parse(await server.type('tasks', 'add', title, '--json', ...more));
   return said.run;
-}
-
-async function ended(run, ms = 90_000) {
-  return until(
-    'the run to end',
-    async () => {
-      const now = await server.runOf(run.id);
-      return now.ended_at ? now : null;
-    },
-    ms,
-  );
 }
 
 /** Waits until at least one more event stands in the database file than did; gives how many. */
@@ -153,7 +121,7 @@ describe('coming back', () => {
     await settled(page);
     assert.equal((await server.runOf(run.id)).state, 'running');
     await until('the next tool call', async () => (await page.locator('.tool').count()) > calls, 30_000);
-    assert.equal((await ended(run)).state, 'succeeded');
+    assert.equal((await server.ended(run)).state, 'succeeded');
     await page.locator('.finish[data-state="succeeded"]').waitFor();
     await isWhole(page, ear, task);
     assert.ok(reconnections(task) >= 1, 'the server says in its log that somebody came back');
@@ -171,7 +139,7 @@ describe('coming back', () => {
     assert.equal((await server.runOf(run.id)).state, 'running', 'updates are still to come');
     const before = await applied(page);
     await until('updates to go on', async () => (await applied(page)) > before);
-    await ended(run);
+    await server.ended(run);
     await isWhole(page, ear, task);
     assert.ok(ear.sockets.length >= 4, 'a socket for every page');
     assert.equal((await server.call('GET', '/status')).connections, 1, 'and only the last is left');
@@ -196,7 +164,7 @@ describe('coming back', () => {
     assert.equal((await server.runOf(run.id)).state, 'running');
     const before = await applied(next);
     await until('the next event', async () => (await applied(next)) > before);
-    await ended(run);
+    await server.ended(run);
     await isWhole(next, ear, task);
     assert.deepEqual(next.complaints, []);
   });
@@ -221,7 +189,7 @@ describe('coming back', () => {
     assert.equal(resumed.outcome, 'resumed');
     assert.ok(resumed.missed >= 1, 'the socket took up where the page stood');
     assert.equal((await server.runOf(run.id)).state, 'running');
-    await ended(run);
+    await server.ended(run);
     await isWhole(page, ear, task);
   });
 
@@ -236,7 +204,7 @@ describe('coming back', () => {
     const resumedAt = ear.last;
     await page.locator('.out', { hasText: 'it is done' }).waitFor({ timeout: 15_000 });
     assert.ok(ear.last > resumedAt);
-    await ended(run);
+    await server.ended(run);
     await isWhole(page, ear, task);
   });
 
@@ -288,7 +256,7 @@ describe('coming back', () => {
       await page.evaluate(() => window.dispatchEvent(new Event('online')));
     }
     await state(page, 'connected');
-    await ended(run);
+    await server.ended(run);
     const first = (await server.runOf(run.id)).first_seq;
     const log = await server.written(task);
     await until('the page to have the last event', async () => (await applied(page)) >= log.head);

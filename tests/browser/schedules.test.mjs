@@ -4,15 +4,13 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import {
   PHONE,
-  Server,
+  Stage,
   isFitEverywhere,
   isFitForFingers,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   signIn,
   until,
@@ -47,13 +45,11 @@ run = "exit $(( $(date +%s) % 2 ))"
 const task = (title, more = '', run = 'true') =>
   `title = "${title}"\nagent = "steps"\n${more}\n[[steps]]\nname = "one"\nrun = "${run}"\n`;
 
-let browser;
+const stage = new Stage();
 let server;
-const contexts = [];
 
 before(async () => {
-  browser = await openBrowser();
-  server = await Server.start({
+  ({ server } = await stage.serveAll({
     tasks: {
       finds: FINDS,
       moody: MOODY,
@@ -61,31 +57,17 @@ before(async () => {
       often: task('Heartbeat', '[schedule]\nevery = "1m"\n'),
       slow: task('Slow', '[policy]\noverlap = "queue"\nqueue_limit = 5\n', 'sleep 60'),
     },
-  });
-});
-
-after(async () => {
-  await browser?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
+  }));
 });
 
 async function open(where = '/', options = {}) {
-  const opened = await openPage(browser, options);
-  contexts.push(opened);
-  await signIn(opened.page, server, server.base, where);
-  return opened.page;
+  const { page } = await stage.open(options);
+  await signIn(page, server, server.base, where);
+  return page;
 }
 
 async function find() {
-  const { id } = await server.startRun('finds');
-  await until('the run to end', async () => (await server.runOf(id)).ended_at);
+  const { id } = await server.finish('finds');
   return id;
 }
 
@@ -286,18 +268,20 @@ describe('the form', () => {
     const page = await open('/tasks/ruled/edit');
     await field(page, 'policy.timeout').waitFor();
     const bad = (key) => {
-      const [within, name] = key.split('.');
-      if (name !== undefined) return { [within]: { [name]: 'never ever' } };
-      return { [key]: key === 'retry_on' ? ['never', 'ever'] : 'never ever' };
+      const [table, within, name] = key.split('.');
+      const value = ['retry_on', 'channels'].includes(within) ? ['never', 'ever'] : 'never ever';
+      const inner = { [within]: name === undefined ? value : { [name]: value } };
+      return { [table]: table === 'policy' ? { ...policy, ...inner } : inner };
     };
-    for (const key of [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes']) {
-      const control = field(page, `policy.${key}`).locator('input, select');
+    const rules = [...Object.keys(policy), 'keep.runs', 'keep.days', 'keep.events', 'keep.bytes'];
+    for (const key of [...rules.map((rule) => `policy.${rule}`), 'notify.channels']) {
+      const control = field(page, key).locator('input, select');
       await control.waitFor();
       if ((await control.evaluate((one) => one.tagName)) === 'SELECT') continue;
       const before = await control.inputValue();
       await control.fill('never ever');
       await control.blur();
-      const wrong = field(page, `policy.${key}`).locator('.wrong');
+      const wrong = field(page, key).locator('.wrong');
       await wrong.waitFor();
       assert.equal(await control.getAttribute('aria-invalid'), 'true');
       const told = await control.getAttribute('aria-describedby');
@@ -306,7 +290,7 @@ describe('the form', () => {
       const answer = await fetch(`${server.base}/api/v1/tasks/ruled?dry_run=true`, {
         method: 'PATCH',
         headers: { Authorization: `Bearer ${server.token}`, 'Content-Type': 'application/json' },
-        body: JSON.stringify({ policy: { ...policy, ...bad(key) } }),
+        body: JSON.stringify(bad(key)),
       });
       const { errors } = await answer.json();
       assert.equal(await wrong.textContent(), errors[0].message, key);

@@ -10,12 +10,11 @@ import {
   Server,
   Wire,
   openBrowser,
+  openPage,
   settled,
   signIn,
   sleep,
   state,
-  until,
-  watched,
 } from './harness.mjs';
 
 const folder = path.resolve(process.argv[2] ?? 'screenshots');
@@ -120,11 +119,16 @@ async function shipped() {
 const browser = await openBrowser();
 const pages = [];
 
+/** A page that holds still. */
+async function openLook(viewport, colorScheme) {
+  const opened = await openPage(browser, { viewport, colorScheme, reducedMotion: 'reduce' });
+  pages.push(opened.page);
+  return opened;
+}
+
 async function eachLook(action) {
   for (const [look, viewport, colorScheme] of LOOKS) {
-    const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
-    const page = await watched(context);
-    pages.push(page);
+    const { page, context } = await openLook(viewport, colorScheme);
     await action(page, look);
     await context.close();
   }
@@ -134,12 +138,6 @@ async function shoot(page, name, look) {
   await sleep(600);
   await page.screenshot({ path: path.join(folder, `${name}-${look}.png`) });
   console.log(`${name}-${look}`);
-}
-
-async function finish(server, task) {
-  const { id } = await server.startRun(task);
-  await until('a run to end', async () => (await server.runOf(id)).ended_at, 120_000);
-  return id;
 }
 
 async function overviewAndTasks() {
@@ -159,10 +157,10 @@ async function overviewAndTasks() {
       await page.getByRole('heading', { name: 'Sign in' }).waitFor();
       await shoot(page, 'sign-in', look);
     });
-    await finish(server, 'certificates');
-    const failed = await finish(server, 'backup');
-    await finish(server, 'smart-maintenance');
-    await finish(server, 'certificate-expiry');
+    await server.finish('certificates');
+    const failed = await server.finish('backup');
+    await server.finish('smart-maintenance');
+    await server.finish('certificate-expiry');
     const active = await server.startRun('logs');
     await sleep(6_000);
     await eachLook(async (page, look) => {
@@ -180,7 +178,7 @@ async function overviewAndTasks() {
       await page.goto(`${server.base}/tasks/logs`);
       await settled(page);
       await shoot(page, 'task-running', look);
-      await page.goto(`${server.base}/tasks/backup/runs/${failed}`);
+      await page.goto(`${server.base}/tasks/backup/runs/${failed.id}`);
       await settled(page);
       await shoot(page, 'task-failed', look);
       await page.addInitScript(() => (Math.random = () => 0.95));
@@ -200,7 +198,7 @@ async function overviewAndTasks() {
       wire.mend();
     });
     await server.call('POST', `/runs/${active.id}/stop`);
-    await until('the run to end', async () => (await server.runOf(active.id)).ended_at, 60_000);
+    await server.ended(active);
     await eachLook(async (page, look) => {
       await signIn(page, server, server.base, '/tasks/certificates');
       await settled(page);
@@ -225,8 +223,8 @@ async function schedules() {
     },
   });
   try {
-    await finish(server, 'certificates');
-    await finish(server, 'certificates');
+    await server.finish('certificates');
+    await server.finish('certificates');
     const first = await server.startRun('photos');
     await server.startRun('photos');
     await server.startRun('photos');
@@ -339,14 +337,14 @@ async function reset() {
     });
   await eachLook(async (page, look) => {
     await make();
-    await finish(server, 'remade');
+    await server.finish('remade');
     await signIn(page, server, wire.base, '/tasks/remade');
     await settled(page);
     wire.cut('rst');
     await state(page, 'reconnecting');
     await server.call('DELETE', '/tasks/remade?stop=true');
     await make();
-    await finish(server, 'remade');
+    await server.finish('remade');
     wire.mend();
     await page.locator('[data-reset]').waitFor({ timeout: 30_000 });
     await shoot(page, 'reset', look);
@@ -362,9 +360,7 @@ async function diskFull() {
   try {
     // Signing in is saved too, so everybody is there before the disk is full.
     for (const [look, viewport, colorScheme] of LOOKS) {
-      const context = await browser.newContext({ viewport, colorScheme, reducedMotion: 'reduce' });
-      const page = await watched(context);
-      pages.push(page);
+      const { page, context } = await openLook(viewport, colorScheme);
       looks.push([page, look, context]);
       await signIn(page, server, server.base, '/tasks/logs');
     }
@@ -388,15 +384,13 @@ async function readme() {
     tasks: { ...(await shipped()), certificates: NEEDS_ATTENTION, backup: FAILS },
   });
   const browse = async (colorScheme, where) => {
-    const context = await browser.newContext({ viewport: DESKTOP, colorScheme, reducedMotion: 'reduce' });
-    const page = await watched(context);
-    pages.push(page);
+    const { page } = await openLook(DESKTOP, colorScheme);
     await signIn(page, server, server.base, where);
     return page;
   };
   try {
-    await Promise.all(['certificates', 'backup', 'backup-freshness'].map((task) => finish(server, task)));
-    const { id } = await server.startRun('long-task', { seconds: 8 });
+    await Promise.all(['certificates', 'backup', 'backup-freshness'].map((task) => server.finish(task)));
+    const run = await server.startRun('long-task', { seconds: 8 });
     const task = await browse('dark', '/tasks/long-task');
     await settled(task);
     await sleep(11_000);
@@ -409,8 +403,8 @@ async function readme() {
     await overview.locator('[data-device]').first().waitFor();
     await overview.evaluate(() => window.scrollTo(0, document.documentElement.scrollHeight));
     await shoot(overview, 'devices', 'phone-light');
-    await server.call('POST', `/runs/${id}/stop`);
-    await until('the run to end', async () => (await server.runOf(id)).ended_at, 60_000);
+    await server.call('POST', `/runs/${run.id}/stop`);
+    await server.ended(run);
   } finally {
     await server.stop();
   }

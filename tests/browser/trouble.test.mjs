@@ -4,17 +4,14 @@
 import assert from 'node:assert/strict';
 import { writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import {
   Ear,
   PHONE,
-  Server,
-  Wire,
+  Stage,
   applied,
   countingTask,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   shownSeqs,
   signIn,
@@ -23,52 +20,25 @@ import {
   until,
 } from './harness.mjs';
 
-let browser;
-const closing = [];
-
-before(async () => {
-  browser = await openBrowser();
-});
-after(() => browser?.close());
-
-afterEach(async () => {
-  for (const close of closing.splice(0).reverse()) await close();
-});
-
-async function start(options) {
-  const server = await Server.start(options);
-  closing.push(() => server.stop());
-  const wire = await Wire.to(server.port);
-  closing.push(() => wire.close());
-  return { server, wire };
-}
+const stage = new Stage();
 
 async function open(server, task, base = server.base, options = {}) {
-  const { page, context } = await openPage(browser, options);
-  closing.push(async () => {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  });
+  const { page, context } = await stage.open(options);
   const ear = new Ear(context, task);
   await signIn(page, server, base, task === null ? '/' : `/tasks/${task}`);
   if (task !== null) await settled(page);
   return { page, ear };
 }
 
-async function finish(server, task, params) {
-  const run = await server.startRun(task, params);
-  return ended(server, run);
+/** Has housekeeping do something now; gives what came of it. */
+async function chore(server, id) {
+  const { last: before } = await server.call('POST', `/housekeeping/${id}/run`);
+  return until(`${id} to be tried`, async () => {
+    const { items } = await server.call('GET', '/housekeeping');
+    const { last } = items.find((one) => one.id === id);
+    return last != null && last.at !== before?.at && last;
+  });
 }
-
-const ended = (server, run) =>
-  until(
-    'the run to end',
-    async () => {
-      const now = await server.runOf(run.id);
-      return now.ended_at ? now : null;
-    },
-    60_000,
-  );
 
 async function back(page, wire) {
   wire.mend();
@@ -92,7 +62,7 @@ run = "echo this is ${at}"
 
 describe('a gap is said aloud', () => {
   test('T-08: who missed too much is told so, and the rest is loaded from history', async () => {
-    const { server, wire } = await start({
+    const { server, wire } = await stage.serve({
       tasks: { many: manySteps(40) },
       config: '[stream]\nreplay_events = 50\n',
     });
@@ -102,7 +72,7 @@ describe('a gap is said aloud', () => {
     assert.equal(await applied(page), 2);
     wire.cut('rst');
     await state(page, 'reconnecting');
-    await finish(server, 'many');
+    await server.finish('many');
     await back(page, wire);
     await page.locator('[data-reset="too_far"]').waitFor();
     await page.getByText('Too much was missed to replay.').waitFor();
@@ -119,11 +89,11 @@ describe('a gap is said aloud', () => {
   });
 
   test('a log too long to replay is opened at its last run, and read back from there', async () => {
-    const { server } = await start({
+    const { server } = await stage.serve({
       tasks: { many: manySteps(30) },
       config: '[stream]\nreplay_events = 50\n',
     });
-    await finish(server, 'many');
+    await server.finish('many');
     const { page } = await open(server, 'many');
     await page.getByText('this is 30', { exact: false }).first().waitFor();
     const log = await server.written('many');
@@ -133,7 +103,7 @@ describe('a gap is said aloud', () => {
   });
 
   test('T-09: a task that was removed and made again shows the new log, and says so', async () => {
-    const { server, wire } = await start();
+    const { server, wire } = await stage.serve();
     const make = (word) =>
       server.call('POST', '/tasks', {
         id: 'remade',
@@ -143,23 +113,27 @@ describe('a gap is said aloud', () => {
         run: false,
       });
     await make('before');
-    await finish(server, 'remade');
+    await server.finish('remade');
     const { page } = await open(server, 'remade', wire.base);
     await page.locator('.out', { hasText: 'before' }).waitFor();
     wire.cut('rst');
     await state(page, 'reconnecting');
     await server.call('DELETE', '/tasks/remade?stop=true');
     await make('afterwards');
-    await finish(server, 'remade');
+    const { id } = await server.finish('remade');
     await back(page, wire);
     await page.locator('[data-reset="replaced"]').waitFor();
     await page.locator('.out', { hasText: 'afterwards' }).waitFor();
     assert.equal(await page.locator('.out', { hasText: 'before' }).count(), 0);
+    await until('the runs of the new log, and no other', async () => {
+      const runs = await page.locator('aside .runs a').evaluateAll((all) => all.map((one) => one.pathname));
+      return runs.join() === `/tasks/remade/runs/${id}`;
+    });
     await isFitToBeSeen(page);
   });
 
   test('what is no longer kept is said to be gone', async () => {
-    const { server, wire } = await start({
+    const { server, wire } = await stage.serve({
       tasks: { many: manySteps(20) },
       config: '[retention]\nevents = 60\nevery = "1s"\n',
     });
@@ -168,8 +142,8 @@ describe('a gap is said aloud', () => {
     const { page } = await open(server, 'many', wire.base);
     wire.cut('rst');
     await state(page, 'reconnecting');
-    await finish(server, 'many');
-    await finish(server, 'many');
+    await server.finish('many');
+    await server.finish('many');
     await until(
       'the beginning to be removed',
       async () => (await server.call('GET', '/tasks/many')).oldest > 4,
@@ -183,7 +157,7 @@ describe('a gap is said aloud', () => {
 
 describe('a server in trouble', () => {
   test('a full disk: it says so, shows nothing unsaved, and goes on by itself', async () => {
-    const { server } = await start({ tasks: { counting: countingTask(60, 0.2) } });
+    const { server } = await stage.serve({ tasks: { counting: countingTask(60, 0.2) } });
     const { page, ear } = await open(server, 'counting', server.base, { viewport: PHONE });
     const run = await server.startRun('counting');
     await page.getByText('line 5', { exact: false }).first().waitFor();
@@ -191,6 +165,10 @@ describe('a server in trouble', () => {
     await page.locator('[data-notice="store_not_writable"]').waitFor({ timeout: 30_000 });
     await isFitToBeSeen(page);
     const stands = await server.written('counting');
+    // An emptied log would be room, were there any to empty it into.
+    const emptied = await chore(server, 'checkpoint');
+    assert.equal(emptied.ok, false);
+    assert.match(emptied.result, /cannot be written/);
     await sleep(2_000);
     assert.deepEqual((await server.written('counting')).head, stands.head, 'nothing can be saved');
     assert.ok((await applied(page)) <= stands.head, 'and nothing unsaved is shown');
@@ -199,7 +177,8 @@ describe('a server in trouble', () => {
     assert.equal((await server.runOf(run.id)).state, 'running');
     await server.emptyDisk();
     await page.locator('[data-notice="store_not_writable"]').waitFor({ state: 'detached', timeout: 30_000 });
-    assert.equal((await ended(server, run)).state, 'succeeded');
+    assert.equal((await chore(server, 'checkpoint')).ok, true);
+    assert.equal((await server.ended(run)).state, 'succeeded');
     const log = await server.written('counting');
     await until('the rest', async () => (await applied(page)) === log.head);
     assert.deepEqual(ear.faults, []);
@@ -212,7 +191,7 @@ describe('a server in trouble', () => {
   });
 
   test('a full disk and nobody signed in: the link says why it does not work, and works afterwards', async () => {
-    const { server } = await start({ tasks: { counting: countingTask(400, 0.2) } });
+    const { server } = await stage.serve({ tasks: { counting: countingTask(400, 0.2) } });
     await server.startRun('counting');
     await sleep(500);
     await server.fillDisk();
@@ -221,8 +200,7 @@ describe('a server in trouble', () => {
       async () => (await server.call('GET', '/status')).notices.length > 0,
       30_000,
     );
-    const { page, context } = await openPage(browser);
-    closing.push(() => context.close());
+    const { page } = await stage.open();
     const code = await server.code();
     await page.goto(`${server.base}/#code=${code}`);
     await page.getByRole('alert').filter({ hasText: 'disk is full' }).waitFor({ timeout: 15_000 });
@@ -239,7 +217,7 @@ describe('a server in trouble', () => {
   });
 
   test('a restart: the page says that the server restarts, comes back, and has the same history', async () => {
-    const { server } = await start({
+    const { server } = await stage.serve({
       tasks: { counting: countingTask(200, 0.2) },
       config: '[runs]\nshutdown_grace = "1s"\nstop_term = "300ms"\n',
     });
@@ -255,7 +233,7 @@ describe('a server in trouble', () => {
     await gone;
     await server.run();
     await state(page, 'connected', 40_000);
-    const now = await ended(server, run);
+    const now = await server.ended(run);
     assert.ok(['interrupted', 'cancelled'].includes(now.state), now.state);
     const log = await server.written('counting');
     await until('the end of the run', async () => (await applied(page)) >= log.head);
@@ -269,8 +247,8 @@ describe('a server in trouble', () => {
   });
 
   test('a device that is signed out elsewhere is told within a second, and comes back where it was', async () => {
-    const { server } = await start({ tasks: { counting: countingTask(3, 0.05) } });
-    await finish(server, 'counting');
+    const { server } = await stage.serve({ tasks: { counting: countingTask(3, 0.05) } });
+    await server.finish('counting');
     const { page } = await open(server, 'counting');
     const { items } = await server.call('GET', '/session/devices');
     const since = Date.now();
@@ -304,7 +282,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
 `;
 
   test('parameters are asked for with their defaults, and reach the run', async () => {
-    const { server } = await start({ tasks: { greets: GREETS } });
+    const { server } = await stage.serve({ tasks: { greets: GREETS } });
     const { page } = await open(server, 'greets', server.base, { viewport: PHONE });
     await page.getByRole('button', { name: 'Run now' }).click();
     assert.equal(await page.getByLabel('name').inputValue(), 'world');
@@ -320,7 +298,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
   });
 
   test('Pause keeps a schedule from starting anything, over a refresh too, and Resume lets it go on', async () => {
-    const { server } = await start({ tasks: { greets: GREETS } });
+    const { server } = await stage.serve({ tasks: { greets: GREETS } });
     const { page } = await open(server, 'greets');
     await page.getByRole('button', { name: 'Pause' }).click();
     await page.getByRole('button', { name: 'Resume schedule' }).waitFor();
@@ -335,7 +313,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
   });
 
   test('PER-10, T-28: Stop goes on until the process is gone, and says how far it is', async () => {
-    const { server, wire } = await start({
+    const { server, wire } = await stage.serve({
       tasks: {
         deaf: `title = "Hears nothing"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "trap '' INT TERM; echo waiting; while true; do sleep 0.2; done"\n`,
       },
@@ -353,7 +331,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
     await page.getByRole('status').filter({ hasText: 'SIGTERM' }).first().waitFor();
     await page.locator('[data-kind="status"]').filter({ hasText: 'SIGKILL' }).first().waitFor();
     await page.locator('[data-state="cancelled"]').first().waitFor();
-    const now = await ended(server, run);
+    const now = await server.ended(run);
     assert.equal(now.state, 'cancelled');
     assert.ok(now.duration_ms < 10_000);
     const { head } = await server.written('deaf');
@@ -361,7 +339,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
   });
 
   test('a browser that is out of reach is signed out from another', async () => {
-    const { server } = await start();
+    const { server } = await stage.serve();
     const lost = await open(server, null);
     const { page } = await open(server, null, server.base, { viewport: PHONE });
     await page.getByRole('button', { name: 'Signed-in browsers' }).click();
@@ -377,7 +355,7 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
 
   test('the overview puts what needs somebody first, then what failed, and names the line of a bad file', async () => {
     const bad = 'title = "Has a typo"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n';
-    const { server } = await start({
+    const { server } = await stage.serve({
       tasks: {
         alpha: countingTask(1, 0, 'Alpha is quiet'),
         fails: 'title = "Beta fails"\nagent = "steps"\n\n[[steps]]\nname = "a"\nrun = "exit 3"\n',
@@ -386,9 +364,9 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
         long: countingTask(200, 0.2, 'Gamma runs'),
       },
     });
-    await finish(server, 'alpha');
-    await finish(server, 'fails');
-    await finish(server, 'certificate');
+    await server.finish('alpha');
+    await server.finish('fails');
+    await server.finish('certificate');
     const run = await server.startRun('long');
     const { page } = await open(server, null);
     const order = () => page.locator('[data-task]').evaluateAll((all) => all.map((one) => one.dataset.task));

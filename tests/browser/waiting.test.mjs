@@ -1,14 +1,11 @@
 // What a person asks for while the line is bad: it is kept, shown, sent once, and never behind anybody's back.
 
 import assert from 'node:assert/strict';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import {
-  Server,
-  Wire,
+  Stage,
   countingTask,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   signIn,
   sleep,
@@ -17,10 +14,9 @@ import {
   watched,
 } from './harness.mjs';
 
-let browser;
+const stage = new Stage();
 let server;
 let wire;
-const contexts = [];
 
 const PARAMS = `title = "With parameters"
 agent = "steps"
@@ -34,8 +30,7 @@ run = "echo it says $REJOIN_PARAM_WORD"
 `;
 
 before(async () => {
-  browser = await openBrowser();
-  server = await Server.start({
+  ({ server, wire } = await stage.serveAll({
     tasks: {
       short: countingTask(2, 0.05, 'Short'),
       long: countingTask(400, 0.25, 'Long'),
@@ -43,22 +38,7 @@ before(async () => {
       hidden: countingTask(2, 0.05, 'Hidden'),
       behind: countingTask(2, 0.05, 'Behind'),
     },
-  });
-  wire = await Wire.to(server.port);
-});
-
-after(async () => {
-  await browser?.close();
-  await wire?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  wire.mend();
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
+  }));
 });
 
 const runsOf = async (task) => (await server.call('GET', `/tasks/${task}/runs`)).items;
@@ -85,8 +65,7 @@ function sends(context) {
 }
 
 async function open(task, options) {
-  const opened = await openPage(browser, options);
-  contexts.push(opened);
+  const opened = await stage.open(options);
   const sent = sends(opened.context);
   await signIn(opened.page, server, wire.base, `/tasks/${task}`);
   await settled(opened.page);
@@ -290,9 +269,7 @@ describe('what the browser keeps', () => {
 
   test('T-23, SWE-14: a full quota breaks nothing, and it is said how long things are kept', async () => {
     const before = (await runsOf('short')).length;
-    const opened = await openPage(browser);
-    contexts.push(opened);
-    const { page } = opened;
+    const { page } = await stage.open();
     await page.addInitScript(() => {
       const { put } = IDBObjectStore.prototype;
       IDBObjectStore.prototype.put = function (...args) {
@@ -315,9 +292,7 @@ describe('what the browser keeps', () => {
 
   test('T-23: a browser without any storage can do everything', async () => {
     const before = (await runsOf('short')).length;
-    const opened = await openPage(browser);
-    contexts.push(opened);
-    const { page } = opened;
+    const { page } = await stage.open();
     await page.addInitScript(() => {
       Object.defineProperty(window, 'indexedDB', { get: () => undefined });
     });
@@ -346,9 +321,7 @@ describe('a log that cannot be gone on with', () => {
   test('SWE-04, T-20: a task that is not there is told in plain words, with Retry and Start new, and nothing is made', async () => {
     const tasks = async () => (await server.call('GET', '/tasks')).items.map(({ id }) => id);
     const before = await tasks();
-    const opened = await openPage(browser);
-    contexts.push(opened);
-    const { page, context } = opened;
+    const { page, context } = await stage.open();
     const sent = sends(context);
     await signIn(page, server, wire.base, '/tasks/gone');
     await page.getByRole('heading', { name: 'There is no task “gone”' }).waitFor();
@@ -419,7 +392,7 @@ describe('coming back', () => {
     const run = await server.startRun('hidden');
     await see(page, 'hidden');
     wire.cut('blackhole');
-    await until('the run to end', async () => (await server.runOf(run.id)).ended_at);
+    await server.ended(run);
     wire.mend();
     await see(page, 'visible');
     await page.locator(`[data-run="${run.id}"][data-state="succeeded"]`).waitFor({ timeout: 15_000 });
@@ -437,7 +410,7 @@ describe('coming back', () => {
     wire.cut('rst');
     await state(page, 'reconnecting');
     const run = await server.startRun('behind');
-    await until('the run to end', async () => (await server.runOf(run.id)).ended_at);
+    await server.ended(run);
     wire.mend();
     await page.bringToFront();
     await see(page, 'visible');

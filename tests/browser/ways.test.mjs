@@ -8,19 +8,16 @@ import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { after, afterEach, before, describe, test } from 'node:test';
+import { before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import {
   Ear,
   STREAM,
-  Server,
+  Stage,
   UPGRADE,
-  Wire,
   applied,
   countingTask,
   isFitToBeSeen,
-  openBrowser,
-  openPage,
   settled,
   shownSeqs,
   signIn,
@@ -32,19 +29,17 @@ import {
 
 const SDK = fileURLToPath(new URL('../../web/sdk/', import.meta.url));
 
-let browser;
+// A name that is no loopback has no secure context without TLS, and so no locks.
+const stage = new Stage('--host-resolver-rules=MAP rejoin.test 127.0.0.1');
 let server;
 let wire;
-const contexts = [];
 
 /** Of a task of its own for each test, so that nothing of another is in it. */
 const NAMES = ['three', 'closed', 'crashed', 'frozen', 'streamed', 'paged', 'worker'];
 
 before(async () => {
-  // A name that is no loopback has no secure context without TLS, and so no locks.
-  browser = await openBrowser('--host-resolver-rules=MAP rejoin.test 127.0.0.1');
   const counted = NAMES.map((name) => [name, countingTask(24, 0.25, name)]);
-  server = await Server.start({
+  ({ server, wire } = await stage.serveAll({
     tasks: {
       ...Object.fromEntries(counted),
       'smart-maintenance': await readFile(
@@ -54,28 +49,11 @@ before(async () => {
       speaking: `title = "Speaking"\nagent = "echo_model"\n\n[params]\nscript = { default = "" }\n`,
     },
     config: 'allowed_hosts = ["rejoin.test"]\n',
-  });
-  wire = await Wire.to(server.port);
-});
-
-after(async () => {
-  await browser?.close();
-  await wire?.close();
-  await server?.stop();
-});
-
-afterEach(async () => {
-  wire.mend();
-  wire.blocked = null;
-  for (const { page, context } of contexts.splice(0)) {
-    assert.deepEqual(page.complaints, [], 'the page complained');
-    await context.close();
-  }
+  }));
 });
 
 async function open(task, base = wire.base) {
-  const opened = await openPage(browser);
-  contexts.push(opened);
+  const opened = await stage.open();
   const ear = new Ear(opened.context, task);
   await signIn(opened.page, server, base, `/tasks/${task}`);
   await settled(opened.page);
@@ -90,10 +68,6 @@ async function tabOf(context, task, base = wire.base) {
 }
 
 const sockets = async () => (await server.call('GET', '/status')).connections;
-
-async function ended(run) {
-  return until('the run to end', async () => (await server.runOf(run.id)).ended_at, 60_000);
-}
 
 /** The page has the whole log of the task, and shows each event once. */
 async function isWhole(page, task) {
@@ -117,7 +91,7 @@ describe('one socket for all tabs', () => {
     const run = await server.startRun('three');
     for (const tab of tabs) await tab.getByText('line 3', { exact: false }).first().waitFor();
     assert.equal(await sockets(), 1);
-    await ended(run);
+    await server.ended(run);
     for (const tab of tabs) await isWhole(tab, 'three');
     assert.deepEqual(ear.faults, []);
     const other = await open('three', server.base);
@@ -141,7 +115,7 @@ describe('one socket for all tabs', () => {
         await state(tab, 'connected');
       }
       assert.equal(await sockets(), 1);
-      await ended(run);
+      await server.ended(run);
       for (const tab of others) {
         await isWhole(tab, task);
         assert.deepEqual(tab.complaints, []);
@@ -164,7 +138,7 @@ describe('one socket for all tabs', () => {
     await other.getByText('line 4', { exact: false }).first().waitFor({ timeout: 20_000 });
     await devtools.send('Debugger.disable');
     await line;
-    await ended(run);
+    await server.ended(run);
     await isWhole(other, 'frozen');
     await isWhole(page, 'frozen');
     assert.equal(await sockets(), 1);
@@ -216,7 +190,7 @@ describe('where WebSockets are blocked', () => {
     await page.evaluate(() => window.dispatchEvent(new Event('online')));
     await until('a socket', async () => (await page.locator('[data-transport]').count()) === 0, 60_000);
     await state(page, 'connected');
-    await ended(run);
+    await server.ended(run);
     await isWhole(page, 'streamed');
     assert.ok(ear.sockets.some(({ subscribed }) => subscribed.length > 0));
     assert.deepEqual(ear.faults, []);
@@ -279,7 +253,7 @@ describe('the client by itself', () => {
       started.stdout.on('data', (data) => (out += data));
       started.stderr.on('data', (data) => (words += data));
       const run = await until(`the run to be started\n${words}`, () => /started (\S+)/.exec(words)?.[1]);
-      await until('the run to end', async () => (await server.runOf(run)).ended_at, 60_000);
+      await server.ended({ id: run });
       const log = await server.events('smart-maintenance');
       await until(`all of it\n${words}`, () => out.trim().split('\n').length >= log.length);
       started.kill();
@@ -339,9 +313,7 @@ describe('the client by itself', () => {
       far.on('error', () => near.destroy());
     });
     await new Promise((resolve) => front.listen(0, '127.0.0.1', resolve));
-    const opened = await openPage(browser);
-    contexts.push(opened);
-    const { page } = opened;
+    const { page } = await stage.open();
     const base = `http://127.0.0.1:${front.address().port}`;
     await page.goto(base);
     const code = await server.code();
@@ -355,8 +327,7 @@ describe('the client by itself', () => {
       code,
     );
     await page.reload();
-    const run = await server.startRun('smart-maintenance');
-    await ended(run);
+    await server.finish('smart-maintenance');
     const log = await server.events('smart-maintenance');
     const wanted = log.map(({ seq, kind }) => `${seq} ${kind}`).join('\n');
     await until('everything to stand there', async () => (await page.innerText('body')).trim() === wanted);

@@ -1,8 +1,11 @@
 //! The calls over HTTP: what each gives, and how each refuses.
 
+use std::sync::Arc;
+
 use rejoin::event::State;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
 
 use crate::harness::{Client, Gate, Home, is_terminal, seqs};
 use crate::rows_stage::{Play, forget_below, stage};
@@ -81,6 +84,44 @@ async fn a_task_is_made_shown_changed_listed_and_deleted() {
     assert_eq!(client.delete("/tasks/look-after-things").await.0, 204);
     assert_eq!(client.delete("/tasks/look-after-things").await.0, 404);
     assert_eq!(client.get("/tasks/look-after-things").await.0, 404);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_different_members_at_the_same_moment_are_all_there_afterwards() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let client = &server.client;
+    assert_eq!(client.post("/tasks", idle("Shared")).await.0, 201);
+    for round in 1..=10 {
+        let text = format!("round {round}");
+        let changes = [
+            ("/title", json!({ "title": text })),
+            ("/description", json!({ "description": text })),
+            ("/schedule/every", json!({ "schedule": { "every": format!("{round}h") } })),
+            ("/policy/timeout", json!({ "policy": { "timeout": format!("{round}s") } })),
+            ("/notify/check", json!({ "notify": { "check": format!("check-{round}") } })),
+            ("/params/n/default", json!({ "params": { "n": { "default": round } } })),
+            ("/secrets/KEY/env", json!({ "secrets": { "KEY": { "env": format!("KEY_{round}") } } })),
+            ("/steps/0/run", json!({ "steps": [{ "run": format!("echo {round}") }] })),
+        ];
+        let together = Arc::new(Barrier::new(changes.len()));
+        let asked = changes.clone().map(|(_, change)| {
+            let (client, together) = (client.clone(), Arc::clone(&together));
+            tokio::spawn(async move {
+                together.wait().await;
+                patch(&client, "/tasks/shared", change).await
+            })
+        });
+        for asked in asked {
+            let (status, answer) = asked.await.unwrap();
+            assert_eq!(status, 200, "{answer}");
+        }
+        let (_, shown) = client.get("/tasks/shared").await;
+        for (place, change) in &changes {
+            assert_eq!(shown["definition"].pointer(place), change.pointer(place), "{place} of {shown}");
+        }
+    }
     server.stop().await;
 }
 
@@ -714,6 +755,24 @@ async fn bad_input_is_a_problem_with_its_code_and_field() {
             400,
             "invalid",
             Some("policy.overlap"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"policy":{"keep":{"runs":0}}}"#,
+            400,
+            "invalid",
+            Some("policy.keep.runs"),
+        ),
+        (
+            Method::POST,
+            "/tasks",
+            json,
+            r#"{"title":"x","steps":[{"name":"a","run":"true"}],"notify":{"channels":["nobody"]}}"#,
+            400,
+            "invalid",
+            Some("notify.channels[0]"),
         ),
         (Method::PATCH, "/tasks/none", json, "{}", 404, "not_found", None),
         (Method::PUT, "/tasks", json, "{}", 405, "method_not_allowed", None),

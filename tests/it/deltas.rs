@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::time::Duration;
 
 use rejoin::event::{Body, State};
 use rejoin::stream::delta::{MOST_TEXT, MOST_TEXTS};

@@ -271,6 +271,28 @@ async fn a_full_disk_holds_up_the_start_of_a_command_and_does_not_make_the_run_f
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_changes_in_the_folder_while_the_disk_is_full_is_in_force_once_there_is_room() {
+    let home = Home::new(FAST).shell_task("changed", "echo old").shell_task("gone", "true");
+    let server = home.spawn(&[]).await;
+    let client = server.client.clone();
+    client.until("/tasks/gone", |task| task["enabled"] == true).await;
+    limit_files(server.pid(), Some(1));
+    assert_eq!(client.post("/tasks/gone/runs", json!({})).await.0, 503);
+    let text = |title: &str| format!("title = \"{title}\"\n[[steps]]\nrun = \"true\"\n");
+    let home = home.task("changed", &text("Later")).task("added", &text("Added"));
+    std::fs::remove_file(home.path().join("tasks/gone.toml")).unwrap();
+    // It was tried, and could not be.
+    client.until("/tasks/changed", |task| !task["error"].is_null()).await;
+    client.until("/tasks/gone", |task| !task["error"].is_null()).await;
+    let task = client.get("/tasks/changed").await.1;
+    assert_eq!(task["title"], "changed", "what is not saved is not in force: {task}");
+    limit_files(server.pid(), None);
+    client.until("/tasks/changed", |task| task["title"] == "Later" && task["error"].is_null()).await;
+    client.until("/tasks/gone", |task| task["enabled"] == false).await;
+    client.until("/tasks/added", |task| task["title"] == "Added").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_told_to_stop_on_a_full_disk_stops_and_the_next_start_says_what_became_of_its_runs() {
     let home = Home::new(FAST);
     let command = steady(home.path());

@@ -219,6 +219,42 @@ impl InProcess {
     pub async fn stop(self) {
         self.server.stop().await.unwrap();
     }
+
+    /// Has the writer wait at the first point, from now on, of which `here` says so.
+    #[cfg(feature = "failpoints")]
+    pub async fn hold_writer(&self, mut here: impl FnMut(&str) -> bool + Send + 'static) -> Hold {
+        let (come, came) = tokio::sync::oneshot::channel();
+        let (go, let_go) = std::sync::mpsc::channel::<()>();
+        let mut come = Some(come);
+        // What changes the store is done by the writer, in its thread.
+        let act = move |_: &rusqlite::Connection| -> Result<_, rejoin::store::StoreError> {
+            rejoin::failpoint::visit_on_this_thread(move |point| {
+                if let Some(come) = come.take_if(|_| here(point)) {
+                    let _ = come.send(());
+                    let _ = let_go.recv();
+                }
+            });
+            Ok(((), Vec::new()))
+        };
+        self.server.api().publisher.transact(act).await.unwrap();
+        Hold { came: Some(came), _go: go }
+    }
+}
+
+/// A writer that waits, or will; dropped, it goes on.
+#[cfg(feature = "failpoints")]
+pub struct Hold {
+    came: Option<tokio::sync::oneshot::Receiver<()>>,
+    _go: std::sync::mpsc::Sender<()>,
+}
+
+#[cfg(feature = "failpoints")]
+impl Hold {
+    /// Ready once the writer waits.
+    pub async fn reached(&mut self) {
+        let came = self.came.take().expect("waited for already");
+        tokio::time::timeout(PATIENCE, came).await.expect("the writer does not come there").unwrap();
+    }
 }
 
 /// A server as a process of its own; killed with the test.

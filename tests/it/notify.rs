@@ -152,6 +152,57 @@ async fn nam_14_killed_at_any_point_between_the_end_and_its_arrival_it_is_told_a
     }
 }
 
+/// A task that fails, and is tried again after an hour.
+fn tried_again(more: &str) -> String {
+    let policy = "[policy]\nretries = 1\nbackoff = \"1h\"\noverlap = \"replace\"";
+    format!("title = \"Again\"\n{policy}\n{more}\n[[steps]]\nname = \"only\"\nrun = \"exit 7\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_a_failure_whose_retry_is_taken_back_is_told_once_as_the_failure_it_was() {
+    let (mut receiver, mut pulse) = (Receiver::answering(&[]).await, Receiver::answering(&[]).await);
+    let config = format!(
+        "{}\n[notify.channels.pulse]\nkind = \"healthchecks\"\nurl = \"{}/ping\"\nkey = {{ file = \"key\" }}\n\
+         allow_hosts = [\"127.0.0.1\"]",
+        hook(&receiver, ""),
+        pulse.url()
+    );
+    let task = tried_again("[notify]\ncheck = \"again\"");
+    let home = home(&config).task("stopped", &task).task("paused", &task);
+    std::fs::write(home.path().join("key"), "pingkey").unwrap();
+    let server = home.serve().await;
+    let client = &server.client;
+    for task in ["stopped", "paused"] {
+        let run = ended(client, task).await;
+        assert_eq!(pulse.next().await.path, format!("/ping/pingkey/again/start?rid={run}"));
+        assert!(events(client, task).await.iter().all(|event| event == "ping"), "it is tried again");
+        let off = if task == "stopped" { format!("/runs/{run}/stop") } else { format!("/tasks/{task}/pause") };
+        client.post(&off, json!({})).await;
+        let told = verified(&receiver.next().await);
+        assert_eq!((&told["type"], &told["data"]["run"]), (&json!("failed"), &json!(run)), "{told}");
+        assert_eq!((&told["data"]["exit"], &told["data"]["state"]), (&json!(7), &json!("failed")), "{told}");
+        assert_eq!(pulse.next().await.path, format!("/ping/pingkey/again/7?rid={run}"));
+    }
+    until_state(client, "", "sent").await;
+    assert!(receiver.has_more().is_none() && pulse.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nam_14_a_task_that_fails_for_ever_is_told_of_though_each_slot_takes_the_place_of_a_retry() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "")).task("again", &tried_again("[schedule]\nevery = \"1s\""));
+    let server = home.serve().await;
+    let told = verified(&receiver.next().await);
+    let (_, runs) = server.client.get("/tasks/again/runs?limit=500").await;
+    let failed = &told["data"]["run"];
+    assert_eq!(told["type"], "failed", "{told}");
+    // One that fails while the next slot waits already has no retry to give way.
+    let retry = runs["items"].as_array().unwrap().iter().find(|run| run["retry_of"] == *failed);
+    assert!(retry.is_none_or(|retry| retry["state"] == "cancelled" && retry["started_at"].is_null()), "{runs}");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
     let mut receiver = Receiver::answering(&[]).await;
@@ -564,6 +615,90 @@ async fn the_doctor_says_what_is_wrong_and_ends_with_one_where_there_is_trouble(
     let (code, out, _) = command(&home, &["doctor"]).await;
     assert!(code == 1 && out.contains("\"phone\"") && out.contains("trouble"), "{out}");
     server.stop().await;
+}
+
+fn calls(channels: &[&str]) -> String {
+    format!("title = \"Calls\"\n[notify]\nchannels = {channels:?}\n[[steps]]\nname = \"a\"\nrun = \"exit 1\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_not_there_is_refused_in_file_api_and_command() {
+    let receiver = Receiver::answering(&[]).await;
+    let home = home(&hook(&receiver, "")).task("file", &calls(&["hook", "phone"]));
+    let server = home.serve().await;
+    let client = &server.client;
+    let said = "there is no channel \"phone\" in [notify.channels] of config.toml: there are \"hook\"";
+    let (_, shown) = client.get("/tasks/file").await;
+    assert_eq!(
+        (&shown["error"]["message"], &shown["error"]["key"], &shown["error"]["line"]),
+        (&json!(said), &json!("notify.channels[1]"), &json!(3)),
+        "{shown}"
+    );
+    let task = |channel: &str| {
+        json!({
+            "id": "made", "title": "Made", "run": false, "steps": [{"run": "true"}], "notify": {"channels": [channel]},
+        })
+    };
+    for path in ["/tasks", "/tasks?dry_run=true"] {
+        let (status, refused) = client.post(path, task("phone")).await;
+        assert_eq!((status, &refused["field"]), (400, &json!("notify.channels[0]")), "{path}: {refused}");
+        assert!(refused["detail"].as_str().unwrap().contains(said), "{path}: {refused}");
+    }
+    assert_eq!(client.post("/tasks", task("hook")).await.0, 201);
+    let change = json!({"notify": {"channels": ["phone"]}});
+    let refused = client.request(reqwest::Method::PATCH, "/tasks/made").json(&change).send().await.unwrap();
+    assert_eq!(refused.status(), 400);
+    let refused: Value = refused.json().await.unwrap();
+    assert_eq!(refused["field"], "notify.channels[0]", "{refused}");
+    assert!(refused["detail"].as_str().unwrap().contains(said), "{refused}");
+    let (code, out, _) = command(&home, &["tasks", "validate"]).await;
+    assert!(code == 2 && out.contains(&format!("file.toml:3:21: notify.channels[1]: {said}")), "{out}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_channel_that_is_gone_loses_no_task_and_the_other_channels_are_told() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let both = format!("{}\n{}", hook(&receiver, ""), channel("phone", &receiver, ""));
+    let home = home(&both).task("file", &calls(&["phone", "hook"]));
+    let mut server = home.spawn(&[]).await;
+    let body = json!({
+        "id": "stored", "title": "Stored", "run": false, "steps": [{"run": "exit 1"}],
+        "notify": {"channels": ["phone", "hook"]},
+    });
+    assert_eq!(server.client.post("/tasks", body).await.0, 201);
+    server.terminate().await;
+    let config = home.path().join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("[notify.channels.phone]", "[notify.channels.mobile]");
+    std::fs::write(&config, text).unwrap();
+    let server = home.spawn(&[]).await;
+    let client = &server.client;
+    let said = "there is no channel \"phone\" in [notify.channels] of config.toml: there are \"hook\", \"mobile\"";
+    let (_, shown) = client.get("/tasks/stored").await;
+    assert_eq!(shown["error"]["key"], "notify.channels[0]", "{shown}");
+    assert_eq!(shown["error"]["message"], format!("{said}; until then nobody is told by it"));
+    // The file is refused as it stands; what was in force before stays so.
+    let (_, shown) = client.get("/tasks/file").await;
+    assert_eq!((&shown["error"]["message"], &shown["error"]["line"]), (&json!(said), &json!(3)), "{shown}");
+    let (code, out, _) = command(&home, &["doctor"]).await;
+    for told in ["put it back into config.toml", "correct the file"] {
+        assert!(code == 1 && out.contains(said) && out.contains(told), "{told}: {out}");
+    }
+    for task in ["stored", "file"] {
+        ended(client, task).await;
+        let told = verified(&receiver.next().await);
+        assert_eq!((told["type"].as_str(), told["data"]["task"].as_str()), (Some("failed"), Some(task)));
+    }
+    assert!(receiver.has_more().is_none(), "once each, by the channel that is there");
+    // What is changed has to be right.
+    let patch = async |body: Value| {
+        let sent = client.request(reqwest::Method::PATCH, "/tasks/stored").json(&body).send().await.unwrap();
+        (sent.status().as_u16(), sent.json::<Value>().await.unwrap())
+    };
+    let (status, refused) = patch(json!({"title": "Other"})).await;
+    assert_eq!((status, &refused["field"]), (400, &json!("notify.channels[0]")), "{refused}");
+    let (status, mended) = patch(json!({"notify": {"channels": ["mobile", "hook"]}})).await;
+    assert_eq!((status, &mended["error"]), (200, &Value::Null), "{mended}");
 }
 
 #[test]

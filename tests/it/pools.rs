@@ -263,3 +263,19 @@ async fn a_pool_that_is_not_there_is_refused_in_file_api_and_command() {
     assert_eq!(added.status.code(), Some(0), "{added:?}");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_slots_are_written_down_no_run_starts_and_then_all_do() {
+    let home = Home::new("").shell_task("job", "true");
+    let server = home.serve().await;
+    let still = server.server.api().runs.keep_still();
+    let run = server.client.run("job").await;
+    assert_eq!(server.client.get(&format!("/runs/{run}")).await.1["state"], "queued");
+    let let_go = Timestamp::now();
+    drop(still);
+    let ended = server.client.ended(&run).await;
+    assert_eq!(ended["state"], "succeeded");
+    let started = time(&ended["started_at"]);
+    assert!(started >= let_go, "{started} is before {let_go}");
+    server.stop().await;
+}

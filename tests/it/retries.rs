@@ -161,6 +161,53 @@ async fn t_28_a_run_that_was_stopped_is_not_tried_again_whatever_it_says_itself(
     server.stop().await;
 }
 
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn t_28_a_stop_in_the_moment_in_which_the_failure_is_saved_stops_its_retry() {
+    let home = Home::new("").task("again", &task("retries = 1\nbackoff = \"10ms\"", "false"));
+    let server = home.serve().await;
+    // In its transaction the failure and its retry are written; nobody else sees them yet.
+    let mut hold = server.hold_writer(|point| point == "retry-not-saved").await;
+    let run = server.client.run("again").await;
+    hold.reached().await;
+    let asked = server.server.api().runs.stop(run.parse().unwrap()).await.unwrap();
+    assert!(!asked.state.is_ended(), "{asked:?}");
+    drop(hold);
+    let over = attempts(&server.client, &run).await;
+    let ends: Vec<_> = over.iter().map(|run| (&run["state"], &run["reason"], run["started_at"].is_null())).collect();
+    let stopped = (&json!("cancelled"), &json!("stopped before it started"), true);
+    assert_eq!((ends.len(), ends[0].0, ends[1]), (2, &json!("failed"), stopped), "{over:?}");
+    assert_eq!(server.client.get("/status").await.1["queued"], 0, "it stands in no line");
+    server.stop().await;
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_slot_of_a_run_that_is_stopped_while_its_start_is_saved_says_nothing_of_a_retry() {
+    let home =
+        Home::new("[runs]\nshutdown_grace = \"10ms\"").task("again", &each_second("overlap = \"queue\"", "sleep 600"));
+    let server = home.serve().await;
+    let api = server.server.api();
+    let (publisher, runs) = (api.publisher.clone(), api.runs.clone());
+    // It has its place, and its start is with the writer.
+    let is_starting = move |point: &str| {
+        let is_at_work = point == "in-commit" && runs.counts().0 > 0;
+        is_at_work && publisher.topic(&"again".parse().unwrap()).unwrap().tail().fold.runs().next().is_some()
+    };
+    let mut hold = server.hold_writer(is_starting).await;
+    hold.reached().await;
+    let id = text(&server.client.get("/tasks/again/runs").await.1["items"][0]["id"]);
+    let asked = api.runs.stop(id.parse().unwrap()).await.unwrap();
+    assert!(!asked.state.is_ended(), "{asked:?}");
+    drop(hold);
+    let over = server.client.ended(&id).await;
+    assert_eq!((&over["state"], over["started_at"].is_null()), (&json!("cancelled"), false), "{over}");
+    let slot = slot_of(&server.client, "again", &over["id"]).await;
+    assert!(slot["outcome"] == "ran" || slot["outcome"] == "late", "{slot}");
+    assert_eq!(slot["reason"], Value::Null, "{slot}");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pending_retry_counts_as_a_run_that_is_not_over_and_its_slot_names_it() {
     let home = Home::new("").task("again", &each_second("retries = 1\nbackoff = \"1h\"", "false"));
@@ -273,6 +320,29 @@ async fn a_newer_slot_that_replaces_takes_the_place_of_a_pending_retry() {
         (&json!("cancelled"), &json!("replaced by the run of a newer slot"), &Value::Null)
     );
     assert_eq!(slot_of(&server.client, "again", &over["id"]).await["outcome"], "ran");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_counts_whose_retry_never_starts_whoever_took_that_back() {
+    let long = "backoff = \"1h\"\nretries = 1\npause_after = 2";
+    let home = Home::new("")
+        .task("replaced", &each_second(&format!("overlap = \"replace\"\n{long}"), "false"))
+        .task("stopped", &task(long, "false"));
+    let server = home.serve().await;
+    let client = &server.client;
+    for paused in ["queued", "paused"] {
+        let first = client.run("stopped").await;
+        let retry = text(&pending_retry(client, &first).await["id"]);
+        assert_eq!(client.get("/tasks/stopped").await.1["state"], "queued");
+        assert_eq!(client.post(&format!("/runs/{retry}/stop"), json!({})).await.0, 202);
+        assert_eq!(client.get("/tasks/stopped").await.1["state"] == "paused", paused == "paused");
+    }
+    // Each slot takes the place of the retry of the one before.
+    client.until("/tasks/replaced", |task| task["state"] == "paused").await;
+    let events = client.pages("replaced").await;
+    let paused = events.iter().find(|event| event["data"]["state"] == "paused").unwrap();
+    assert_eq!(paused["data"]["reason"], "2 of its runs failed in a row");
     server.stop().await;
 }
 
@@ -641,6 +711,15 @@ fn bad_values() -> Vec<BadValue<'static>> {
         ("pause_after", "-1", json!(-1), flag("--pause-after=-1", "invalid"), "-1 is not from 0 to 1000"),
         ("pause_after", "1001", json!(1001), flag("--pause-after=1001", ""), "1001 is not from 0 to 1000"),
         ("pause_after", "\"three\"", json!("three"), flag("--pause-after=three", "invalid"), "must be a whole number"),
+        ("keep", "5", json!(5), None, "must be a table, is a number"),
+        ("keep.runs", "0", json!(0), flag("--keep=runs=0", ""), "0 is not from 1 to 1000000000000"),
+        ("keep.runs", "1.5", json!(1.5), flag("--keep=runs=1.5", ""), "must be a whole number"),
+        ("keep.days", "\"7d\"", json!("7d"), flag("--keep=days=7d", ""), "must be a whole number, is text"),
+        ("keep.days", "40000", json!(40000), flag("--keep=days=40000", ""), "40000 is not from 1 to 36525"),
+        ("keep.events", "-1", json!(-1), flag("--keep=events=-1", ""), "-1 is not from 1 to 1000000000000"),
+        ("keep.bytes", "\"1 MiBs\"", json!("1 MiBs"), flag("--keep=bytes=1 MiBs", ""), "\"1 MiBs\" is not a size"),
+        ("keep.bytes", "0", json!(0), flag("--keep=bytes=0", ""), "must be more than nothing"),
+        ("keep.runz", "5", json!(5), flag("--keep=runz=5", ""), "is not known: did you mean \"runs\"?"),
     ]
 }
 
@@ -657,8 +736,9 @@ async fn bad_values_are_refused_with_their_reason_in_files_by_the_api_and_on_the
         assert_eq!((&file["state"], &file["error"]["key"]), (&json!("error"), &json!(key)), "{toml}: {file}");
         assert!(text(&file["error"]["message"]).contains(said), "{key} = {toml}: {}", file["error"]);
         assert_eq!(file["error"]["line"], 3, "{file}");
-        let mut body = json!({ "id": "made", "title": "Made", "steps": [{ "run": "true" }], "policy": {} });
-        body["policy"][key.trim_start_matches("policy.")] = json;
+        let mut body = json!({ "id": "made", "title": "Made", "steps": [{ "run": "true" }] });
+        let whole = key.split('.').rev().fold(json, |value, member| json!({ member: value }));
+        body["policy"] = whole["policy"].clone();
         let (status, problem) = server.client.post("/tasks", body.clone()).await;
         assert_eq!((status, &problem["field"]), (400, &json!(key)), "{body}: {problem}");
         assert!(text(&problem["detail"]).contains(said), "{body}: {problem}");

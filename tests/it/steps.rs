@@ -347,14 +347,15 @@ async fn a_stop_ends_the_step_closes_its_call_and_tries_nothing_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_gives_up_ends_the_step_all_the_same() {
-    let mut work = work(vec![step("deaf", "trap '' INT TERM; echo begun; exec sleep 1000")]);
+    let mut work = work(vec![step("deaf", "trap '' INT TERM; touch deaf; exec sleep 1000")]);
+    let deaf = work.dir.path().join("deaf");
     let run = work.assignment.run;
     // No process can be made that takes no SIGKILL; one that is not sent any stands for it.
     let stages = StopStages { kill: Duration::from_secs(60), give_up: Duration::from_millis(300), ..FAST };
     let processes = Processes::with_stages(run, BTreeMap::new(), program(), no_record(), stages);
     work.assignment.processes = processes.clone();
     let stop = async {
-        until("the command runs", || marked(run).len() >= 2).await;
+        until("the command takes no notice", || deaf.exists()).await;
         processes.stop(tokio::sync::mpsc::channel(3).0).await
     };
     let (done, left) = tokio::join!(work.done(), stop);

@@ -323,7 +323,7 @@ fn each_mistake_in_a_step_is_told_with_its_place() {
 #[test]
 fn a_pool_is_one_of_the_configuration_and_nothing_that_is_carried_out_elsewhere_takes_its_places() {
     let pools = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let terms = |names: &[&str]| Terms { policy: Policy::default(), pools: Some(Arc::new(pools(names))) };
+    let terms = |names: &[&str]| Terms { pools: Some(Arc::new(pools(names))), ..Terms::default() };
     let text = task("[policy]\nconcurrency = \"disk\"");
     let read = |terms: Terms| from_toml("t.toml", &text, &terms).map_err(|problems| problems.to_string());
     assert_eq!(read(terms(&["disk", "net"])).unwrap().policy.concurrency.as_deref(), Some("disk"));
@@ -711,8 +711,33 @@ fn tellings() -> impl Strategy<Value = Telling> {
 }
 
 #[test]
+fn a_channel_that_is_told_is_one_of_the_configuration() {
+    let terms = |names: &[&str]| {
+        let channels = names.iter().map(|name| (*name).to_owned()).collect();
+        Terms { channels: Some(Arc::new(channels)), ..Terms::default() }
+    };
+    let text = task("[notify]\nchannels = [\"team\", \"phone\"]");
+    let read = |terms: Terms| from_toml("t.toml", &text, &terms).map_err(|problems| problems.to_string());
+    assert_eq!(read(terms(&["phone", "team"])).unwrap().notify.channels.unwrap(), ["team", "phone"]);
+    assert_eq!(
+        read(terms(&["chat", "team"])).unwrap_err(),
+        "t.toml:3:21: notify.channels[1]: there is no channel \"phone\" in [notify.channels] of config.toml: there are \
+         \"chat\", \"team\""
+    );
+    let said = read(terms(&[])).unwrap_err();
+    let none = |name: &str| format!("there is no channel {name:?}: set it up in [notify.channels] of config.toml");
+    assert_eq!(said.lines().count(), 2, "each is said: {said}");
+    assert!(said.contains(&none("team")) && said.contains(&none("phone")), "{said}");
+    // A task of the store stays what it is when its channel goes.
+    assert_eq!(read(Policy::default().into()).unwrap().notify.channels.unwrap(), ["team", "phone"]);
+}
+
+#[test]
 fn what_is_told_of_a_task_is_refused_where_it_cannot_be() {
+    let terms = Terms { channels: Some(Arc::new(["team".to_owned()].into())), ..Terms::default() };
     for (text, key) in [
+        ("channels = [\"phone\"]", "notify.channels[0]"),
+        ("channels = [\"team\", \"Team\"]", "notify.channels[1]"),
         ("on = [\"sometimes\"]", "notify.on"),
         ("on = \"failed\"", "notify.on"),
         ("channels = [1]", "notify.channels[0]"),
@@ -722,7 +747,7 @@ fn what_is_told_of_a_task_is_refused_where_it_cannot_be() {
         ("chanels = []", "notify.chanels"),
     ] {
         let text = format!("title = \"T\"\n[notify]\n{text}\n[[steps]]\nrun = \"true\"\n");
-        let problems = from_toml("t.toml", &text, &Policy::default()).unwrap_err();
+        let problems = from_toml("t.toml", &text, &terms).unwrap_err();
         assert_eq!((problems.first().key.as_str(), problems.first().line), (key, Some(3)), "{problems}");
     }
 }

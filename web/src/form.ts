@@ -3,11 +3,11 @@
 import type { Definition } from './state/api';
 
 export interface Field {
-  /** Its key in `[policy]` or `[schedule]`; `keep.runs` is a key of the table in there. */
+  /** Its key in `[policy]`, `[schedule]` or `[notify]`; `keep.runs` is a key of the table in there. */
   key: string;
   label: string;
   help: string;
-  kind: 'choice' | 'text' | 'number' | 'numbers' | 'size' | 'flag';
+  kind: 'choice' | 'text' | 'names' | 'number' | 'numbers' | 'size' | 'flag';
   choices?: readonly [value: string, words: string][];
   /** What such a value looks like. */
   like?: string;
@@ -208,6 +208,18 @@ export const SCHEDULE: readonly Field[] = [
   },
 ];
 
+/** Of `[notify]`. */
+export const NOTIFY: readonly Field[] = [
+  {
+    key: 'channels',
+    label: 'Told by the channels',
+    help: 'Of [notify.channels] in config.toml; those that are for every task when it is left empty.',
+    kind: 'names',
+    like: 'phone, team',
+    unset: true,
+  },
+];
+
 /**
  * The keys of the policy that a server knows, as it has them for a task that says nothing: what such a task would be
  * says it. Those that may be unset are not in there.
@@ -269,9 +281,10 @@ export interface Draft {
   every: string;
   at: string;
   tz: string;
-  /** Further keys of the schedule, and those of the policy. */
+  /** Further keys of the schedule, and those of the policy and of who is told. */
   schedule: Record<string, string>;
   policy: Record<string, string>;
+  notify: Record<string, string>;
   params: ParamDraft[];
   steps: StepDraft[];
   attention: string;
@@ -300,7 +313,7 @@ function typed(of: readonly Field[], values: Record<string, unknown>): Record<st
     of.map(({ key, kind }) => {
       const [within, name] = placeOf(key);
       const value = (within === null ? values : table(values[within]))[name];
-      if (kind === 'numbers' && Array.isArray(value)) return [key, value.join(', ')];
+      if ((kind === 'numbers' || kind === 'names') && Array.isArray(value)) return [key, value.join(', ')];
       return [key, kind === 'size' && typeof value === 'number' ? sizeText(value) : text(value)];
     }),
   );
@@ -340,6 +353,7 @@ export function draftOf(definition: Definition): Draft {
     tz: text(schedule.tz),
     schedule: typed(SCHEDULE, schedule),
     policy: typed(fields, table(definition.policy)),
+    notify: typed(NOTIFY, table(definition.notify)),
     params: Object.entries(table(definition.params)).map(([name, param]) => {
       const { default: value, help } = table(param);
       return { name, value: text(value), help: text(help), required: value === undefined, was: value };
@@ -388,24 +402,26 @@ function sizeIn(value: string): unknown {
 function meant({ kind }: Field, value: string): unknown {
   if (kind === 'number') return numberIn(value);
   if (kind === 'size') return sizeIn(value);
-  if (kind === 'numbers')
-    return value
-      .split(/[\s,]+/)
-      .filter((one) => one !== '')
-      .map(numberIn);
+  if (kind === 'numbers' || kind === 'names') {
+    const parts = value.split(/[\s,]+/).filter((one) => one !== '');
+    return kind === 'numbers' ? parts.map(numberIn) : parts;
+  }
   if (kind === 'flag') return value === 'true';
   return value;
 }
 
-/** Fields that are empty stand for the default; keys that no field shows stay as they are. */
+/** Fields that are empty stand for the default, but for a list that was empty; keys that no field shows stay as they are. */
 function given(of: readonly Field[], values: Record<string, string>, was: Record<string, unknown>) {
   const now: Record<string, unknown> = { ...was };
   for (const field of of) {
     const [within, name] = placeOf(field.key);
     const inner = within === null ? now : { ...table(now[within]) };
     const value = values[field.key] ?? '';
-    if (value.trim() === '') delete inner[name];
-    else inner[name] = meant(field, value);
+    const before = inner[name];
+    const wasEmpty = Array.isArray(before) && before.length === 0;
+    if (value.trim() === '') {
+      if (!wasEmpty) delete inner[name];
+    } else inner[name] = meant(field, value);
     if (within === null) continue;
     if (Object.keys(inner).length > 0) now[within] = inner;
     else delete now[within];
@@ -461,6 +477,8 @@ export function definitionOf(draft: Draft, was: Definition = {}): Definition {
   put('schedule', { ...Object.fromEntries(others), ...schedule }, draft.kind !== 'none');
   const policy = given(fields, draft.policy, table(was.policy));
   put('policy', policy, Object.keys(policy).length > 0);
+  const notify = given(NOTIFY, draft.notify, table(was.notify));
+  put('notify', notify, Object.keys(notify).length > 0);
   const params = draft.params.map((param) => [
     param.name,
     { ...(param.required ? {} : { default: defaultOf(param) }), ...(param.help ? { help: param.help } : {}) },

@@ -27,6 +27,7 @@ const WHOLE = {
     keep: { runs: 30, bytes: 209_715_200, later: 'what no field shows' },
     other: ['kept'],
   },
+  notify: { channels: ['team', 'phone'], on: ['failed'] },
   params: { limit: { default: 85, help: 'Above this' }, name: { default: '85' }, must: {} },
   secrets: { KEY: { env: 'KEY' } },
   steps: [
@@ -76,6 +77,24 @@ test('a key of a table within the rules is a field, and an empty table goes', ()
   expect(definitionOf(draft, was).policy).toBeUndefined();
   const there = (name: string) => ['policy.keep.runs', 'policy.timeout'].includes(name);
   expect(fieldOf('policy.keep.runs', there)).toBe('policy.keep.runs');
+});
+
+test('the channels are names, and a list that was empty stays one', () => {
+  const was = { notify: { channels: [], check: 'nightly' }, policy: { retry_on: [] } };
+  const draft = draftOf(was);
+  expect(draft.notify.channels).toBe('');
+  expect(changesBetween(was, { ...was, ...definitionOf(draft, was) })).toEqual({
+    title: '',
+    agent: 'steps',
+    steps: [],
+  });
+  draft.notify.channels = 'team, phone  chat';
+  expect(definitionOf(draft, was).notify).toEqual({ channels: ['team', 'phone', 'chat'], check: 'nightly' });
+  const some = { notify: { channels: ['team'] } };
+  const emptied = { ...draftOf(some), notify: { channels: ' ' } };
+  expect(definitionOf(emptied, some).notify).toBeUndefined();
+  const there = (name: string) => name === 'notify.channels';
+  expect(fieldOf('notify.channels[1]', there)).toBe('notify.channels');
 });
 
 test('a default keeps its kind, and a new one is read as a person means it', () => {

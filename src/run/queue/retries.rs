@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Lists, Queued, RunError, Runs};
+use super::{Lists, Queued, RunError, Runs, STOPPED};
 use crate::config::units::duration_words;
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
 use crate::run::places::{Due, Kind};
 use crate::run::retry::{self, Next, Past};
-use crate::run::runner::{CALLED_OFF, StopCause, reasoned};
+use crate::run::runner::{CALLED_OFF, REPLACED, StopCause, reasoned};
 use crate::store::{StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::topic::Offer;
@@ -29,15 +30,25 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// waited for. One that is only slowed down a little to be right again comes to it earlier.
 const SET_BACK: u32 = 8;
 
-impl Lists {
-    /// Whether someone, or a newer slot, has ended this run: what it says itself is no failure any more.
-    fn is_given_up(&self, id: RunId) -> bool {
-        let cause = match (self.elsewhere.get(&id), self.working.get(&id)) {
-            (Some(seat), _) => seat.stop_cause(),
-            (_, Some(stop)) => *stop.borrow(),
+/// Says whether a run at work is stopped, and why; also once it is no longer at work.
+struct Stop(Option<watch::Receiver<Option<StopCause>>>);
+
+impl Stop {
+    /// Why someone, or a newer slot, has ended the run, if that is so: what it says itself is no failure any more, and
+    /// is not tried again.
+    fn given_up(&self) -> Option<&'static str> {
+        match *self.0.as_ref()?.borrow() {
+            Some(StopCause::Asked) => Some(STOPPED),
+            Some(StopCause::Replaced) => Some(REPLACED),
             _ => None,
-        };
-        matches!(cause, Some(StopCause::Asked | StopCause::Replaced))
+        }
+    }
+}
+
+impl Lists {
+    fn stop_of(&self, id: RunId) -> Stop {
+        let elsewhere = self.elsewhere.get(&id).map(|seat| seat.stop());
+        Stop(elsewhere.or_else(|| self.working.get(&id).map(watch::Sender::subscribe)))
     }
 }
 
@@ -105,12 +116,16 @@ impl Runs {
     /// What follows the end of a run: called by the writer, in the transaction of the end.
     pub(super) fn follow(&self, connection: &Connection, no: TaskNo, run: &Run) -> Result<Following, StoreError> {
         let task = self.registry().get(&run.task).filter(|task| task.no == no);
-        let Some(task) = task.filter(|_| run.started_at.is_some()) else { return Ok(Following::default()) };
+        let Some(task) = task else { return Ok(Following::default()) };
+        if run.started_at.is_none() {
+            return self.follow_unstarted(connection, &task, run);
+        }
         if run.state == crate::record::RunState::Succeeded {
             registry::note_failure(connection, no, false)?;
             return Ok(Following::default());
         }
-        if self.lists().is_given_up(run.id) {
+        let stop = self.lists().stop_of(run.id);
+        if stop.given_up().is_some() {
             return Ok(Following::default());
         }
         let policy = &task.definition.policy;
@@ -122,18 +137,36 @@ impl Runs {
             Next::Again { .. } if policy.overlap == Overlap::Replace && has_slot_waiting(connection, no)? => {
                 Ok(Following::default())
             }
-            Next::Again { wait } => self.make_retry(connection, run, wait),
-            Next::Failed => {
-                let failures = registry::note_failure(connection, no, true)?;
-                if is_on && retry::pauses(policy, failures) {
-                    return self.pause_itself(connection, &task, failures);
-                }
-                Ok(Following::default())
-            }
+            Next::Again { wait } => self.make_retry(connection, run, wait, stop),
+            Next::Failed => self.note_failure(connection, &task),
         }
     }
 
-    fn make_retry(&self, connection: &Connection, run: &Run, wait: Duration) -> Result<Following, StoreError> {
+    /// A retry that ends without a start: then the failure before it was not tried again, and counts.
+    fn follow_unstarted(&self, connection: &Connection, task: &Task, run: &Run) -> Result<Following, StoreError> {
+        let before = run.not_before.and(run.retry_of);
+        let before = before.map(|before| saved(connection, before)).transpose()?.flatten();
+        match before {
+            Some(before) if retry::is_failure(before.state) => self.note_failure(connection, task),
+            _ => Ok(Following::default()),
+        }
+    }
+
+    fn note_failure(&self, connection: &Connection, task: &Task) -> Result<Following, StoreError> {
+        let failures = registry::note_failure(connection, task.no, true)?;
+        if retry::pauses(&task.definition.policy, failures) && is_on(connection, task.no)? == Some(true) {
+            return self.pause_itself(connection, task, failures);
+        }
+        Ok(Following::default())
+    }
+
+    fn make_retry(
+        &self,
+        connection: &Connection,
+        run: &Run,
+        wait: Duration,
+        stop: Stop,
+    ) -> Result<Following, StoreError> {
         let now = self.publisher().clock().now();
         let not_before = SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok());
         let attempt = run.attempt.saturating_add(1);
@@ -153,10 +186,22 @@ impl Runs {
         slots::note_retry(connection, run.id, id)?;
         failpoint::hit("retry-not-saved");
         let (runs, task, of) = (self.clone(), run.task.clone(), run.id);
+        let (tracker, runtime) = (self.shared.tracker.clone(), self.shared.runtime.clone());
         let after = move || {
             failpoint::hit("retry-saved");
             info!(run = %id, %of, %task, attempt, wait_ms = wait.as_millis(), "the run is tried again");
-            runs.note_queued(id, task);
+            // Until it is saved, who stops the run finds no retry, and means it all the same.
+            if let Err(reason) = runs.note_queued_unless(id, task.clone(), || stop.given_up()) {
+                let topic = runs.publisher().topic(&task);
+                let off = async move {
+                    let Some(topic) = topic else { return };
+                    runs.end_given_up(&topic, id, reason, move |connection| {
+                        slots::note_end_unstarted(connection, id, "skipped", reason)
+                    })
+                    .await;
+                };
+                tracker.spawn_on(off, &runtime);
+            }
         };
         Ok(Following { offers: vec![queued.offer(id, now)], after: Some(Box::new(after)) })
     }
@@ -204,12 +249,10 @@ pub(super) fn words(attempt: u32, wait: SignedDuration) -> String {
 /// How the attempts ended that led to this run, and how it ended itself.
 fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
     let mut past = Past::default().with(run.state);
-    let mut find = connection.prepare_cached("SELECT run FROM runs WHERE id = ?1")?;
     let (mut retry_of, mut attempt) = (run.not_before.and(run.retry_of), run.attempt);
     // What a person does once more begins anew: only a retry has a time before which it does not start.
     while let Some(of) = retry_of {
-        let text: Option<String> = find.query_row([of.to_string()], |row| row.get(0)).optional()?;
-        let Some(before) = text.and_then(|text| serde_json::from_str::<Run>(&text).ok()) else {
+        let Some(before) = saved(connection, of)? else {
             // Retention took them: as if all of them had failed, so that there is an end.
             past.failures = past.failures.saturating_add(attempt.saturating_sub(1));
             break;
@@ -218,6 +261,15 @@ fn past(connection: &Connection, run: &Run) -> rusqlite::Result<Past> {
         (retry_of, attempt) = (before.not_before.and(before.retry_of), before.attempt);
     }
     Ok(past)
+}
+
+/// A run as it is saved by now.
+fn saved(connection: &Connection, run: RunId) -> rusqlite::Result<Option<Run>> {
+    let text: Option<String> = connection
+        .prepare_cached("SELECT run FROM runs WHERE id = ?1")?
+        .query_row([run.to_string()], |row| row.get(0))
+        .optional()?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }
 
 /// Whether a slot of a task waits for its run.

@@ -8,7 +8,7 @@ use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-use super::fits;
+use super::{fits, just_before};
 
 /// How many moments are after `after` and at or before `until`. O(days between them).
 pub(super) fn moments(cron: &Cron, every_hour: bool, zone: &TimeZone, after: Timestamp, until: Timestamp) -> u64 {
@@ -95,10 +95,6 @@ impl Day {
 
 fn just_after(at: Timestamp) -> Timestamp {
     at.checked_add(SignedDuration::from_micros(1)).unwrap_or(at)
-}
-
-fn just_before(at: Timestamp) -> Timestamp {
-    at.checked_sub(SignedDuration::from_micros(1)).unwrap_or(at)
 }
 
 fn second_after(at: DateTime) -> DateTime {

@@ -2,16 +2,18 @@
 
 use super::reader::Reader;
 use super::tree::{Data, Node};
+use crate::task::definition::Terms;
 use crate::task::telling::{Occasion, Telling};
 
 /// The longest name of a channel or a check.
 const MAX_NAME: usize = 128;
 
 impl Reader {
-    pub(super) fn telling(&mut self, node: &Node) -> Telling {
+    pub(super) fn telling(&mut self, node: &Node, terms: &Terms) -> Telling {
         let Some(mut open) = self.open("notify", node) else { return Telling::default() };
         let enabled = self.flag(&mut open, "enabled").unwrap_or(true);
-        let channels = open.take("channels").map(|node| self.names("notify.channels", node));
+        let no_such = |name: &str| terms.no_such_channel(name);
+        let channels = open.take("channels").map(|node| self.names("notify.channels", node, no_such));
         let on = open.take("on").map(|node| self.occasions("notify.on", node));
         let span = open.take("check").and_then(|node| node.span.clone());
         let check = self.line(&mut open, "check").filter(|check| {
@@ -30,8 +32,8 @@ impl Reader {
         Telling { enabled, channels, on, check }
     }
 
-    /// A list of texts.
-    fn names(&mut self, key: &str, node: &Node) -> Vec<String> {
+    /// A list of texts, without those that `refuse` has a word against.
+    fn names(&mut self, key: &str, node: &Node, refuse: impl Fn(&str) -> Option<String>) -> Vec<String> {
         let Data::List(items) = &node.data else {
             self.wrong(key, node.span.clone(), format!("must be a list of names, is {}", node.data.name()));
             return Vec::new();
@@ -43,7 +45,10 @@ impl Reader {
                     self.wrong(format!("{key}[{n}]"), item.span.clone(), "is no name".into());
                 }
                 Data::Text(name) if names.contains(name) => {}
-                Data::Text(name) => names.push(name.clone()),
+                Data::Text(name) => match refuse(name) {
+                    Some(why) => self.wrong(format!("{key}[{n}]"), item.span.clone(), why),
+                    None => names.push(name.clone()),
+                },
                 other => {
                     self.wrong(format!("{key}[{n}]"), item.span.clone(), format!("must be text, is {}", other.name()))
                 }
@@ -54,7 +59,7 @@ impl Reader {
 
     fn occasions(&mut self, key: &str, node: &Node) -> Vec<Occasion> {
         let mut chosen = Vec::new();
-        for name in self.names(key, node) {
+        for name in self.names(key, node, |_| None) {
             match Occasion::chosen(&name) {
                 Some(occasion) => chosen.push(occasion),
                 None => {
