@@ -70,7 +70,10 @@ async fn who_waits_long_for_a_place_is_named_with_who_has_it_and_what_to_do() {
     );
     assert_eq!(level_and_text(&places[0]), ("warn", stands.as_str()), "what stands comes first: {places:?}");
     let advice = places[0]["advice"].as_str().unwrap();
-    assert!(advice.contains(&format!("rejoin runs stop {holds}")) && advice.contains("narrow under [pools]"), "{advice}");
+    assert!(
+        advice.contains(&format!("rejoin runs stop {holds}")) && advice.contains("narrow under [pools]"),
+        "{advice}"
+    );
     assert_eq!(places[1..].iter().map(level_and_text).collect::<Vec<_>>(), [ok[0], ok[2]]);
     let (code, out) = doctor(&home).await;
     assert_eq!(code, 0, "something to know, and no trouble: {out}");
@@ -134,7 +137,8 @@ async fn a_retry_has_waited_for_a_place_only_since_its_time_came() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_not_there_is_named_with_its_task_and_none_is_shown() {
-    let with = |secrets: &str| format!("title = \"S\"\n[secrets]\n{secrets}\n[[steps]]\nname = \"only\"\nrun = \"true\"\n");
+    let with =
+        |secrets: &str| format!("title = \"S\"\n[secrets]\n{secrets}\n[[steps]]\nname = \"only\"\nrun = \"true\"\n");
     let home = Home::new("");
     let key = home.path().join("key");
     std::fs::write(&key, "a value of some length\n").unwrap();
