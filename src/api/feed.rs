@@ -306,7 +306,7 @@ impl Feed {
                 self.told = self.sub.reader.next().prev();
                 self.say(said);
             }
-            Ok(Answer::NotFound(said)) => self.end_with_the_task(vec![said]),
+            Ok(Answer::NotFound(said)) => self.end_with_the_task(said),
             Err(error) => self.give_up(&error),
         }
     }
@@ -478,16 +478,16 @@ impl Feed {
         }
     }
 
-    fn end_with_the_task(&mut self, said: Vec<Said>) {
-        self.say(said);
+    fn end_with_the_task(&mut self, said: Said) {
+        self.say(vec![said]);
         self.ending = Some(Goodbye { word: "not_found", retry_ms: None });
     }
 
     /// A position that is no longer one: the stream ends with its task, or starts again.
     async fn lose(&mut self, lost: Lost) {
         match self.sub.start_again(&self.live.viewer, self.live.limits.replay, lost).await {
-            Ok(said) if lost == Lost::Deleted => self.end_with_the_task(said),
-            Ok(said) => self.say(said),
+            Ok(Answer::Begins(said)) => self.say(said),
+            Ok(Answer::NotFound(said)) => self.end_with_the_task(said),
             Err(error) => self.give_up(&error),
         }
     }

@@ -583,12 +583,11 @@ impl Session {
     async fn lose(&mut self, index: usize, lost: Lost) {
         let mut sub = self.subs.remove(index);
         match sub.start_again(&self.live.viewer, self.live.limits.replay, lost).await {
-            Ok(said) => {
+            Ok(Answer::Begins(said)) => {
                 self.outbox.extend(said.into_iter().map(|said| Utf8Bytes::from(said.text)));
-                if lost != Lost::Deleted {
-                    self.subs.insert(index, sub);
-                }
+                self.subs.insert(index, sub);
             }
+            Ok(Answer::NotFound(said)) => self.outbox.push_back(said.text.into()),
             Err(error) => self.give_up(sub.number, &error),
         }
     }

@@ -135,7 +135,7 @@ impl Sub {
             viewer.publisher.metrics().reconnects.add(1);
         }
         let Some(after) = after else {
-            return self.reset(viewer, limits, Why::Generation, Seq(0), true).await.map(Answer::Begins);
+            return self.reset(viewer, limits, Why::Generation, Seq(0), true).await;
         };
         let (verdict, log) = self.reader.verdict_within(&viewer.store, generation, after, limits, span).await?;
         match verdict {
@@ -154,7 +154,7 @@ impl Sub {
                 if why == Why::Future && viewer.publisher.renew(self.reader.topic(), log.generation).await?.is_none() {
                     return Ok(Answer::NotFound(self.not_found()));
                 }
-                self.reset(viewer, limits, why, after, true).await.map(Answer::Begins)
+                self.reset(viewer, limits, why, after, true).await
             }
         }
     }
@@ -172,16 +172,17 @@ impl Sub {
         viewer: &Viewer,
         limits: ReplayLimits,
         lost: Lost,
-    ) -> Result<Vec<Said>, StoreError> {
+    ) -> Result<Answer, StoreError> {
         let have = self.reader.next().prev();
         match lost {
-            Lost::Deleted => Ok(vec![self.not_found()]),
+            Lost::Deleted => Ok(Answer::NotFound(self.not_found())),
             Lost::Replaced => self.reset(viewer, limits, Why::Generation, have, true).await,
             Lost::Retention => self.reset(viewer, limits, Why::Retention, have, false).await,
         }
     }
 
-    /// Says the gap aloud: (subscribed →) reset → snapshot, and no event before it.
+    /// Says the gap aloud: (subscribed →) reset → snapshot, and no event before it. Of a task that is deleted meanwhile
+    /// parts may have been read: its rows go once its topic is closed, and from then on it is not found.
     async fn reset(
         &mut self,
         viewer: &Viewer,
@@ -189,13 +190,16 @@ impl Sub {
         why: Why,
         have: Seq,
         again: bool,
-    ) -> Result<Vec<Said>, StoreError> {
+    ) -> Result<Answer, StoreError> {
         let snapshot = match why {
             Why::FromStart => self.reader.snapshot_before_last_work(&viewer.store, limits).await?,
             _ => self.reader.snapshot_at_head(&viewer.store).await?,
         };
         let Snapshot { generation, seq, head, .. } = snapshot;
         let view = viewer.one(&self.reader.topic().id).await?;
+        if self.reader.topic().is_closed() {
+            return Ok(Answer::NotFound(self.not_found()));
+        }
         self.reader.seek(generation, seq.next());
         self.reader.show_again();
         let log = Bounds { generation, head, ..self.reader.bounds() };
@@ -204,7 +208,7 @@ impl Sub {
         (self.catch_up, self.begins) = (Some(head), true);
         let subscribed = again.then(|| self.subscribed("reset", &log, seq.next()));
         let rest = [frame::reset(self.named, &log, why, have), frame::snapshot(self.named, &snapshot, &json!(view))];
-        Ok(subscribed.into_iter().chain(rest).collect())
+        Ok(Answer::Begins(subscribed.into_iter().chain(rest).collect()))
     }
 
     fn subscribed(&self, outcome: &str, log: &Bounds, from: Seq) -> Said {

@@ -49,14 +49,14 @@ pub struct Bounds {
     pub bytes: u64,
 }
 
-/// Reads where the log stands.
+/// Reads where the log stands; nothing of a task that was removed, whose rows go one after the other.
 ///
 /// # Errors
-/// When the file cannot be read; no row is `None`.
+/// When the file cannot be read.
 pub fn bounds(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<Bounds>> {
     connection
-        .prepare_cached("SELECT gen, oldest, head, bytes FROM tasks WHERE no = ?1")?
-        .query_row([task.0], |row| {
+        .prepare_cached("SELECT gen, oldest, head, bytes FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![task.0, REMOVED], |row| {
             Ok(Bounds {
                 generation: Gen(from_sql(row.get(0)?)),
                 oldest: Seq(from_sql(row.get(1)?)),

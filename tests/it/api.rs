@@ -865,3 +865,24 @@ async fn times_are_utc_with_six_digits_wherever_they_stand() {
     }
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_a_task_whose_rows_are_going_are_not_found_and_nothing_is_taken_for_damage() {
+    let home = Home::new("").shell_task("job", "true");
+    let server = home.serve().await;
+    for _ in 0..2 {
+        let run = server.client.run("job").await;
+        server.client.ended(&run).await;
+    }
+    // As the store is between two steps of a removal, of which a reader that came before it knows nothing yet.
+    let file = rusqlite::Connection::open(home.database()).unwrap();
+    file.execute_batch(
+        "UPDATE tasks SET id = '~job'; DELETE FROM segments WHERE key = (SELECT min(key) FROM segments)",
+    )
+    .unwrap();
+    for page in ["after=0", "after=3&limit=1", "before=9"] {
+        let (status, answer) = server.client.get(&format!("/tasks/job/events?{page}")).await;
+        assert_eq!((status, &answer["code"]), (404, &"not_found".into()), "{page}: {answer}");
+    }
+    server.stop().await;
+}
