@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 
 use super::external::{self, Elsewhere, lasted, lost_result};
 use super::places::{Kind, Manner, Places, PoolState, Waits};
-use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
+use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
@@ -572,7 +572,7 @@ impl Runs {
 
     /// Ends a run that waited, its slot being part of another run's.
     async fn coalesce(&self, topic: &Arc<Topic>, id: RunId, into: RunId) {
-        let said = save(self.publisher(), || {
+        let said = self.publisher().save(|| {
             let (topic, now) = (Arc::clone(topic), self.publisher().clock().now());
             move |connection: &Connection| -> Result<_, StoreError> {
                 slots::note_coalesced(connection, id, into, REPLACED)?;

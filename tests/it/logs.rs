@@ -153,7 +153,10 @@ async fn swe_38_a_servers_log_as_text_says_which_run_and_is_not_forged() {
     }
     let has = |words: &[&str]| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
     assert!(has(&[&format!("run{{task=job run={run}}}: "), "run starts attempt=1 trigger=\"hand\""]), "{log}");
-    assert!(has(&[&format!("run{{task=job run={run}}}: "), "run ended", "state=\"succeeded\"", "duration_ms="]), "{log}");
+    assert!(
+        has(&[&format!("run{{task=job run={run}}}: "), "run ended", "state=\"succeeded\"", "duration_ms="]),
+        "{log}"
+    );
     assert!(has(&["Detected WebSocket reconnection for chat=job, resuming updates", "task=job"]), "{log}");
     assert!(has(&["Sent tool_result message to user=admin, session=c-", "chat=job", "kind=\"tool_result\" seq="]));
     assert!(has(&[r"x\n2026-01-01T00:00:00Z  INFO forged\u{1b}[2J"]), "what is wrong with the file is said: {log}");

@@ -43,17 +43,11 @@ struct Turns {
 }
 
 impl Turns {
-    const FULL: Self = Self {
-        load: Duration::from_secs(60),
-        settle: Duration::from_secs(20),
-        measure: Duration::from_secs(10),
-    };
+    const FULL: Self =
+        Self { load: Duration::from_secs(60), settle: Duration::from_secs(20), measure: Duration::from_secs(10) };
     /// For the gate, which judges none of it.
-    const GLANCE: Self = Self {
-        load: Duration::from_secs(2),
-        settle: Duration::from_millis(500),
-        measure: Duration::from_millis(1500),
-    };
+    const GLANCE: Self =
+        Self { load: Duration::from_secs(2), settle: Duration::from_millis(500), measure: Duration::from_millis(1500) };
 
     /// The number of the turn at a time since the first began, and how long it has lasted.
     fn at(&self, since: Duration) -> (usize, Duration) {
