@@ -121,7 +121,7 @@ impl Notifier {
         own_port: Option<u16>,
     ) -> Self {
         let channel = |(name, one): (&String, &config::channels::Channel)| {
-            let channel = Channel { name: name.clone(), config: one.clone(), timeout: config.timeout, own_port };
+            let channel = Channel::new(name.clone(), one.clone(), config.timeout, own_port);
             (name.clone(), (Arc::new(channel), Arc::new(Notify::new())))
         };
         let channels: BTreeMap<_, _> = config.channels.iter().map(channel).collect();
@@ -228,9 +228,7 @@ impl Notifier {
             for (task, standing) in &decided.standings {
                 ledger::set_standing(connection, *task, standing)?;
             }
-            for draft in &decided.drafts {
-                ledger::add(connection, draft, now)?;
-            }
+            ledger::add_all(connection, &decided.drafts, now)?;
             if !decided.drafts.is_empty() {
                 ledger::forget_oldest(connection, keep)?;
             }
@@ -245,7 +243,7 @@ impl Notifier {
     /// Tells what was held back, where there is room again. Gives when there is next.
     async fn tell_held_back(&self, next: Option<Timestamp>) -> Result<Option<Timestamp>, StoreError> {
         let now = self.shared.publisher.clock().now();
-        if next.is_some_and(|next| next > now) {
+        if next.is_some_and(|next| ledger::is_ahead(next, now, rules::LONGEST_HOLD)) {
             return self.shared.store.read(ledger::next_standing).await;
         }
         let read = move |connection: &Connection| {
@@ -270,9 +268,7 @@ impl Notifier {
             for (task, standing) in &due {
                 ledger::set_standing(connection, *task, standing)?;
             }
-            for draft in &drafts {
-                ledger::add(connection, draft, now)?;
-            }
+            ledger::add_all(connection, &drafts, now)?;
             Ok((ledger::next_standing(connection)?, Vec::new()))
         };
         let (next, _) = self.shared.publisher.transact(act).await?;
@@ -355,7 +351,7 @@ impl Notifier {
             return Err(TestError::NoCheck);
         }
         let id = format!("msg_{}", uuid::Uuid::now_v7().simple());
-        let done = channel.send(&Parcel { id: &id, notices: vec![&notice] }, now).await;
+        let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, now).await;
         let error = done.err().map(|trouble| match trouble {
             Trouble::Later(why) | Trouble::Never(why) => why,
         });

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use reqwest::Url;
+use tracing::warn;
 
 use super::ledger::Draft;
 use super::notice::Notice;
@@ -16,7 +17,7 @@ use crate::task::definition::SecretSource;
 use crate::task::telling::Occasion;
 
 /// A channel by its name.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Channel {
     /// Its name.
     pub name: String,
@@ -26,9 +27,15 @@ pub struct Channel {
     pub timeout: Duration,
     /// The port that is never reached: the server's own.
     pub own_port: Option<u16>,
+    arrived: mail::Arrived,
 }
 
 impl Channel {
+    /// The channel of that name.
+    pub fn new(name: String, config: channels::Channel, timeout: Duration, own_port: Option<u16>) -> Self {
+        Self { name, config, timeout, own_port, arrived: mail::Arrived::default() }
+    }
+
     /// `webhook`, `ntfy`, `mail` or `healthchecks`.
     pub const fn kind(&self) -> &'static str {
         self.config.way.as_str()
@@ -64,20 +71,27 @@ impl Channel {
         let values = self.values()?;
         let redactor = Redactor::new(values.all()).map_err(|error| error.to_string())?;
         let line = Line { allow_hosts: &self.config.allow_hosts, own_port: self.own_port, timeout: self.timeout };
+        let clean = |why: String| super::notice::line(&redactor.text(&why));
         let work = async {
             match &self.config.way {
                 Way::Webhook { url, .. } => webhook::send(&line, &values, url, parcel, now).await,
                 Way::Ntfy { url, topic, priority, .. } => {
                     ntfy::send(&line, &values, url, topic, *priority, parcel).await
                 }
-                Way::Mail(server) => mail::send(&line, &values, server, parcel).await,
+                Way::Mail(server) => {
+                    let refused = mail::send(&line, &values, server, parcel, &self.arrived).await?;
+                    if let Some(why) = refused.map(clean) {
+                        warn!(channel = self.name, why, "some of those whom a mail was for refused it");
+                    }
+                    Ok(())
+                }
                 Way::Healthchecks { url, create, .. } => healthchecks::send(&line, &values, url, *create, parcel).await,
             }
         };
-        let done = tokio::time::timeout(self.timeout, work)
+        let most = self.timeout.saturating_mul(self.receivers());
+        let done = tokio::time::timeout(most, work)
             .await
-            .unwrap_or_else(|_| Err(Trouble::Later(format!("no answer within {:?}", self.timeout))));
-        let clean = |why: String| super::notice::line(&redactor.text(&why));
+            .unwrap_or_else(|_| Err(Trouble::Later(format!("no answer within {most:?}"))));
         done.map_err(|trouble| match trouble {
             Trouble::Later(why) => Trouble::Later(clean(why)),
             Trouble::Never(why) => Trouble::Never(clean(why)),
@@ -101,6 +115,14 @@ impl Channel {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("{host}:{port} cannot be reached: {error}")),
             Err(_) => Err(format!("{host}:{port} did not answer within {:?}", self.timeout)),
+        }
+    }
+
+    /// How many are sent to one after the other, each with a time of its own.
+    fn receivers(&self) -> u32 {
+        match &self.config.way {
+            Way::Mail(server) => u32::try_from(server.to.len()).unwrap_or(u32::MAX).max(1),
+            _ => 1,
         }
     }
 

@@ -1,5 +1,5 @@
-//! Brings the deliveries of one channel: the longest due first, one after the other. A receiver that is slow or dead
-//! makes its own channel wait and nobody else.
+//! Brings the deliveries of one channel: the longest due first, one after the other, those of one task in their order. A
+//! receiver that is slow or dead makes its own channel wait and nobody else.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::sending::{Parcel, Trouble};
 use super::{quiet, rules};
 use crate::failpoint;
 use crate::store::{Store, StoreError};
-use crate::stream::publish::Publisher;
+use crate::stream::publish::{Publisher, Writable};
 
 /// How many deliveries are read at once.
 const BATCH: usize = 64;
@@ -55,6 +55,7 @@ impl Courier {
     async fn bring_all(&self) {
         let mut failures = 0;
         loop {
+            self.until_writable().await;
             // A ring since the last look has left a permit behind.
             let pause = match self.bring_due().await {
                 Ok(Round::Nothing(next)) => {
@@ -66,7 +67,8 @@ impl Courier {
                     continue;
                 }
                 Ok(Round::Failed) => {
-                    // The receiver may be away: the others wait with this one.
+                    // The receiver may be away: the others wait a little with this one, and those of the same task
+                    // until this one is done with.
                     failures += 1;
                     rules::pause(self.retry, failures)
                 }
@@ -79,6 +81,12 @@ impl Courier {
         }
     }
 
+    /// Waits until what becomes of a delivery can be written down: one that was sent and not noted is sent again.
+    async fn until_writable(&self) {
+        // The writer is gone with the server: nothing changes then.
+        let _ = self.publisher.writable().wait_for(|writable| *writable == Writable::Yes).await;
+    }
+
     /// Waits until something is due, or may be.
     async fn until(&self, next: Option<Timestamp>) {
         loop {
@@ -86,7 +94,8 @@ impl Courier {
                 () = self.bell.notified() => return,
                 () = tokio::time::sleep(LOOK), if next.is_some() => {}
             }
-            if next.is_some_and(|next| next <= self.publisher.clock().now()) {
+            let now = self.publisher.clock().now();
+            if next.is_some_and(|next| !ledger::is_ahead(next, now, ledger::LONGEST_WAIT)) {
                 return;
             }
         }
@@ -95,17 +104,19 @@ impl Courier {
     async fn bring_due(&self) -> Result<Round, StoreError> {
         let now = self.publisher.clock().now();
         let name = self.channel.name.clone();
+        let quiet_until = self.channel.config.quiet.as_ref().and_then(|hours| quiet::until(hours, now));
         let read = move |connection: &rusqlite::Connection| {
-            let due = ledger::due(connection, &name, now, BATCH)?;
-            let next = if due.is_empty() { ledger::next_due(connection, &name)? } else { None };
+            let due = if quiet_until.is_some() { ledger::due_to_hold } else { ledger::due };
+            let due = due(connection, &name, now, BATCH)?;
+            let next = if due.is_empty() { ledger::next_due(connection, &name, now)? } else { None };
             Ok((due, next))
         };
         let (mut due, next) = self.store.read(read).await?;
         if due.is_empty() {
             return Ok(Round::Nothing(next));
         }
-        if let Some(end) = self.channel.config.quiet.as_ref().and_then(|hours| quiet::until(hours, now)) {
-            self.note(&due, Outcome::Held(end)).await?;
+        if let Some(end) = quiet_until {
+            self.note(&due, |_| Outcome::Held(end)).await?;
             return Ok(Round::Arrived);
         }
         let was_held = due.iter().filter(|delivery| delivery.state == State::Held).count() > 1;
@@ -120,53 +131,86 @@ impl Courier {
     async fn bring(&self, due: &[Delivery], now: Timestamp) -> Result<Round, StoreError> {
         let Some(first) = due.first() else { return Ok(Round::Arrived) };
         failpoint::hit("decided-not-sent");
-        let parcel = Parcel { id: &first.id, notices: due.iter().map(|delivery| &delivery.notice).collect() };
+        let members = due.iter().map(|delivery| (delivery.id.as_str(), &delivery.notice)).collect();
+        let parcel = Parcel { members };
         let done = self.channel.send(&parcel, now).await;
         failpoint::hit("sent-not-noted");
         let channel = &self.channel.name;
-        let (outcome, round) = match done {
+        match done {
             Ok(()) => {
                 info!(channel, id = first.id, event = first.event.as_str(), count = due.len(), "told");
-                (Outcome::Sent, Round::Arrived)
+                self.note(due, |_| Outcome::Sent).await?;
+                Ok(Round::Arrived)
             }
             Err(Trouble::Never(why)) => {
                 warn!(channel, id = first.id, why, "a notification was refused for good");
-                (Outcome::GivenUp(why), Round::Arrived)
+                self.note(due, |_| Outcome::GivenUp(why.clone())).await?;
+                Ok(Round::Arrived)
             }
             Err(Trouble::Later(why)) => {
                 debug!(channel, id = first.id, why, "a notification did not arrive");
-                self.again(first, why)
+                // The clock may have gone on while the receiver was waited for.
+                let now = self.publisher.clock().now();
+                self.note(due, |delivery| self.again(delivery, &why, now)).await?;
+                Ok(Round::Failed)
             }
-        };
-        self.note(due, outcome).await?;
-        Ok(round)
+        }
     }
 
-    fn again(&self, first: &Delivery, why: String) -> (Outcome, Round) {
-        // The clock may have gone on while the receiver was waited for.
-        let now = self.publisher.clock().now();
+    /// What becomes of one of those that did not arrive together: each has its own age and its own tries.
+    fn again(&self, delivery: &Delivery, why: &str, now: Timestamp) -> Outcome {
         let channel = &self.channel.name;
-        if now.duration_since(first.at) >= self.give_up {
-            warn!(channel, id = first.id, why, "a notification did not arrive for too long and is given up");
-            return (Outcome::GivenUp(why), Round::Failed);
+        let outcome = after_trouble(delivery.at, delivery.attempts, self.retry, self.give_up, now, why);
+        if matches!(outcome, Outcome::GivenUp(_)) {
+            warn!(channel, id = delivery.id, why, "a notification did not arrive for too long and is given up");
+        } else if delivery.attempts == 0 {
+            warn!(channel, id = delivery.id, why, "a notification did not arrive; it is tried again");
         }
-        let attempts = first.attempts + 1;
-        if attempts == 1 {
-            warn!(channel, id = first.id, why, "a notification did not arrive; it is tried again");
-        }
-        let pause = SignedDuration::try_from(rules::pause(self.retry, attempts)).unwrap_or(SignedDuration::MAX);
-        (Outcome::Again(now.checked_add(pause).unwrap_or(Timestamp::MAX), why), Round::Failed)
+        outcome
     }
 
-    async fn note(&self, deliveries: &[Delivery], outcome: Outcome) -> Result<(), StoreError> {
-        let numbers: Vec<i64> = deliveries.iter().map(|delivery| delivery.n).collect();
+    /// Writes down what became of deliveries, however long that takes: until then nothing else is sent, and these not
+    /// again.
+    async fn note(&self, deliveries: &[Delivery], outcome: impl Fn(&Delivery) -> Outcome) -> Result<(), StoreError> {
+        let outcomes: Vec<(i64, Outcome)> = deliveries.iter().map(|delivery| (delivery.n, outcome(delivery))).collect();
         let (kind, now) = (self.channel.kind(), self.publisher.clock().now());
-        let act = move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
-            ledger::note_outcome(connection, kind, &numbers, &outcome, now)?;
-            Ok(((), Vec::new()))
-        };
-        self.publisher.transact(act).await.map(drop)
+        loop {
+            let act = || {
+                let outcomes = outcomes.clone();
+                move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
+                    for (n, outcome) in &outcomes {
+                        ledger::note_outcome(connection, kind, &[*n], outcome, now)?;
+                    }
+                    Ok(((), Vec::new()))
+                }
+            };
+            match self.publisher.save(act).await {
+                Err(StoreError::Broken(error)) => {
+                    warn!(channel = self.channel.name, error, "what was told could not be written down; tried again");
+                    tokio::time::sleep(LOOK).await;
+                }
+                done => return done.map(drop),
+            }
+        }
     }
+}
+
+/// What becomes of a delivery that did not arrive, made at that moment and tried so often before: it is tried again,
+/// unless it is too old. Pure.
+fn after_trouble(
+    made: Timestamp,
+    tries_before: u32,
+    retry: Duration,
+    give_up: SignedDuration,
+    now: Timestamp,
+    why: &str,
+) -> Outcome {
+    if now.duration_since(made) >= give_up {
+        return Outcome::GivenUp(why.to_owned());
+    }
+    let pause = rules::pause(retry, tries_before.saturating_add(1));
+    let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
+    Outcome::Again(now.checked_add(pause).unwrap_or(Timestamp::MAX), why.to_owned())
 }
 
 /// What one look came to.
@@ -177,4 +221,20 @@ enum Round {
     Arrived,
     /// It did not arrive.
     Failed,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_those_that_did_not_arrive_together_each_is_given_up_by_its_own_age() {
+        let now = Timestamp::from_second(1_780_000_000).unwrap();
+        let day = SignedDuration::from_hours(24);
+        let fate = |made, tries| after_trouble(made, tries, Duration::from_secs(10), day, now, "away");
+        let again = |seconds| Outcome::Again(now + SignedDuration::from_secs(seconds), "away".to_owned());
+        assert_eq!(fate(now - day, 30), Outcome::GivenUp("away".to_owned()));
+        assert_eq!(fate(now, 0), again(10));
+        assert_eq!(fate(now - SignedDuration::from_hours(1), 3), again(80));
+    }
 }

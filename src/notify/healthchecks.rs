@@ -14,7 +14,7 @@ pub(super) async fn send(
     create: bool,
     parcel: &Parcel<'_>,
 ) -> Result<(), Trouble> {
-    for notice in &parcel.notices {
+    for (_, notice) in &parcel.members {
         let check = notice.check.as_deref().ok_or_else(|| Trouble::Never("the task names no check".to_owned()))?;
         let mut url = parse(url)?;
         {

@@ -1,11 +1,14 @@
 //! What happened and is not decided yet, what was told lately, and every delivery: all SQL of notifications.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::notice::Notice;
-use super::rules::Standing;
+use super::rules::{LONGEST_HOLD, Standing};
 use crate::event::{RunId, TaskId};
 use crate::metrics::instrument::OTHER;
 use crate::metrics::tally::{self, Happened};
@@ -16,8 +19,8 @@ use crate::task::telling::Occasion;
 /// How many happenings are decided in one transaction.
 pub const BATCH: usize = 256;
 
-/// Nothing waits longer than this, quiet hours of a day included.
-const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(26);
+/// No delivery waits longer than this, quiet hours of a day included.
+pub const LONGEST_WAIT: SignedDuration = SignedDuration::from_hours(26);
 
 /// How many deliveries of one channel wait, at most.
 pub const MOST_WAITING: i64 = 1000;
@@ -173,14 +176,19 @@ pub fn standing(connection: &Connection, task: TaskNo) -> rusqlite::Result<Stand
 pub fn standings_due(connection: &Connection, now: Timestamp) -> rusqlite::Result<Vec<TaskNo>> {
     let mut statement =
         connection.prepare_cached("SELECT task FROM standings WHERE due <= ?1 OR due > ?2 ORDER BY due LIMIT ?3")?;
-    let range = params![now.as_microsecond(), never(now), BATCH as i64];
+    let range = params![now.as_microsecond(), never(now, LONGEST_HOLD), BATCH as i64];
     statement.query_map(range, |row| row.get(0).map(TaskNo))?.collect()
 }
 
-/// From when on a moment is none that was waited for: nothing is put off for so long. It comes from a clock that was
+/// From when on a moment is none that was waited for: nothing is put off for longer. It comes from a clock that was
 /// wrong, and does not hold anything up.
-fn never(now: Timestamp) -> i64 {
-    now.checked_add(LONGEST_WAIT).map_or(i64::MAX, Timestamp::as_microsecond)
+fn never(now: Timestamp, longest: SignedDuration) -> i64 {
+    now.checked_add(longest).map_or(i64::MAX, Timestamp::as_microsecond)
+}
+
+/// Whether a moment that is waited for is still to come. One that is too far ahead is not: the clock was set back.
+pub fn is_ahead(next: Timestamp, now: Timestamp, longest: SignedDuration) -> bool {
+    next > now && next.as_microsecond() <= never(now, longest)
 }
 
 /// When the next of them can be told.
@@ -332,20 +340,35 @@ fn time(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<Timestamp>> {
     Ok(row.get::<_, Option<i64>>(column)?.and_then(|micros| Timestamp::from_microsecond(micros).ok()))
 }
 
-/// Makes a delivery, unless the channel was told of that already. Where too many wait for the channel, it is written
-/// down as dropped. False when it was told already.
+/// Makes deliveries, but for those of which the channel was told already. Where too many wait for a channel, what else
+/// there is for it is written down as dropped. Gives how many were made. What waits is counted once for each channel.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn add(connection: &Connection, draft: &Draft, now: Timestamp) -> rusqlite::Result<bool> {
-    let waiting: i64 = connection
+pub fn add_all(connection: &Connection, drafts: &[Draft], now: Timestamp) -> rusqlite::Result<usize> {
+    let mut waiting: HashMap<&str, i64> = HashMap::new();
+    let mut added = 0;
+    for draft in drafts {
+        let waiting = match waiting.entry(&draft.channel) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(count_waiting(connection, &draft.channel)?),
+        };
+        let full = *waiting >= MOST_WAITING;
+        let state = if full { State::Dropped } else { State::Pending };
+        let error = full.then(|| format!("{MOST_WAITING} others wait for this channel already"));
+        let id = format!("msg_{}", uuid::Uuid::now_v7().simple());
+        if insert(connection, &id, draft, now, state, 0, error.as_deref())? {
+            added += 1;
+            *waiting += i64::from(!full);
+        }
+    }
+    Ok(added)
+}
+
+fn count_waiting(connection: &Connection, channel: &str) -> rusqlite::Result<i64> {
+    connection
         .prepare_cached("SELECT count(*) FROM notifications WHERE channel = ?1 AND next IS NOT NULL")?
-        .query_row([&draft.channel], |row| row.get(0))?;
-    let full = waiting >= MOST_WAITING;
-    let state = if full { State::Dropped } else { State::Pending };
-    let error = full.then(|| format!("{MOST_WAITING} others wait for this channel already"));
-    let id = format!("msg_{}", uuid::Uuid::now_v7().simple());
-    insert(connection, &id, draft, now, state, 0, error.as_deref())
+        .query_row([channel], |row| row.get(0))
 }
 
 /// Writes down a delivery that was tried by itself.
@@ -411,26 +434,60 @@ fn count(kind: &'static str, result: &'static str, deliveries: usize) {
     }
 }
 
-/// Those of a channel that are to be tried now, the longest due first.
+/// What waits for a channel, each with when its turn is: what is told of a task keeps its order, so it is none's turn
+/// before that of what was to be told earlier. A clock that was wrong does not put off. O(what waits).
+const TURNS: &str = "
+WITH turns AS (
+  SELECT n, due, max(due) OVER (PARTITION BY task ORDER BY n) AS turn
+  FROM (SELECT n, task, CASE WHEN next > ?3 THEN ?2 ELSE next END AS due
+        FROM notifications WHERE channel = ?1 AND next IS NOT NULL))";
+
+/// Those of a channel whose turn it is, the longest due first, those of one task in their order.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub fn due(connection: &Connection, channel: &str, now: Timestamp, most: usize) -> rusqlite::Result<Vec<Delivery>> {
-    let sql = format!(
-        "SELECT {COLUMNS} FROM notifications WHERE channel = ?1 AND (next <= ?2 OR next > ?3) ORDER BY next, n LIMIT ?4"
-    );
-    let mut statement = connection.prepare_cached(&sql)?;
-    statement.query_map(params![channel, now.as_microsecond(), never(now), most as i64], delivery)?.collect()
+    due_by(connection, "turn", channel, now, most)
 }
 
-/// When the next of a channel is to be tried.
+/// Those of a channel that are due, whosever turn it is: what is told in quiet hours waits behind what is held already,
+/// and is to be held with it.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn next_due(connection: &Connection, channel: &str) -> rusqlite::Result<Option<Timestamp>> {
-    connection
-        .prepare_cached("SELECT min(next) FROM notifications WHERE channel = ?1 AND next IS NOT NULL")?
-        .query_row([channel], |row| time(row, 0))
+pub fn due_to_hold(
+    connection: &Connection,
+    channel: &str,
+    now: Timestamp,
+    most: usize,
+) -> rusqlite::Result<Vec<Delivery>> {
+    due_by(connection, "due", channel, now, most)
+}
+
+fn due_by(
+    connection: &Connection,
+    column: &'static str,
+    channel: &str,
+    now: Timestamp,
+    most: usize,
+) -> rusqlite::Result<Vec<Delivery>> {
+    let sql = format!(
+        "{TURNS} SELECT {COLUMNS} FROM turns JOIN notifications USING (n) WHERE {column} <= ?2 ORDER BY turn, n LIMIT ?4"
+    );
+    let mut statement = connection.prepare_cached(&sql)?;
+    statement
+        .query_map(params![channel, now.as_microsecond(), never(now, LONGEST_WAIT), most as i64], delivery)?
+        .collect()
+}
+
+/// When it is the next one's turn.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn next_due(connection: &Connection, channel: &str, now: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
+    let sql = format!("{TURNS} SELECT min(turn) FROM turns");
+    let mut statement = connection.prepare_cached(&sql)?;
+    statement.query_row(params![channel, now.as_microsecond(), never(now, LONGEST_WAIT)], |row| time(row, 0))
 }
 
 /// What became of deliveries that were tried, or of those that were not.
@@ -694,11 +751,11 @@ mod tests {
     fn a_channel_is_told_once_of_each_subject_and_what_waits_is_bounded() {
         let store = store(false);
         let now = Timestamp::from_second(1_780_000_000).unwrap();
-        assert!(add(&store, &draft("a"), now).unwrap());
-        assert!(!add(&store, &draft("a"), now).unwrap());
-        for n in 1..=MOST_WAITING {
-            add(&store, &draft(&n.to_string()), now).unwrap();
-        }
+        assert_eq!(add_all(&store, &[draft("a"), draft("a")], now).unwrap(), 1);
+        assert_eq!(add_all(&store, &[draft("a")], now).unwrap(), 0);
+        // Those that were told already take no place: the last of these is the first too many.
+        let more: Vec<Draft> = (1..=MOST_WAITING).flat_map(|n| [draft(&n.to_string()), draft("a")]).collect();
+        assert_eq!(add_all(&store, &more, now).unwrap() as i64, MOST_WAITING);
         assert_eq!(summary(&store, "c").unwrap().waiting, MOST_WAITING as u64);
         let newest = list(&store, &Query::default(), 1).unwrap().remove(0);
         assert_eq!(newest.state, State::Dropped);
@@ -712,12 +769,50 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_a_task_keeps_its_order_however_long_the_first_of_it_is_tried() {
+        let store = store(false);
+        let now = Timestamp::from_second(1_780_000_000).unwrap();
+        let later = |seconds| now + SignedDuration::from_secs(seconds);
+        for (subject, task) in [("a", "one"), ("b", "one"), ("c", "two")] {
+            let mut draft = draft(subject);
+            draft.notice.task = Some(task.parse().unwrap());
+            add_all(&store, &[draft], now).unwrap();
+        }
+        let turns = |at| due(&store, "c", at, 9).unwrap().into_iter().map(|one| one.n).collect::<Vec<_>>();
+        assert_eq!(turns(now), [1, 2, 3]);
+        // The first of a task is tried again later: the others of it wait with it, those of another task do not.
+        note_outcome(&store, &[1], &Outcome::Again(later(10), "away".to_owned()), now).unwrap();
+        assert_eq!(turns(later(5)), [3]);
+        note_outcome(&store, &[3], &Outcome::Again(later(7), "away".to_owned()), now).unwrap();
+        assert_eq!(next_due(&store, "c", later(5)).unwrap(), Some(later(7)));
+        assert_eq!(turns(later(10)), [3, 1, 2]);
+        // In quiet hours it is held with what is held already.
+        note_outcome(&store, &[1], &Outcome::Held(later(3600)), now).unwrap();
+        assert_eq!(turns(later(60)), [3]);
+        let to_hold = due_to_hold(&store, "c", later(60), 9).unwrap();
+        assert_eq!(to_hold.iter().map(|one| one.n).collect::<Vec<_>>(), [3, 2]);
+        note_outcome(&store, &[2, 3], &Outcome::Held(later(3600)), now).unwrap();
+        assert_eq!(next_due(&store, "c", later(60)).unwrap(), Some(later(3600)));
+        note_outcome(&store, &[1], &Outcome::Sent, now).unwrap();
+        assert_eq!(turns(later(3600)), [2, 3]);
+    }
+
+    #[test]
     fn what_a_clock_that_was_wrong_put_off_for_years_is_due_now() {
         let store = store(false);
         let now = Timestamp::from_second(1_780_000_000).unwrap();
-        add(&store, &draft("a"), now + SignedDuration::from_hours(24 * 365)).unwrap();
-        add(&store, &draft("b"), now + SignedDuration::from_hours(1)).unwrap();
+        add_all(&store, &[draft("a")], now + SignedDuration::from_hours(24 * 365)).unwrap();
+        add_all(&store, &[draft("b")], now + SignedDuration::from_hours(1)).unwrap();
         let due: Vec<String> = due(&store, "c", now, 9).unwrap().into_iter().map(|one| one.notice.text).collect();
         assert_eq!(due.len(), 1);
+    }
+
+    #[test]
+    fn a_moment_is_waited_for_unless_the_clock_was_set_back_behind_it() {
+        let now = Timestamp::from_second(1_780_000_000).unwrap();
+        let ahead = |wait| is_ahead(now + wait, now, LONGEST_WAIT);
+        assert!(ahead(SignedDuration::from_secs(1)) && ahead(LONGEST_WAIT));
+        assert!(!ahead(SignedDuration::ZERO) && !ahead(SignedDuration::from_secs(-1)));
+        assert!(!ahead(LONGEST_WAIT + SignedDuration::from_secs(1)));
     }
 }

@@ -1,17 +1,94 @@
 //! Mail over SMTP.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
-use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
+use lettre::{Address, AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 
 use super::digest;
 use super::sending::{Line, Parcel, Trouble, Values};
 use crate::config::channels::{Mail, MailTls};
 use crate::egress;
 
-pub(super) async fn send(line: &Line<'_>, values: &Values, server: &Mail, parcel: &Parcel<'_>) -> Result<(), Trouble> {
-    let message = message(server, parcel)?;
+/// How much is known of what arrived in some mailboxes and not in others.
+const MOST_ARRIVED: usize = 10_000;
+
+/// What arrived in which mailbox, by the ids of deliveries: while another mailbox still waits for it, it is not sent
+/// there again. Known until the next start.
+#[derive(Default, Debug)]
+pub(super) struct Arrived(Mutex<BTreeSet<(String, String)>>);
+
+impl Arrived {
+    fn note(&self, parcel: &Parcel<'_>, mailbox: &str) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(parcel.members.iter().map(|(id, _)| ((*id).to_owned(), mailbox.to_owned())));
+        while known.len() > MOST_ARRIVED {
+            // Ids are in the order of time.
+            known.pop_first();
+        }
+    }
+
+    fn left<'n>(&self, parcel: &Parcel<'n>, mailbox: &str) -> Parcel<'n> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_left = |id: &str| !known.contains(&(id.to_owned(), mailbox.to_owned()));
+        Parcel { members: parcel.members.iter().filter(|(id, _)| is_left(id)).copied().collect() }
+    }
+}
+
+/// Sends to each mailbox apart, so that one that is dead keeps nothing from the others. Gives what those said that
+/// refused it, where others took it.
+pub(super) async fn send(
+    line: &Line<'_>,
+    values: &Values,
+    server: &Mail,
+    parcel: &Parcel<'_>,
+    arrived: &Arrived,
+) -> Result<Option<String>, Trouble> {
+    let transport = transport(line, values, server).await?;
+    let (mut is_taken, mut put_off, mut refused) = (false, None, None);
+    for mailbox in &server.to {
+        let left = arrived.left(parcel, mailbox);
+        if left.members.is_empty() {
+            is_taken = true;
+            continue;
+        }
+        let (message, to) = (message(server, &left)?, addressee(mailbox)?);
+        let envelope = Envelope::new(message.envelope().from().cloned(), vec![to])
+            .map_err(|error| format!("{mailbox}: {error}"))?;
+        let bytes = message.formatted();
+        match tokio::time::timeout(line.timeout, transport.send_raw(&envelope, &bytes)).await {
+            Ok(Ok(_)) => {
+                is_taken = true;
+                arrived.note(&left, mailbox);
+            }
+            Ok(Err(error)) => {
+                let why = format!("{mailbox}: {}: {}", server.host, words(&error));
+                // The mailbox is not there, or wants nothing of it.
+                let is_refused = error.status().is_some_and(|code| matches!(u16::from(code), 550..=554));
+                let kept = if is_refused { &mut refused } else { &mut put_off };
+                kept.get_or_insert(why);
+            }
+            Err(_) => {
+                put_off.get_or_insert_with(|| format!("{mailbox}: no answer within {:?}", line.timeout));
+            }
+        }
+    }
+    match (put_off, refused) {
+        (Some(why), _) => Err(Trouble::Later(why)),
+        (None, Some(why)) if !is_taken => Err(Trouble::Never(why)),
+        (None, refused) => Ok(refused),
+    }
+}
+
+async fn transport(
+    line: &Line<'_>,
+    values: &Values,
+    server: &Mail,
+) -> Result<AsyncSmtpTransport<Tokio1Executor>, Trouble> {
     let Mail { host, port, tls, user, .. } = server;
     let address = egress::address(host, *port, line.allow_hosts, line.own_port).await?;
     let encrypted = || TlsParameters::new(host.clone()).map_err(|error| words(&error));
@@ -31,23 +108,23 @@ pub(super) async fn send(line: &Line<'_>, values: &Values, server: &Mail, parcel
     if let Some((user, password)) = user.as_ref().zip(values.of("password")) {
         transport = transport.credentials(Credentials::new(user.clone(), password.to_owned()));
     }
-    transport.build().send(message).await.map(drop).map_err(|error| {
-        let why = format!("{host}: {}", words(&error));
-        // The mailbox is not there, or wants nothing of it.
-        let refused = error.status().is_some_and(|code| matches!(u16::from(code), 550..=554));
-        if refused { Trouble::Never(why) } else { Trouble::Later(why) }
-    })
+    Ok(transport.build())
+}
+
+fn addressee(mailbox: &str) -> Result<Address, String> {
+    let parsed = mailbox.parse::<lettre::message::Mailbox>();
+    parsed.map(|parsed| parsed.email).map_err(|error| format!("to: {mailbox:?} is no address: {error}"))
 }
 
 fn message(server: &Mail, parcel: &Parcel<'_>) -> Result<Message, String> {
     let address =
         |key: &str, text: &str| text.parse().map_err(|error| format!("{key}: {text:?} is no address: {error}"));
-    let digest::Message { title, body, url } = digest::message(&parcel.notices);
+    let digest::Message { title, body, url } = digest::message(&parcel.notices());
     let domain = server.from.rsplit('@').next().unwrap_or("localhost").trim_end_matches('>');
     let mut message = Message::builder()
         .from(address("from", &server.from)?)
         // The same at each try: a mailbox that has it may tell.
-        .message_id(Some(format!("<{}@{domain}>", parcel.id)))
+        .message_id(Some(format!("<{}@{domain}>", parcel.id())))
         .subject(title)
         .header(ContentType::TEXT_PLAIN);
     for to in &server.to {

@@ -33,8 +33,8 @@ pub(super) async fn send(
 ) -> Result<(), Trouble> {
     let url = parse(url)?;
     let topic = values.text("topic", topic);
-    let digest::Message { title, body, url: click } = digest::message(&parcel.notices);
-    let events = || parcel.notices.iter().map(|notice| notice.event);
+    let digest::Message { title, body, url: click } = digest::message(&parcel.notices());
+    let events = || parcel.members.iter().map(|(_, notice)| notice.event);
     let is_calm =
         events().all(|event| matches!(event, Occasion::Recovered | Occasion::Late | Occasion::Slow | Occasion::Test));
     let message = Message {

@@ -12,6 +12,10 @@ use crate::task::telling::Occasion;
 /// Over how long the limit of what is told counts.
 pub const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
+/// Nothing is held back for longer than this: what was told further ahead than an hour does not count, as the clock was
+/// set back since.
+pub const LONGEST_HOLD: SignedDuration = SignedDuration::from_hours(2);
+
 /// From how many good runs what is usual is known.
 pub const USUAL_FROM: usize = 5;
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use reqwest::{Method, Url};
+use sha2::{Digest as _, Sha256};
 
 use super::notice::Notice;
 use crate::config::channels::Text;
@@ -16,12 +17,32 @@ const MAX_ANSWER: usize = 1024;
 const MAX_SAID: usize = 200;
 
 /// What is sent at once: one notice, or several where the channel takes them as one message.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Parcel<'n> {
-    /// The same at each try.
-    pub id: &'n str,
-    /// What is told, the oldest first; at least one.
-    pub notices: Vec<&'n Notice>,
+    /// What is told, each with the id of its delivery, the oldest first; at least one.
+    pub members: Vec<(&'n str, &'n Notice)>,
+}
+
+impl<'n> Parcel<'n> {
+    /// The same at each try, and another for another content: one notice has the id of its delivery, several have one
+    /// that follows from theirs. A receiver may drop what it has, and loses nothing by that.
+    pub fn id(&self) -> String {
+        if let [(id, _)] = self.members.as_slice() {
+            return (*id).to_owned();
+        }
+        let mut digest = Sha256::new();
+        for (id, _) in &self.members {
+            digest.update(id);
+            digest.update([0]);
+        }
+        let id: String = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        format!("msg_{id}")
+    }
+
+    /// What is told.
+    pub fn notices(&self) -> Vec<&'n Notice> {
+        self.members.iter().map(|(_, notice)| *notice).collect()
+    }
 }
 
 /// Why something did not arrive.
@@ -118,4 +139,24 @@ pub(super) fn parse(url: &str) -> Result<Url, String> {
         return Err("the url must begin with https:// or http://".to_owned());
     }
     Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::telling::Occasion;
+    use jiff::Timestamp;
+
+    #[test]
+    fn a_parcel_has_an_id_of_its_content() {
+        let notice = Notice::new(Occasion::Failed, Timestamp::UNIX_EPOCH, "x");
+        let id = |ids: &[&'static str]| Parcel { members: ids.iter().map(|id| (*id, &notice)).collect() }.id();
+        assert_eq!(id(&["msg_1"]), "msg_1");
+        let of_two = id(&["msg_1", "msg_2"]);
+        assert_eq!(of_two, id(&["msg_1", "msg_2"]));
+        assert!(of_two.starts_with("msg_") && of_two.len() == 36, "{of_two}");
+        for other in [id(&["msg_1"]), id(&["msg_1", "msg_3"]), id(&["msg_1", "msg_2", "msg_3"])] {
+            assert_ne!(of_two, other);
+        }
+    }
 }

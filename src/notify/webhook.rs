@@ -33,10 +33,10 @@ pub(super) async fn send(
     now: Timestamp,
 ) -> Result<(), Trouble> {
     let url = parse(&values.text("url", url))?;
-    for notice in &parcel.notices {
+    for (id, notice) in &parcel.members {
         let body = Body { r#type: notice.event.as_str(), timestamp: notice.at, data: notice };
         let body = serde_json::to_string(&body).map_err(|error| error.to_string())?;
-        let headers = headers(values.of("secret").unwrap_or_default(), parcel.id, now, &body)?;
+        let headers = headers(values.of("secret").unwrap_or_default(), id, now, &body)?;
         line.call(&url, headers, body).await?;
     }
     Ok(())

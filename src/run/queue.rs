@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::external::{self, Elsewhere, lasted, lost_result};
 use super::places::{Kind, Manner, Places, PoolState, Standstill, Waits};
-use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned, save};
+use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Run;
@@ -625,7 +625,7 @@ impl Runs {
         reason: &'static str,
         note: impl Fn(&Connection) -> rusqlite::Result<()> + Copy + Send + 'static,
     ) {
-        let said = save(self.publisher(), || {
+        let said = self.publisher().save(|| {
             let (topic, now) = (Arc::clone(topic), self.publisher().clock().now());
             move |connection: &Connection| -> Result<_, StoreError> {
                 note(connection)?;

@@ -253,7 +253,7 @@ impl Workshop {
         T: Send + 'static,
         F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
     {
-        save(&self.publisher, act).await
+        self.publisher.save(act).await
     }
 
     fn processes(&self, run: &Run) -> Processes {
@@ -417,25 +417,6 @@ enum Ended {
     Before,
 }
 
-/// Saves what `act` makes. While the store cannot be written it waits and tries again.
-pub(super) async fn save<T, F>(publisher: &Publisher, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
-where
-    T: Send + 'static,
-    F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
-{
-    loop {
-        let mut writable = publisher.writable();
-        match publisher.transact(act()).await {
-            Err(StoreError::NotWritable(_)) => {
-                // The writer says when it can write again; asked again every second all the same, as nothing else
-                // may be there to be written.
-                let _ = tokio::time::timeout(Duration::from_secs(1), writable.changed()).await;
-            }
-            done => return done,
-        }
-    }
-}
-
 fn record_process(publisher: Publisher, run: RunId, spawned: Spawned) -> BoxFuture<'static, anyhow::Result<()>> {
     Box::pin(async move {
         failpoint::hit("spawned-not-recorded");
@@ -449,7 +430,7 @@ fn record_process(publisher: Publisher, run: RunId, spawned: Spawned) -> BoxFutu
             }
         };
         // A full disk holds a run up; it does not make it fail.
-        save(&publisher, act).await?;
+        publisher.save(act).await?;
         Ok(())
     })
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -22,6 +22,9 @@ use crate::clock::Clock;
 use crate::event::{Body, Gen, RunId, Seq, TaskId};
 use crate::metrics::Metrics;
 use crate::store::{StoreError, TaskNo};
+
+/// How long [`Publisher::save`] waits for the word that the store can be written again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Offers events to the writer and asks it for changes of state. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -257,6 +260,29 @@ impl Publisher {
         F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
     {
         self.change(act, |_| None).await
+    }
+
+    /// As [`transact`](Self::transact) for what has happened already and must be written down: while the store cannot be
+    /// written it waits, and has made again and tried again what `act` makes.
+    ///
+    /// # Errors
+    /// As for [`transact`](Self::transact), but for a store that cannot be written now.
+    pub async fn save<T, F>(&self, mut act: impl FnMut() -> F) -> Result<(T, Vec<Seq>), StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), StoreError> + Send + 'static,
+    {
+        loop {
+            let mut writable = self.writable();
+            match self.transact(act()).await {
+                Err(StoreError::NotWritable(_)) => {
+                    // The writer says when it can write again; asked again every second all the same, as nothing else
+                    // may be there to be written.
+                    let _ = tokio::time::timeout(ASK_AGAIN, writable.changed()).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// As [`transact`](Self::transact); `follow` says what brings memory up to what was saved. That is done after

@@ -1,6 +1,8 @@
 //! People are told what happened by other ways than the page: once, in the end, and not too often.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +14,9 @@ use rejoin::store::StoreError;
 use rejoin::task::telling::Occasion;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
+use crate::disk_limits::limit_files;
 use crate::harness::{Client, Home, PATIENCE, REJOIN};
 use crate::notify_receivers::{Answer, MailServer, Receiver, Request};
 use crate::scrape::Scrape;
@@ -316,7 +320,8 @@ async fn a_redirect_is_not_followed_and_an_address_that_is_not_allowed_is_not_ca
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mail_arrives_after_it_was_put_off_and_its_password_stands_nowhere() {
-    let mut sink = MailServer::putting_off(2).await;
+    // Each mailbox is tried by itself: two mails put off are one try.
+    let mut sink = MailServer::putting_off(4).await;
     let config = format!(
         "{AT_ONCE}\n[notify.channels.team]\nkind = \"mail\"\nhost = \"127.0.0.1\"\nport = {}\ntls = \"none\"\n\
          user = \"rejoin\"\npassword = {{ file = \"secret\" }}\nfrom = \"Rejoin <rejoin@example.org>\"\n\
@@ -329,7 +334,11 @@ async fn a_mail_arrives_after_it_was_put_off_and_its_password_stands_nowhere() {
     let mail = sink.next().await;
     assert_eq!(mail.from.split(' ').next(), Some("MAIL"));
     assert!(mail.from.contains("<rejoin@example.org>"), "{}", mail.from);
-    assert_eq!(mail.to.len(), 2, "{:?}", mail.to);
+    assert_eq!(mail.to, ["RCPT TO:<team@example.org>"]);
+    assert_eq!(mail.header("To").as_deref(), Some("team@example.org, boss@example.org"));
+    let copy = sink.next().await;
+    assert_eq!(copy.to, ["RCPT TO:<boss@example.org>"]);
+    assert_eq!(copy.header("Message-ID"), mail.header("Message-ID"));
     assert_eq!(mail.header("Subject").as_deref(), Some("backup failed"));
     let auth = STANDARD.decode(mail.auth.as_deref().unwrap()).unwrap();
     assert_eq!(auth, format!("\0rejoin\0{SECRET}").into_bytes());
@@ -344,6 +353,136 @@ async fn a_mail_arrives_after_it_was_put_off_and_its_password_stands_nowhere() {
     let file = std::fs::read(home.database()).unwrap();
     let secret = SECRET.as_bytes();
     assert!(!file.windows(secret.len()).any(|window| window == secret), "the password is in the store");
+}
+
+/// A channel of mail to two mailboxes.
+fn mail_to_two(sink: &MailServer) -> String {
+    format!(
+        "{AT_ONCE}\n[notify.channels.team]\nkind = \"mail\"\nhost = \"127.0.0.1\"\nport = {}\ntls = \"none\"\n\
+         from = \"rejoin@example.org\"\nto = [\"boss@example.org\", \"team@example.org\"]\nallow_hosts = [\"127.0.0.1\"]",
+        sink.address.port()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mailbox_that_is_dead_keeps_no_mail_from_the_others() {
+    let mut sink = MailServer::without(&[("boss", 550, usize::MAX)]).await;
+    let home = home(&mail_to_two(&sink)).shell_task("backup", "exit 3");
+    let server = home.serve().await;
+    ended(&server.client, "backup").await;
+    assert_eq!(sink.next().await.to, ["RCPT TO:<team@example.org>"]);
+    let list = until_state(&server.client, "", "sent").await;
+    assert_eq!(list[0]["attempts"], 1, "{list:?}");
+    assert!(sink.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mail_that_no_mailbox_wants_is_given_up_at_once() {
+    let sink = MailServer::without(&[("example.org", 550, usize::MAX)]).await;
+    let home = home(&mail_to_two(&sink)).shell_task("backup", "exit 3");
+    let server = home.serve().await;
+    ended(&server.client, "backup").await;
+    let list = until_state(&server.client, "", "failed").await;
+    assert_eq!(list[0]["attempts"], 1, "{list:?}");
+    assert!(list[0]["last_error"].as_str().unwrap().contains("not that one"), "{list:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mailbox_that_puts_a_mail_off_gets_it_later_and_the_others_get_it_once() {
+    let mut sink = MailServer::without(&[("boss", 452, 3)]).await;
+    let home = home(&mail_to_two(&sink)).shell_task("backup", "exit 3");
+    let server = home.serve().await;
+    ended(&server.client, "backup").await;
+    let first = sink.next().await;
+    let second = sink.next().await;
+    assert_eq!(first.to, ["RCPT TO:<team@example.org>"]);
+    assert_eq!(second.to, ["RCPT TO:<boss@example.org>"]);
+    assert_eq!(first.header("Message-ID"), second.header("Message-ID"));
+    let list = until_state(&server.client, "", "sent").await;
+    assert_eq!(list[0]["attempts"], 4, "{list:?}");
+    assert!(sink.has_more().is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_nothing_is_sent_again_and_nothing_else_is_sent_before_it_can_be_noted() {
+    let told = Arc::new(Notify::new());
+    let mut held = Receiver::answering(&[Answer::WhenTold(Arc::clone(&told), 200)]).await;
+    let mut later = Receiver::answering(&[Answer::Status(500)]).await;
+    let config = format!(
+        "[notify]\nretry = \"3s\"\ntimeout = \"20s\"\n{}\n{}",
+        channel("held", &held, ""),
+        channel("later", &later, "")
+    );
+    let home = home(&config).shell_task("one", "exit 1");
+    let server = home.spawn(&[]).await;
+    let client = server.client.clone();
+    ended(&client, "one").await;
+    held.next().await;
+    later.next().await;
+    let tried = |list: &Value| list["items"][0]["attempts"] == 1;
+    client.until("/notifications?channel=later", tried).await;
+    limit_files(server.pid(), Some(1));
+    // What has arrived cannot be noted.
+    told.notify_one();
+    let is_full = |status: &Value| status["notices"].as_array().is_some_and(|notices| !notices.is_empty());
+    client.until("/status", is_full).await;
+    assert!(held.is_left_alone_for(Duration::from_secs(4)).await, "it was sent again");
+    assert!(later.has_more().is_none(), "it was sent where its arrival could not be noted");
+    limit_files(server.pid(), None);
+    for (channel, attempts) in [("held", 1), ("later", 2)] {
+        let list = until_state(&client, &format!("?channel={channel}"), "sent").await;
+        assert_eq!(list[0]["attempts"], attempts, "{list:?}");
+    }
+    assert!(held.has_more().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_run_does_not_overtake_its_start_that_did_not_arrive() {
+    let mut receiver = Receiver::answering(&[Answer::Status(500)]).await;
+    let config = format!(
+        "[notify]\nretry = \"2s\"\n[notify.channels.pulse]\nkind = \"healthchecks\"\nurl = \"{}/ping\"\n\
+         key = {{ file = \"secret\" }}\nallow_hosts = [\"127.0.0.1\"]",
+        receiver.url()
+    );
+    let task = "title = \"N\"\n[notify]\ncheck = \"n\"\n[[steps]]\nname = \"a\"\nrun = \"sleep 0.3\"\n";
+    let home = home(&config).task("n", task);
+    std::fs::write(home.path().join("secret"), "pingkey").unwrap();
+    let server = home.serve().await;
+    let run = ended(&server.client, "n").await;
+    let start = format!("/ping/pingkey/n/start?rid={run}");
+    for path in [&start, &start, &format!("/ping/pingkey/n?rid={run}")] {
+        assert_eq!(&receiver.next().await.path, path);
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_held_back_is_told_when_the_clock_is_set_back() {
+    let mut receiver = Receiver::answering(&[]).await;
+    let config = hook(&receiver, "").replacen("[notify]", "[notify]\nhourly = 1", 1);
+    let home = home(&config).shell_task("flaky", "test -e good");
+    let start: Timestamp = "2026-05-01T12:00:00Z".parse().unwrap();
+    let clock = Clock::standing_at(start);
+    let server = home.serve_at(clock.clone()).await;
+    ended(&server.client, "flaky").await;
+    assert_eq!(verified(&receiver.next().await)["type"], "failed");
+    std::fs::write(home.path().join("tasks/good"), "").unwrap();
+    ended(&server.client, "flaky").await;
+    // Decided, and held back.
+    let is_held = || {
+        let store = rusqlite::Connection::open(home.database()).unwrap();
+        let held = "SELECT EXISTS (SELECT 1 FROM standings WHERE due IS NOT NULL)";
+        store.query_row(held, [], |row| row.get::<_, bool>(0)).unwrap()
+    };
+    while !is_held() {
+        tokio::task::yield_now().await;
+    }
+    clock.set(start - SignedDuration::from_hours(24));
+    assert_eq!(verified(&receiver.next().await)["type"], "recovered");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

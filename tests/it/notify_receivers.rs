@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use crate::harness::PATIENCE;
@@ -20,6 +21,8 @@ pub enum Answer {
     Redirect(u16, String),
     /// Never.
     Hang,
+    /// With this status, once that is told.
+    WhenTold(Arc<Notify>, u16),
 }
 
 /// A request as it came.
@@ -65,6 +68,11 @@ impl Receiver {
         self.requests.try_recv().ok()
     }
 
+    /// Nothing comes for so long.
+    pub async fn is_left_alone_for(&mut self, long: Duration) -> bool {
+        timeout(long, self.requests.recv()).await.is_err()
+    }
+
     /// Its address as a url.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
@@ -96,6 +104,10 @@ async fn serve(
         let (status, location) = match answer {
             Answer::Hang => std::future::pending().await,
             Answer::Status(status) => (status, String::new()),
+            Answer::WhenTold(told, status) => {
+                told.notified().await;
+                (status, String::new())
+            }
             Answer::Redirect(status, to) => (status, format!("Location: {to}\r\n")),
         };
         let answer = format!("HTTP/1.1 {status} X\r\n{location}Content-Length: 2\r\n\r\nno");
@@ -136,15 +148,26 @@ pub struct MailServer {
 impl MailServer {
     /// One that puts off so many mails before it takes the next.
     pub async fn putting_off(count: usize) -> Self {
+        Self::new(count, &[]).await
+    }
+
+    /// One that answers with a code so many times to whoever has a mail for a mailbox.
+    pub async fn without(mailboxes: &[(&'static str, u16, usize)]) -> Self {
+        Self::new(0, mailboxes).await
+    }
+
+    async fn new(count: usize, mailboxes: &[(&'static str, u16, usize)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, mails) = mpsc::unbounded_channel();
         let left = Arc::new(Mutex::new(count));
+        let without = Arc::new(Mutex::new(mailboxes.to_vec()));
         let commands = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&commands);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(converse(stream, sender.clone(), Arc::clone(&left), Arc::clone(&heard)));
+                let without = Arc::clone(&without);
+                tokio::spawn(converse(stream, sender.clone(), Arc::clone(&left), without, Arc::clone(&heard)));
             }
         });
         Self { address, mails, commands }
@@ -153,6 +176,11 @@ impl MailServer {
     /// The next mail.
     pub async fn next(&mut self) -> Mail {
         timeout(PATIENCE, self.mails.recv()).await.expect("no mail was sent").unwrap()
+    }
+
+    /// Whether a mail came that was not yet asked for.
+    pub fn has_more(&mut self) -> Option<Mail> {
+        self.mails.try_recv().ok()
     }
 
     /// Everything that was said to it.
@@ -165,6 +193,7 @@ async fn converse(
     stream: TcpStream,
     mails: mpsc::UnboundedSender<Mail>,
     put_off: Arc<Mutex<usize>>,
+    without: Arc<Mutex<Vec<(&'static str, u16, usize)>>>,
     heard: Arc<Mutex<Vec<String>>>,
 ) -> Option<()> {
     let mut stream = BufReader::new(stream);
@@ -193,7 +222,20 @@ async fn converse(
                 }
             }
             "RCPT" => {
-                mail.to.push(line);
+                let mut without = without.lock().unwrap();
+                match without.iter_mut().find(|(mailbox, _, left)| *left > 0 && line.contains(mailbox)) {
+                    Some((_, code, left)) => {
+                        *left -= 1;
+                        format!("{code} not that one")
+                    }
+                    None => {
+                        mail.to.push(line);
+                        "250 ok".to_owned()
+                    }
+                }
+            }
+            "RSET" => {
+                mail.to.clear();
                 "250 ok".to_owned()
             }
             "DATA" => {

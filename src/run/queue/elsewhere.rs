@@ -12,7 +12,7 @@ use super::{RunError, Runs, to_the_end};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::record::{Run, RunState};
 use crate::run::external::{Elsewhere, lasted, lost_result, started};
-use crate::run::runner::{CALLED_OFF, StopCause, reasoned, save, stopped};
+use crate::run::runner::{CALLED_OFF, StopCause, reasoned, stopped};
 use crate::store::StoreError;
 use crate::stream::publish::Writable;
 use crate::stream::topic::{Offer, Topic};
@@ -181,7 +181,7 @@ impl Runs {
         // Even where the store cannot be written now, nobody else's turn holds after this.
         let _ = self.publisher().take_turn(&seat.producer).await;
         status.duration_ms = lasted(run, self.publisher().clock().now());
-        let said = save(self.publisher(), || {
+        let said = self.publisher().save(|| {
             let (topic, status) = (seat.topic.clone(), status.clone());
             let id = seat.id;
             let now = self.publisher().clock().now();
