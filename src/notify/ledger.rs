@@ -781,19 +781,19 @@ mod tests {
         let turns = |at| due(&store, "c", at, 9).unwrap().into_iter().map(|one| one.n).collect::<Vec<_>>();
         assert_eq!(turns(now), [1, 2, 3]);
         // The first of a task is tried again later: the others of it wait with it, those of another task do not.
-        note_outcome(&store, &[1], &Outcome::Again(later(10), "away".to_owned()), now).unwrap();
+        note_outcome(&store, "ntfy", &[1], &Outcome::Again(later(10), "away".to_owned()), now).unwrap();
         assert_eq!(turns(later(5)), [3]);
-        note_outcome(&store, &[3], &Outcome::Again(later(7), "away".to_owned()), now).unwrap();
+        note_outcome(&store, "ntfy", &[3], &Outcome::Again(later(7), "away".to_owned()), now).unwrap();
         assert_eq!(next_due(&store, "c", later(5)).unwrap(), Some(later(7)));
         assert_eq!(turns(later(10)), [3, 1, 2]);
         // In quiet hours it is held with what is held already.
-        note_outcome(&store, &[1], &Outcome::Held(later(3600)), now).unwrap();
+        note_outcome(&store, "ntfy", &[1], &Outcome::Held(later(3600)), now).unwrap();
         assert_eq!(turns(later(60)), [3]);
         let to_hold = due_to_hold(&store, "c", later(60), 9).unwrap();
         assert_eq!(to_hold.iter().map(|one| one.n).collect::<Vec<_>>(), [3, 2]);
-        note_outcome(&store, &[2, 3], &Outcome::Held(later(3600)), now).unwrap();
+        note_outcome(&store, "ntfy", &[2, 3], &Outcome::Held(later(3600)), now).unwrap();
         assert_eq!(next_due(&store, "c", later(60)).unwrap(), Some(later(3600)));
-        note_outcome(&store, &[1], &Outcome::Sent, now).unwrap();
+        note_outcome(&store, "ntfy", &[1], &Outcome::Sent, now).unwrap();
         assert_eq!(turns(later(3600)), [2, 3]);
     }
 

@@ -654,11 +654,12 @@ async fn what_is_given_up_or_not_tried_is_counted_as_that() {
     // As many as may wait do; nobody rings for them.
     let later = Timestamp::now() + SignedDuration::from_hours(1);
     let wait = move |store: &rusqlite::Connection| -> Result<_, StoreError> {
-        for n in 0..ledger::MOST_WAITING {
+        let draft = |n: i64| {
             let notice = Notice::new(Occasion::Failed, later, "x");
-            let draft = ledger::Draft { channel: "hook".into(), kind: "webhook", subject: n.to_string(), notice };
-            ledger::add(store, &draft, later)?;
-        }
+            ledger::Draft { channel: "hook".into(), kind: "webhook", subject: n.to_string(), notice }
+        };
+        let drafts: Vec<_> = (0..ledger::MOST_WAITING).map(draft).collect();
+        ledger::add_all(store, &drafts, later)?;
         Ok(((), Vec::new()))
     };
     server.server.api().publisher.transact(wait).await.unwrap();

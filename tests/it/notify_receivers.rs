@@ -189,11 +189,14 @@ impl MailServer {
     }
 }
 
+/// A mailbox that is refused, with which code and how often.
+type Without = (&'static str, u16, usize);
+
 async fn converse(
     stream: TcpStream,
     mails: mpsc::UnboundedSender<Mail>,
     put_off: Arc<Mutex<usize>>,
-    without: Arc<Mutex<Vec<(&'static str, u16, usize)>>>,
+    without: Arc<Mutex<Vec<Without>>>,
     heard: Arc<Mutex<Vec<String>>>,
 ) -> Option<()> {
     let mut stream = BufReader::new(stream);
