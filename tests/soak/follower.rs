@@ -711,8 +711,8 @@ impl Follower {
         if self.is_done() {
             return Some(Ended::Done);
         }
-        let rest = self.random.random_range(0.05..1.0);
-        tokio::time::sleep(Duration::from_secs_f64(rest)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.road.rest(Duration::from_secs_f64(self.random.random_range(0.0..1.0))).await;
         Some(Ended::Done)
     }
 
