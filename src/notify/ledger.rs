@@ -554,14 +554,16 @@ pub fn drop_unknown(connection: &Connection, known: &[String]) -> rusqlite::Resu
         .map(|dropped| count(OTHER, "dropped", dropped))
 }
 
-/// Forgets the oldest deliveries beyond so many; those that wait stay.
+/// Forgets the oldest deliveries beyond so many; those that wait stay. They are counted, as numbers have holes: one that
+/// was refused as told already takes a number too. O(kept).
 ///
 /// # Errors
 /// When the store cannot be written.
 pub fn forget_oldest(connection: &Connection, keep: u32) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
-            "DELETE FROM notifications WHERE next IS NULL AND n <= (SELECT max(n) FROM notifications) - ?1",
+            "DELETE FROM notifications
+             WHERE next IS NULL AND n <= (SELECT n FROM notifications ORDER BY n DESC LIMIT 1 OFFSET ?1)",
         )?
         .execute([keep])
         .map(drop)
