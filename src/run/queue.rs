@@ -1,7 +1,7 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,32 +16,24 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{error, info, warn};
 
-use super::external::{self, Elsewhere, lasted, lost_result};
+use super::external::Elsewhere;
 use super::places::{Kind, Manner, Places, PoolState, Standstill, Waits};
-use super::runner::{CALLED_OFF, REPLACED, StopCause, Workshop, reasoned};
+use super::runner::{StopCause, Workshop};
 use crate::event::{Body, RunId, State, Status, TaskId};
-use crate::failpoint;
 use crate::record::Run;
 use crate::store::{REMOVED, Store, StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::publish::{Publisher, Writable};
-use crate::stream::topic::{Offer, Topic};
+use crate::stream::topic::Offer;
 use crate::task::definition::Overlap;
-use crate::task::parse;
-use crate::task::registry::{Registry, Task, TaskError, is_enabled};
-use crate::task::slots;
+use crate::task::registry::{Registry, TaskError};
 
+mod by_hand;
 pub mod elsewhere;
+mod recovery;
 pub mod retries;
+mod stops;
 
-/// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
-const MAX_PARAMS: usize = 32 * 1024;
-/// How many runs started by hand may wait for one task.
-pub const HAND_QUEUE: u32 = 10;
-/// How many runs of one task may be at work elsewhere.
-const MAX_ELSEWHERE: usize = 1000;
-/// What the result of a call says whose end nobody saw.
-const LOST: &str = "The server ended while this call was under way.";
 /// Why a run does not start that somebody stopped while it waited.
 const STOPPED: &str = "stopped before it started";
 /// How long the ends of stopped runs may take to be saved, beyond the stages, when the server goes down.
@@ -250,111 +242,6 @@ impl Runs {
         runs
     }
 
-    /// Makes a run by hand: it waits behind those of its task, whatever `overlap` says. `also` is written in the
-    /// same transaction.
-    ///
-    /// # Errors
-    /// [`RunError`]: no such task, a wrong parameter, too many wait, the store cannot be written.
-    pub async fn start_by_hand(
-        &self,
-        task: &TaskId,
-        given: Map<String, Value>,
-        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
-    ) -> Result<Run, RunError> {
-        let queued = Queued::by_hand(1, None, given);
-        self.make_by_hand(task, queued, also).await
-    }
-
-    /// Makes a run that does once more what one that is over was to do: of the same task, with what that one was
-    /// given. Otherwise as [`Runs::start_by_hand`].
-    ///
-    /// # Errors
-    /// [`RunError`]: no such run, it is not over; and those of [`Runs::start_by_hand`].
-    pub async fn retry(
-        &self,
-        of: RunId,
-        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
-    ) -> Result<Run, RunError> {
-        let run = self.find(of).await?;
-        if !run.state.is_ended() {
-            return Err(RunError::NotOver(Box::new(run)));
-        }
-        let Run { attempt, params, task, .. } = run;
-        let attempt = attempt.saturating_add(1);
-        let queued = Queued::by_hand(attempt, Some(of), params);
-        self.make_by_hand(&task, queued, also).await
-    }
-
-    async fn make_by_hand(
-        &self,
-        task: &TaskId,
-        mut queued: Queued,
-        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
-    ) -> Result<Run, RunError> {
-        let known = self.shared.registry.get(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
-        if !known.enabled {
-            return Err(RunError::Disabled(task.clone()));
-        }
-        if self.lists().closed {
-            return Err(RunError::Stopping);
-        }
-        let open = self.lists().elsewhere.values().filter(|seat| seat.topic.id == *task).count();
-        if open >= MAX_ELSEWHERE {
-            return Err(RunError::TooManyOpen(open));
-        }
-        queued.params = checked(&known, queued.params)?;
-        let topic = self.publisher().topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
-        let runs = self.clone();
-        to_the_end(async move { runs.queue_by_hand(&known, topic, queued, also).await }).await
-    }
-
-    async fn queue_by_hand(
-        &self,
-        known: &Task,
-        topic: Arc<Topic>,
-        queued: Queued,
-        also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
-    ) -> Result<Run, RunError> {
-        let publisher = self.publisher();
-        let id = RunId::new();
-        let now = publisher.clock().now();
-        let mut offers = vec![(topic.clone(), queued.offer(id, now))];
-        // What is done elsewhere begins with the call that asks for it: the caller is who does it.
-        let is_elsewhere = known.definition.agent.is_elsewhere();
-        if is_elsewhere {
-            let started = Body::Status(external::started(known));
-            offers.push((topic.clone(), Offer::new(Some(id), now, &started)));
-        }
-        let (no, task) = (known.no, known.id.clone());
-        let act = move |connection: &Connection| -> Result<_, RunError> {
-            // Asked again here: behind the write that takes a task off, nothing new comes in.
-            match is_enabled(connection, no)? {
-                None => return Err(RunError::NoTask(task)),
-                Some(false) => return Err(RunError::Disabled(task)),
-                Some(true) => {}
-            }
-            let waiting = count_queued(connection, no)?;
-            if waiting >= HAND_QUEUE {
-                return Err(RunError::QueueFull(waiting));
-            }
-            also(connection, id)?;
-            Ok(((), offers))
-        };
-        publisher.transact(act).await?;
-        failpoint::hit("queued");
-        if is_elsewhere {
-            self.begin_elsewhere(id, topic.clone());
-        } else {
-            self.note_queued(id, known.id.clone());
-        }
-        let run = topic.tail().fold.run(id).cloned();
-        match run {
-            Some(run) => Ok(run),
-            // It has started and ended before we looked.
-            None => self.find(id).await,
-        }
-    }
-
     /// Puts a run whose `queued` event is saved into the order; a retry, once it is due.
     pub fn note_queued(&self, id: RunId, task: TaskId) {
         let _ = self.note_queued_unless(id, task, || None);
@@ -463,181 +350,6 @@ impl Runs {
         (lists.working.len() + lists.elsewhere.len(), lists.places.queued())
     }
 
-    /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
-    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped.
-    ///
-    /// # Errors
-    /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
-    pub async fn stop(&self, id: RunId) -> Result<Run, RunError> {
-        let (mut id, mut asked) = (id, None);
-        loop {
-            let runs = self.clone();
-            match to_the_end(async move { runs.stop_now(id).await }).await {
-                // Asked again: it is as was asked.
-                Err(RunError::Over(run)) if run.state == crate::record::RunState::Cancelled => return Ok(*run),
-                Err(RunError::Over(run)) => match self.retry_made_of(&run).await? {
-                    Some(retry) => {
-                        asked = asked.or(Some(run));
-                        id = retry;
-                    }
-                    None => return Err(RunError::Over(asked.unwrap_or(run))),
-                },
-                done => return done,
-            }
-        }
-    }
-
-    async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
-        let (at_work, waited) = {
-            let mut lists = self.lists();
-            (lists.raise(id, StopCause::Asked), lists.places.take_out(id))
-        };
-        let done = self.end_unless_at_work(id, at_work).await;
-        if let (Err(error), Some(task)) = (&done, waited)
-            && !matches!(error, RunError::Over(_))
-        {
-            self.note_queued(id, task);
-        }
-        done
-    }
-
-    async fn end_unless_at_work(&self, id: RunId, at_work: bool) -> Result<Run, RunError> {
-        let run = self.find(id).await?;
-        if run.state.is_ended() {
-            return Err(RunError::Over(Box::new(run)));
-        }
-        if at_work {
-            return Ok(run);
-        }
-        // It waits; or it is on its way into the list, or was lost on it: in each case nobody else ends it.
-        let status = reasoned(State::Cancelled, &run.task, STOPPED);
-        let end = Unstarted { status, outcome: "skipped", reason: STOPPED };
-        self.end_waiting(&run.task, id, end).await?;
-        // On its way it may have come to a place meanwhile. Its start is refused, and this ends the rest.
-        self.lists().raise(id, StopCause::Asked);
-        self.find(id).await
-    }
-
-    async fn end_waiting(&self, task: &TaskId, id: RunId, end: Unstarted) -> Result<(), RunError> {
-        let publisher = self.publisher();
-        let topic = publisher.topic(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
-        let Unstarted { status, outcome, reason } = end;
-        let offer = Offer::new(Some(id), publisher.clock().now(), &Body::Status(status));
-        let act = move |connection: &Connection| -> Result<_, RunError> {
-            slots::note_end_unstarted(connection, id, outcome, reason)?;
-            Ok(((), vec![(topic, offer)]))
-        };
-        publisher.transact(act).await?;
-        Ok(())
-    }
-
-    /// Stops all runs of a task and waits until they are over.
-    ///
-    /// # Errors
-    /// [`RunError`]: the end of one that waits cannot be saved.
-    pub async fn stop_all_of(&self, task: &TaskId) -> Result<(), RunError> {
-        loop {
-            // Registered before the look, so that an end in between is not missed.
-            let ended = self.shared.ended.notified();
-            // Those of the log too: a run that was saved may still be on its way into the lists.
-            let topic = self.publisher().topic(task);
-            let mut ids: BTreeSet<RunId> =
-                topic.map(|topic| topic.tail().fold.runs().map(|run| run.id).collect()).unwrap_or_default();
-            {
-                let lists = self.lists();
-                ids.extend(lists.places.waiting_of(task));
-                ids.extend(lists.at_work_of(task));
-            }
-            if ids.is_empty() {
-                return Ok(());
-            }
-            let mut working = false;
-            for id in ids {
-                match self.stop(id).await {
-                    Ok(run) => working |= !run.state.is_ended(),
-                    // Saved as over; its place is given back in a moment, if it is not yet.
-                    Err(RunError::Over(run)) => working |= self.lists().is_at_work(run.id),
-                    Err(error) => return Err(error),
-                }
-            }
-            if working {
-                ended.await;
-            }
-        }
-    }
-
-    /// Calls off the scheduled runs of a task that wait, and its retries: their slots become `disabled`. Those started
-    /// by hand wait on.
-    ///
-    /// # Errors
-    /// [`RunError`]: their end cannot be saved.
-    pub async fn call_off_scheduled(&self, task: &TaskId) -> Result<(), RunError> {
-        let waiting = self.lists().places.waiting_of(task);
-        let (runs, task) = (self.clone(), task.clone());
-        to_the_end(async move { runs.call_off(&task, waiting).await }).await
-    }
-
-    async fn call_off(&self, task: &TaskId, waiting: Vec<RunId>) -> Result<(), RunError> {
-        for id in waiting {
-            let by_itself = self.find(id).await?.is_by_itself();
-            if by_itself && self.lists().places.take_out(id).is_some() {
-                let end = Unstarted::called_off(task);
-                if let Err(error) = self.end_waiting(task, id, end).await {
-                    self.note_queued(id, task.clone());
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Lets a run take the place of those of its task that are at work or wait for their slot: they are stopped, and
-    /// it starts when they are over. Those started by hand that wait, wait on.
-    pub fn replace(&self, task: &TaskId, by: RunId) {
-        let Some(topic) = self.publisher().topic(task) else { return };
-        let scheduled: Vec<RunId> = {
-            let tail = topic.tail();
-            tail.fold.runs().filter(|run| run.id != by && run.scheduled_for.is_some()).map(|run| run.id).collect()
-        };
-        let given_up: Vec<RunId> = {
-            let mut lists = self.lists();
-            // Before the stop: none of them may start in the place that comes free.
-            let given_up = scheduled.into_iter().filter(|id| lists.places.take_out(*id).is_some()).collect();
-            // The one before may have ended by itself meanwhile, and this one be at work.
-            for id in lists.at_work_of(task).into_iter().filter(|id| *id != by) {
-                lists.raise(id, StopCause::Replaced);
-            }
-            given_up
-        };
-        for id in given_up {
-            let runs = self.clone();
-            let topic = Arc::clone(&topic);
-            let note = move |connection: &Connection| slots::note_coalesced(connection, id, by, REPLACED);
-            self.shared.tracker.spawn(async move { runs.end_given_up(&topic, id, REPLACED, note).await });
-        }
-    }
-
-    /// Ends a run that waited and is in no list any more; `note` writes what becomes of its slot.
-    async fn end_given_up(
-        &self,
-        topic: &Arc<Topic>,
-        id: RunId,
-        reason: &'static str,
-        note: impl Fn(&Connection) -> rusqlite::Result<()> + Copy + Send + 'static,
-    ) {
-        let said = self.publisher().save(|| {
-            let (topic, now) = (Arc::clone(topic), self.publisher().clock().now());
-            move |connection: &Connection| -> Result<_, StoreError> {
-                note(connection)?;
-                let end = Body::Status(reasoned(State::Cancelled, &topic.id, reason));
-                Ok(((), vec![(topic, Offer::new(Some(id), now, &end))]))
-            }
-        });
-        if let Err(error) = said.await {
-            warn!(run = %id, task = %topic.id, reason, %error, "a run that waited is over; its end could not be saved");
-        }
-    }
-
     /// Whether a run of the task waits or is at work.
     pub fn has_runs(&self, task: &TaskId) -> bool {
         self.lists().places.has_any_of(task)
@@ -710,78 +422,6 @@ impl Runs {
         }
     }
 
-    /// Ends what an earlier server left behind, then takes up what waits: survivors of its commands are killed,
-    /// runs that were at work become `interrupted`, runs that waited wait on, unless they are too old. What is
-    /// carried out elsewhere goes on.
-    ///
-    /// # Errors
-    /// When the store cannot be read or written.
-    pub async fn recover(&self) -> Result<(), RunError> {
-        let (open, recorded) = self.shared.store.read(read_open).await?;
-        let at_work: Vec<&Open> =
-            open.iter().filter(|open| open.state != "queued" && !self.take_up(open.id, &open.task)).collect();
-        if !at_work.is_empty() {
-            let ids = at_work.iter().map(|open| open.id).collect();
-            let ended = tokio::task::spawn_blocking(move || super::process::end_survivors(&ids, &recorded)).await;
-            let killed = ended.map_or(0, |ended| ended.killed.len());
-            info!(runs = at_work.len(), killed, "runs of an earlier server are interrupted");
-        }
-        for run in &at_work {
-            self.interrupt(run).await?;
-        }
-        for run in open.iter().filter(|open| open.state == "queued") {
-            self.requeue(run).await?;
-        }
-        Ok(())
-    }
-
-    async fn interrupt(&self, open: &Open) -> Result<(), RunError> {
-        let Some(topic) = self.publisher().topic(&open.task) else { return Ok(()) };
-        let now = self.publisher().clock().now();
-        let mut status = reasoned(State::Interrupted, &open.task, "the server ended while it was at work");
-        let mut offers = Vec::new();
-        {
-            let tail = topic.tail();
-            let Some(run) = tail.fold.run(open.id) else { return Ok(()) };
-            status.duration_ms = lasted(run, now);
-            for call in tail.fold.calls().iter().filter(|call| call.run == open.id) {
-                offers.push(Offer::new(Some(open.id), now, &lost_result(&call.call, &call.event, LOST)));
-            }
-        }
-        offers.push(Offer::new(Some(open.id), now, &Body::Status(status)));
-        let offers = offers.into_iter().map(|offer| (topic.clone(), offer)).collect();
-        self.publisher().transact::<_, RunError, _>(move |_| Ok(((), offers))).await?;
-        Ok(())
-    }
-
-    /// A run that waited waits on; a scheduled one that is older than its catch-up window is missed, and one of a
-    /// paused task is called off.
-    async fn requeue(&self, open: &Open) -> Result<(), RunError> {
-        let task = self.shared.registry.get(&open.task);
-        let run = self.open_run(&open.task, open.id);
-        if run.as_ref().is_some_and(Run::is_by_itself) && task.as_deref().is_some_and(|task| task.paused) {
-            return self.end_waiting(&open.task, open.id, Unstarted::called_off(&open.task)).await;
-        }
-        let slot = open.slot.and_then(|slot| Timestamp::from_microsecond(slot).ok());
-        // A retry has waited since it was due: the slot had its run in time.
-        let not_before = run.and_then(|run| run.not_before);
-        let too_old = task.as_deref().zip(slot).is_some_and(|(task, slot)| {
-            task.timing.as_ref().is_some_and(|timing| {
-                let window = crate::schedule::plan::window(timing, &task.definition.policy, task.anchor, slot);
-                let planned = timing.planned_for(task.anchor, slot);
-                let since = not_before.map_or(planned, |not_before| not_before.max(planned));
-                self.publisher().clock().now().duration_since(since) > window
-            })
-        });
-        if !too_old {
-            self.note_queued(open.id, open.task.clone());
-            return Ok(());
-        }
-        let status = reasoned(State::Interrupted, &open.task, "missed: it waited longer than its catch-up window");
-        self.end_waiting(&open.task, open.id, Unstarted { status, outcome: "missed", reason: "too old in the queue" })
-            .await
-    }
-
     /// Starts nothing any more; gives the runs at work `grace` to end, then stops them as interrupted, and waits
     /// for all. Runs that wait stay queued for the next start.
     pub async fn shut_down(&self, grace: Duration) {
@@ -838,37 +478,6 @@ impl Runs {
     fn lists(&self) -> std::sync::MutexGuard<'_, Lists> {
         self.shared.lists.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How a run ends that never started, and what becomes of its slot.
-struct Unstarted {
-    status: Status,
-    outcome: &'static str,
-    reason: &'static str,
-}
-
-impl Unstarted {
-    /// Of a scheduled run whose task was paused while it waited.
-    fn called_off(task: &TaskId) -> Self {
-        let reason = CALLED_OFF;
-        Self { status: reasoned(State::Cancelled, task, reason), outcome: "disabled", reason }
-    }
-}
-
-/// The parameters of a run as they were given, each of the kind of its default.
-fn checked(task: &Task, given: Map<String, Value>) -> Result<Map<String, Value>, RunError> {
-    let bytes = serde_json::to_string(&given).map_or(0, |text| text.len());
-    if bytes > MAX_PARAMS {
-        let why =
-            format!("{bytes} bytes of parameters are too many, at most {MAX_PARAMS} are taken: put more into a file");
-        return Err(RunError::Param(String::new(), why));
-    }
-    let whole = parse::run_params(&task.definition, &Value::Object(given.clone())).map_err(|problems| {
-        let first = problems.first();
-        let name = first.key.strip_prefix("params.").unwrap_or(&first.key);
-        RunError::Param(name.to_owned(), format!("the parameter {name}: {}", first.message))
-    })?;
-    Ok(whole.into_iter().filter(|(name, _)| given.contains_key(name)).collect())
 }
 
 /// A place among those at work: given back however the run ends.
@@ -941,38 +550,6 @@ pub fn count_queued(connection: &Connection, task: TaskNo) -> rusqlite::Result<u
                AND state = 'queued' AND (slot IS NULL OR attempt = 1)",
         )?
         .query_row([task.0], |row| row.get(0))
-}
-
-/// A run that was not over when the server before ended.
-struct Open {
-    id: RunId,
-    task: TaskId,
-    state: String,
-    slot: Option<i64>,
-}
-
-/// A supervisor that was written down: its process id and its start time, in clock ticks since boot.
-type Recorded = (i32, u64);
-
-fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Recorded>)> {
-    let mut statement = connection.prepare(
-        "SELECT runs.id, tasks.id, runs.state, runs.slot FROM runs JOIN tasks ON tasks.no = runs.task
-         WHERE runs.state IN ('queued', 'running', 'waiting') ORDER BY runs.id",
-    )?;
-    let rows = statement.query_map([], |row| {
-        let (id, task): (String, String) = (row.get(0)?, row.get(1)?);
-        let (state, slot) = (row.get(2)?, row.get(3)?);
-        Ok(id.parse().ok().zip(task.parse().ok()).map(|(id, task)| Open { id, task, state, slot }))
-    })?;
-    let open = rows.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?;
-    let mut statement = connection.prepare(
-        "SELECT pid, start_ticks FROM processes JOIN runs ON runs.id = processes.run
-         WHERE runs.state IN ('running', 'waiting')",
-    )?;
-    let recorded = statement
-        .query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?
-        .collect::<rusqlite::Result<_>>()?;
-    Ok((open, recorded))
 }
 
 /// Runs that are over or not, newest first: of one task or all, in one state or any, before one id.
