@@ -22,7 +22,9 @@ use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Stand
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::{Registry, Task, has_open_runs, is_on, note_clock, planned};
+use crate::task::registry::planned::{note_clock, planned, set_planned};
+use crate::task::registry::rows::{has_open_runs, is_on};
+use crate::task::registry::{Registry, Task};
 use crate::task::slots::{self, Noted};
 
 /// How many tasks are planned in the first transaction of many: few, so that their runs start before the rest has its
@@ -300,7 +302,7 @@ fn plan_one(
             replaces = replaces.or(matches!(row.outcome, Outcome::Replace { .. }).then_some(id));
         }
     }
-    crate::task::registry::set_planned(connection, task.no, planned_to, next)?;
+    set_planned(connection, task.no, planned_to, next)?;
     Ok(Some(Ok(Planned { task: Arc::clone(task), to: planned_to, next, queued, replaces })))
 }
 

@@ -14,7 +14,7 @@ use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
 use crate::stream::log;
 use crate::stream::publish::Publisher;
 use crate::task::definition::Keep;
-use crate::task::registry::{self, Registry, Task};
+use crate::task::registry::{Registry, Task, burial};
 use crate::task::slots;
 
 /// How many runs or slots are forgotten in one step, so that no event waits for long.
@@ -76,7 +76,7 @@ impl Retention {
     /// When the store cannot be read or written.
     pub async fn sweep(&self, now: Option<Timestamp>) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
-        for removed in self.store.read(registry::removed).await? {
+        for removed in self.store.read(burial::removed).await? {
             self.registry.bury(removed).await?;
         }
         let folders = self.folders().await?;

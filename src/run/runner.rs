@@ -24,7 +24,8 @@ use crate::record::Run;
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::{Task, is_on};
+use crate::task::registry::Task;
+use crate::task::registry::rows::is_on;
 use crate::task::slots;
 
 /// How long an agent may go on talking once all its commands are gone.

@@ -4,32 +4,28 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use self::planned::{EARLIEST, next_planned, read_seen};
+use self::rows::{Row, free_id, read_rows};
 use super::agenda::{Agenda, Entry};
 use super::definition::{Definition, Terms};
 use super::parse::{self, Problem};
-use super::slots;
-use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
-use crate::failpoint;
+use crate::event::{Body, Gen, Seq, State, Status, TaskId};
 use crate::record::Fold;
-use crate::schedule::plan;
 use crate::schedule::timing::{Timing, Wrong};
-use crate::store::{REMOVED, Store, StoreError, TaskNo, from_sql, sql};
-use crate::stream::log;
+use crate::store::{Store, StoreError, TaskNo, sql};
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Start};
 
-/// No clock is right that shows an earlier time than this: 1 January 2026. A machine without a clock starts in 1970.
-const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
-
-/// How many tasks are set right in one transaction when a clock is accepted.
-const ACCEPTED_AT_ONCE: usize = 512;
+pub mod burial;
+pub mod planned;
+pub mod rows;
 
 /// Where a task comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -266,63 +262,6 @@ impl Registry {
         schedule.map(|schedule| Timing::new(schedule, &self.shared.zone).map(of_task)).transpose()
     }
 
-    /// The newest time that is stored of schedules: a clock far behind it is wrong.
-    pub fn last_stored(&self) -> Timestamp {
-        let planned = self.newest_planned();
-        let seen = Timestamp::from_microsecond(self.shared.seen.load(Ordering::Relaxed)).unwrap_or_default();
-        planned.map_or(seen, |planned| planned.max(seen))
-    }
-
-    /// Notes in memory that schedules were looked at, once the store has it.
-    pub fn note_seen(&self, now: Timestamp) {
-        self.shared.seen.store(now.as_microsecond(), Ordering::Relaxed);
-    }
-
-    /// From when a schedule counts that is given now. Behind a clock that is held it is at least as late as what is
-    /// stored.
-    fn given_at(&self) -> Timestamp {
-        let now = self.shared.publisher.clock().now();
-        plan::held_until(self.last_stored(), now).unwrap_or(now)
-    }
-
-    /// Takes the clock for right, whatever is stored: what was planned behind now is forgotten, what runs were made of
-    /// stays and is not made again. Gives how many tasks and rows of slots that concerned.
-    ///
-    /// # Errors
-    /// [`TaskError`]: the store cannot be written.
-    pub async fn accept_clock(&self, now: Timestamp) -> Result<(usize, usize), TaskError> {
-        let _edit = self.shared.edits.lock().await;
-        let ahead: Vec<_> = self.all().into_iter().filter(|task| task.planned.max(task.anchor) > now).collect();
-        let mut forgotten = 0;
-        for batch in ahead.chunks(ACCEPTED_AT_ONCE) {
-            let tasks = batch.to_vec();
-            let act = move |connection: &Connection| -> Result<_, TaskError> {
-                let mut gone = 0;
-                for task in &tasks {
-                    gone += forget_plan(connection, task, now)?;
-                }
-                note_clock(connection, now)?;
-                Ok((gone, Vec::new()))
-            };
-            forgotten += self.shared.publisher.transact(act).await?.0;
-            for task in batch {
-                // One that was removed meanwhile has nothing left to change.
-                let _ = self.change(&task.id, |task| {
-                    task.anchor = task.timing.as_ref().map_or(now, |timing| timing.anchor_before(task.anchor, now));
-                    task.planned = now;
-                    task.next = task.timing.as_ref().and_then(|timing| next_planned(timing, task.anchor, now));
-                });
-            }
-        }
-        let act = move |connection: &Connection| -> Result<_, TaskError> {
-            note_clock(connection, now)?;
-            Ok(((), Vec::new()))
-        };
-        self.shared.publisher.transact(act).await?;
-        self.note_seen(now);
-        Ok((ahead.len(), forgotten))
-    }
-
     /// One task.
     pub fn get(&self, id: &TaskId) -> Option<Arc<Task>> {
         self.tasks().by_id.get(id).cloned()
@@ -342,11 +281,6 @@ impl Registry {
     /// When the next task is due.
     pub fn next_due(&self) -> Option<Timestamp> {
         self.tasks().agenda.next()
-    }
-
-    /// The newest time up to which a task is planned.
-    pub fn newest_planned(&self) -> Option<Timestamp> {
-        self.tasks().agenda.newest_planned()
     }
 
     fn tasks(&self) -> std::sync::RwLockReadGuard<'_, Tasks> {
@@ -577,70 +511,6 @@ impl Registry {
         self.change(id, |task| task.enabled = enabled)
     }
 
-    /// Removes a task, its log and its runs, and says which runs those were. They must be over: that is asked
-    /// again in the transaction, as one may have come in meanwhile. `also` is written in the same transaction.
-    ///
-    /// From that transaction on nothing finds the task and its name is free; its rows go in steps, so that nobody
-    /// waits for a task with a long history. What a crash leaves of them, [`Registry::bury`] takes.
-    ///
-    /// # Errors
-    /// [`TaskError`]: no such task, a run is not over, the store cannot be written.
-    pub async fn remove(
-        &self,
-        id: &TaskId,
-        also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
-    ) -> Result<Vec<RunId>, TaskError> {
-        let edit = self.shared.edits.lock().await;
-        let not_found = || TaskError::NotFound(id.clone());
-        let task = self.get(id).ok_or_else(not_found)?;
-        let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
-        let no = task.no;
-        let act = move |connection: &Connection| -> Result<_, TaskError> {
-            if has_open_runs(connection, no)? {
-                return Err(TaskError::Running);
-            }
-            connection.execute("UPDATE tasks SET id = ?2 || no, enabled = 0 WHERE no = ?1", params![no.0, REMOVED])?;
-            also(connection)?;
-            Ok(())
-        };
-        self.shared.publisher.delete(&topic, act).await?;
-        self.forget(id, no);
-        drop(edit);
-        self.shared.publisher.changes().note(id);
-        failpoint::hit("removed-not-buried");
-        // The task is gone, whatever becomes of its rows: they are taken later then.
-        Ok(self.bury(no).await.unwrap_or_else(|error| {
-            tracing::warn!(task = %id, %error, "the rows of a removed task are still there; housekeeping takes them");
-            Vec::new()
-        }))
-    }
-
-    fn forget(&self, id: &TaskId, no: TaskNo) {
-        let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
-        // Another of the same name may be there already.
-        if tasks.by_id.get(id).is_some_and(|there| there.no == no) {
-            tasks.remove(id);
-        }
-    }
-
-    /// Takes the rows of a removed task, in steps that nobody waits for long; gives its runs.
-    ///
-    /// # Errors
-    /// When the store cannot be written: another call goes on.
-    pub async fn bury(&self, no: TaskNo) -> Result<Vec<RunId>, StoreError> {
-        let mut runs = Vec::new();
-        loop {
-            let act = move |connection: &Connection| -> Result<_, StoreError> {
-                Ok((bury_step(connection, no)?, Vec::new()))
-            };
-            let (step, _) = self.shared.publisher.transact(act).await?;
-            match step {
-                Some(gone) => runs.extend(gone),
-                None => return Ok(runs),
-            }
-        }
-    }
-
     /// Notes what is wrong with a task's file; the last good version stays in force.
     pub fn set_problem(&self, id: &TaskId, problem: Problem) {
         if self.change(id, |task| task.problem = Some(problem.clone())).is_err() {
@@ -654,16 +524,6 @@ impl Registry {
         if self.broken_mut().remove(id).is_some() {
             self.shared.publisher.changes().note(id);
         }
-    }
-
-    /// Notes in memory how far a task, as it was read, is planned, once the store has it.
-    pub fn note_planned(&self, read: &Task, planned: Timestamp, next: Option<Timestamp>) {
-        // A task that was removed meanwhile needs no note, and one whose schedule was edited has its own.
-        let _ = self.change(&read.id, |task| {
-            if (task.no, task.anchor, task.planned) == (read.no, read.anchor, read.planned) {
-                (task.planned, task.next) = (planned, next);
-            }
-        });
     }
 
     fn set(&self, task: Task) -> Arc<Task> {
@@ -687,264 +547,4 @@ impl Registry {
     fn broken_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<TaskId, Problem>> {
         self.shared.broken.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn free_id(connection: &Connection, id: Option<TaskId>, title: &str) -> Result<TaskId, TaskError> {
-    let is_taken = |id: &TaskId| -> rusqlite::Result<bool> {
-        connection.prepare_cached("SELECT 1 FROM tasks WHERE id = ?1")?.exists([id.as_str()])
-    };
-    if let Some(id) = id {
-        return if is_taken(&id)? { Err(TaskError::Exists(id)) } else { Ok(id) };
-    }
-    let stem = TaskId::from_title(title).map_or_else(|| "task".to_owned(), |id| id.to_string());
-    for number in 1_u32.. {
-        let text = if number == 1 { stem.clone() } else { format!("{}-{number}", &stem[..stem.len().min(56)]) };
-        if let Ok(id) = text.parse()
-            && !is_taken(&id)?
-        {
-            return Ok(id);
-        }
-    }
-    Err(StoreError::Broken("no free id".to_owned()).into())
-}
-
-/// A row of `tasks`, with what is open in its log.
-struct Row {
-    no: TaskNo,
-    id: TaskId,
-    generation: Gen,
-    oldest: Seq,
-    head: Seq,
-    bytes: u64,
-    source: Source,
-    definition: String,
-    enabled: bool,
-    paused: bool,
-    anchor: Timestamp,
-    planned: Timestamp,
-    seed: u64,
-    fold: Fold,
-}
-
-fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
-    let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let mut statement = connection.prepare(
-        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed
-         FROM tasks WHERE id < ?1 ORDER BY id",
-    )?;
-    let rows = statement.query_map([REMOVED], |row| {
-        let id: String = row.get(1)?;
-        let source: String = row.get(6)?;
-        Ok(id.parse().ok().map(|id| Row {
-            no: TaskNo(row.get_unwrap(0)),
-            id,
-            generation: Gen(from_sql(row.get_unwrap(2))),
-            oldest: Seq(from_sql(row.get_unwrap(3))),
-            head: Seq(from_sql(row.get_unwrap(4))),
-            bytes: from_sql(row.get_unwrap(5)),
-            source: if source == "file" { Source::File } else { Source::Store },
-            definition: row.get_unwrap(7),
-            enabled: row.get_unwrap(8),
-            paused: row.get_unwrap(9),
-            anchor: time(row.get_unwrap(10)),
-            planned: time(row.get_unwrap(11)),
-            seed: row.get_unwrap::<_, i64>(12).cast_unsigned(),
-            fold: Fold::default(),
-        }))
-    })?;
-    let mut rows: Vec<Row> = rows.filter_map(Result::transpose).collect::<rusqlite::Result<_>>()?;
-    for row in &mut rows {
-        row.fold = log::fold_at(connection, &row.id, row.no, row.head)?;
-    }
-    Ok(rows)
-}
-
-/// Whether a task of this number is there, and may run by itself: asked again when a slot is claimed.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
-    Ok(switches(connection, no)?.map(|(enabled, paused)| enabled && !paused))
-}
-
-/// Whether a task of this number is there, and may run at all.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn is_enabled(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
-    Ok(switches(connection, no)?.map(|(enabled, _)| enabled))
-}
-
-/// Whether a task that is there may run at all, and whether it is paused.
-fn switches(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(bool, bool)>> {
-    connection
-        .prepare_cached("SELECT enabled, paused FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
-}
-
-/// Notes whether a run of the task failed, and gives how many have in a row.
-///
-/// # Errors
-/// When the store cannot be written.
-pub fn note_failure(connection: &Connection, no: TaskNo, failed: bool) -> rusqlite::Result<u32> {
-    let update = if failed {
-        "UPDATE tasks SET failures = failures + 1 WHERE no = ?1 RETURNING failures"
-    } else {
-        "UPDATE tasks SET failures = 0 WHERE no = ?1 AND failures > 0 RETURNING failures"
-    };
-    connection.prepare_cached(update)?.query_row([no.0], |row| row.get(0)).optional().map(Option::unwrap_or_default)
-}
-
-/// Pauses a task within the transaction of what made it pause. Its failures count anew.
-///
-/// # Errors
-/// When the store cannot be written.
-pub fn pause(connection: &Connection, no: TaskNo) -> rusqlite::Result<()> {
-    connection.prepare_cached("UPDATE tasks SET paused = 1, failures = 0 WHERE no = ?1")?.execute([no.0]).map(drop)
-}
-
-/// When the first slot behind a moment is planned for.
-fn next_planned(timing: &Timing, anchor: Timestamp, after: Timestamp) -> Option<Timestamp> {
-    timing.next_after(anchor, after).map(|slot| timing.planned_for(anchor, slot))
-}
-
-/// How far a task is planned, as the store has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Planned {
-    /// From when its schedule counts.
-    pub anchor: Timestamp,
-    /// Every slot up to here has its row.
-    pub to: Timestamp,
-    /// Slots behind that which have theirs too, first and last of each, in order: a clock was ahead.
-    pub claimed: Vec<(Timestamp, Timestamp)>,
-}
-
-/// How far a task is planned, as the store has it.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Planned>> {
-    let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let row: Option<(i64, i64, Option<i64>)> = connection
-        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-        .optional()?;
-    let Some((anchor, to, claimed)) = row else { return Ok(None) };
-    let (anchor, to) = (time(anchor), time(to));
-    let claimed = match claimed {
-        Some(through) if time(through) > to => slots::claimed_after(connection, no, to)?,
-        _ => Vec::new(),
-    };
-    Ok(Some(Planned { anchor, to, claimed }))
-}
-
-/// Forgets what is planned of a task behind now; gives how many rows of slots went.
-fn forget_plan(connection: &Connection, task: &Task, now: Timestamp) -> rusqlite::Result<usize> {
-    let Some(timing) = &task.timing else {
-        connection
-            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2 WHERE no = ?1")?
-            .execute(params![task.no.0, now.as_microsecond()])?;
-        return Ok(0);
-    };
-    let (claimed, gone) = slots::forget_after(connection, task.no, timing, task.anchor, now)?;
-    let anchor = timing.anchor_before(task.anchor, now);
-    connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5 WHERE no = ?1")?
-        .execute(params![
-            task.no.0,
-            now.as_microsecond(),
-            anchor.as_microsecond(),
-            next_planned(timing, anchor, now).map(Timestamp::as_microsecond),
-            claimed.map(Timestamp::as_microsecond)
-        ])?;
-    Ok(gone)
-}
-
-fn read_seen(connection: &Connection) -> rusqlite::Result<Option<Timestamp>> {
-    let micros: Option<i64> = connection
-        .query_row("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'clock'", [], |row| row.get(0))
-        .optional()?;
-    Ok(micros.and_then(|micros| Timestamp::from_microsecond(micros).ok()))
-}
-
-/// Notes the time at which schedules were looked at: the next start knows then whether its clock can be right.
-///
-/// # Errors
-/// When the store cannot be written.
-pub fn note_clock(connection: &Connection, now: Timestamp) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO meta (key, value) VALUES ('clock', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1",
-        )?
-        .execute([now.as_microsecond().to_string()])
-        .map(drop)
-}
-
-/// Notes how far a task is planned, in the transaction of its slots.
-///
-/// # Errors
-/// When the store cannot be written.
-pub fn set_planned(
-    connection: &Connection,
-    no: TaskNo,
-    planned: Timestamp,
-    next: Option<Timestamp>,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
-        .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
-        .map(drop)
-}
-
-/// Whether a run of the task is not over: asked in the transaction that depends on it.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn has_open_runs(connection: &Connection, no: TaskNo) -> rusqlite::Result<bool> {
-    connection
-        .prepare_cached("SELECT 1 FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')")?
-        .exists([no.0])
-}
-
-/// The removed tasks of which there are rows.
-///
-/// # Errors
-/// When the store cannot be read.
-pub fn removed(connection: &Connection) -> rusqlite::Result<Vec<TaskNo>> {
-    let mut statement = connection.prepare_cached("SELECT no FROM tasks WHERE id >= ?1")?;
-    statement.query_map([REMOVED], |row| row.get(0).map(TaskNo))?.collect()
-}
-
-/// How many rows of a removed task go in one step.
-const BURIED: i64 = 128;
-
-/// Takes some rows of a removed task, the task's own at last; gives the runs among them, nothing when it is gone.
-fn bury_step(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Vec<RunId>>> {
-    let is_removed =
-        connection.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id >= ?2")?.exists(params![no.0, REMOVED])?;
-    if !is_removed {
-        return Ok(None);
-    }
-    if !log::delete_step(connection, no)? {
-        return Ok(Some(Vec::new()));
-    }
-    let mut statement = connection.prepare_cached(
-        "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE task = ?1 ORDER BY id LIMIT ?2) RETURNING id",
-    )?;
-    let rows = statement.query_map([no.0, BURIED], |row| row.get::<_, String>(0))?;
-    let runs: Vec<String> = rows.collect::<rusqlite::Result<_>>()?;
-    if !runs.is_empty() {
-        return Ok(Some(runs.iter().filter_map(|id| id.parse().ok()).collect()));
-    }
-    let slots = connection
-        .prepare_cached(
-            "DELETE FROM slots WHERE task = ?1 AND (gen, scheduled_for) IN
-               (SELECT gen, scheduled_for FROM slots WHERE task = ?1 LIMIT ?2)",
-        )?
-        .execute(params![no.0, BURIED])?;
-    if slots == 0 {
-        connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
-    }
-    Ok(Some(Vec::new()))
 }

@@ -417,7 +417,7 @@ fn nothing_that_is_asked_of_one_slot_or_of_open_runs_walks_through_all_that_is_k
         store.execute_batch(&std::fs::read_to_string(schema).unwrap()).unwrap();
     }
     let mut asked = 0;
-    for path in ["src/task/slots.rs", "src/task/registry.rs", "src/run/queue.rs"] {
+    for path in ["src/task/slots.rs", "src/task/registry/rows.rs", "src/run/queue.rs"] {
         let text = std::fs::read_to_string(root().join(path)).unwrap();
         let texts = text.split('"').skip(1).step_by(2);
         let of_one = |sql: &&str| {

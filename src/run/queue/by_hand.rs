@@ -12,7 +12,8 @@ use crate::record::Run;
 use crate::run::external;
 use crate::stream::topic::{Offer, Topic};
 use crate::task::parse;
-use crate::task::registry::{Task, is_enabled};
+use crate::task::registry::Task;
+use crate::task::registry::rows::is_enabled;
 
 /// The most bytes of all parameters of a run: they are part of an event, which has at most 64 KiB.
 const MAX_PARAMS: usize = 32 * 1024;

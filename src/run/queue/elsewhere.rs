@@ -16,7 +16,7 @@ use crate::run::runner::{CALLED_OFF, StopCause, reasoned, stopped};
 use crate::store::StoreError;
 use crate::stream::publish::Writable;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::is_on;
+use crate::task::registry::rows::is_on;
 use crate::task::slots;
 
 /// How long nobody may have spoken for a run that was opened by hand before whoever asks for work gets it. Never

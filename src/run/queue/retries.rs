@@ -21,7 +21,8 @@ use crate::store::{StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::topic::Offer;
 use crate::task::definition::Overlap;
-use crate::task::registry::{self, Task, is_on};
+use crate::task::registry::Task;
+use crate::task::registry::rows::{self, is_on};
 use crate::task::slots;
 
 /// How often the clock is asked while a retry waits: a machine that slept has not counted.
@@ -121,7 +122,7 @@ impl Runs {
             return self.follow_unstarted(connection, &task, run);
         }
         if run.state == crate::record::RunState::Succeeded {
-            registry::note_failure(connection, no, false)?;
+            rows::note_failure(connection, no, false)?;
             return Ok(Following::default());
         }
         let stop = self.lists().stop_of(run.id);
@@ -153,7 +154,7 @@ impl Runs {
     }
 
     fn note_failure(&self, connection: &Connection, task: &Task) -> Result<Following, StoreError> {
-        let failures = registry::note_failure(connection, task.no, true)?;
+        let failures = rows::note_failure(connection, task.no, true)?;
         if retry::pauses(&task.definition.policy, failures) && is_on(connection, task.no)? == Some(true) {
             return self.pause_itself(connection, task, failures);
         }
@@ -209,7 +210,7 @@ impl Runs {
     /// Pauses a task too many of whose runs failed in a row, and calls off what of it waits by itself.
     fn pause_itself(&self, connection: &Connection, task: &Task, failures: u32) -> Result<Following, StoreError> {
         let now = self.publisher().clock().now();
-        registry::pause(connection, task.no)?;
+        rows::pause(connection, task.no)?;
         let reason = match failures {
             1 => "its run failed".to_owned(),
             failures => format!("{failures} of its runs failed in a row"),
