@@ -186,9 +186,6 @@ impl Live {
     }
 }
 
-
-
-
 fn too_large(bytes: usize) -> String {
     format!("{bytes} bytes are too many: a frame has at most {}", frame::MAX_CLIENT_FRAME)
 }
