@@ -133,6 +133,8 @@ impl std::fmt::Debug for Job {
 pub(super) struct Acted {
     /// The events that go with it; none if it failed.
     pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,
+    /// The stream that ends with it: nothing behind it in the group gets a number there.
+    pub(super) ends: Option<Arc<Topic>>,
     /// Brings memory up to the commit, before anyone is shown what the group holds.
     pub(super) follow: Option<Box<dyn FnOnce() + Send>>,
     /// Tells the one who asked.

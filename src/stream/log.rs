@@ -67,14 +67,6 @@ pub fn bounds(connection: &Connection, task: TaskNo) -> rusqlite::Result<Option<
         .optional()
 }
 
-/// Whether a task was not removed.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn is_there(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
-    connection.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1 AND id < ?2")?.exists(params![task.0, REMOVED])
-}
-
 /// Adds a segment. `total` is all event JSON of the log through it.
 ///
 /// # Errors
@@ -99,15 +91,15 @@ pub fn append(
         .map(drop)
 }
 
-/// Moves the head, in the transaction of the segments. False when there is no such task any more.
+/// Moves the head, in the transaction of the segments.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn set_head(transaction: &Connection, task: TaskNo, head: Seq, bytes: u64) -> rusqlite::Result<bool> {
+pub fn set_head(transaction: &Connection, task: TaskNo, head: Seq, bytes: u64) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("UPDATE tasks SET head = ?2, bytes = ?3 WHERE no = ?1")?
         .execute(params![task.0, sql(head.0), sql(bytes)])
-        .map(|rows| rows > 0)
+        .map(drop)
 }
 
 /// Gives the log another id: positions in the old one are no longer positions in it.

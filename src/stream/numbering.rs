@@ -37,6 +37,8 @@ pub(super) struct Numbering {
     pub(super) producers: Vec<Turned>,
     /// What is to be done after the commit because runs ended.
     pub(super) afters: Vec<After>,
+    /// The task is deleted with this group.
+    is_deleted: bool,
     /// Who says what follows the end of a run.
     ends: Arc<Ends>,
 }
@@ -76,6 +78,18 @@ impl Numberings {
             self.all.len() - 1
         });
         &mut self.all[index]
+    }
+
+    /// The task is deleted by a job that was done: of what comes behind it nothing gets a number.
+    pub(super) fn delete(&mut self, topic: &Arc<Topic>) {
+        self.of(topic).is_deleted = true;
+    }
+
+    /// Closes the streams of the tasks that the group deleted, once it is saved.
+    pub(super) fn close_deleted(&self) {
+        for numbering in self.all.iter().filter(|numbering| numbering.is_deleted) {
+            numbering.topic.close();
+        }
     }
 
     /// Where the tasks of a job stand before it.
@@ -130,6 +144,7 @@ impl Numbering {
             numbered: Vec::new(),
             producers: Vec::new(),
             afters: Vec::new(),
+            is_deleted: false,
             ends,
         }
     }
@@ -174,7 +189,7 @@ impl Numbering {
         connection: &Connection,
         offer: &Offer,
     ) -> Result<Result<Seq, Refused>, StoreError> {
-        if self.topic.is_closed() {
+        if self.is_gone() {
             return Ok(Err(Refused::LogGone));
         }
         let begins = offer.mark.state() == Some(State::Queued);
@@ -244,7 +259,7 @@ impl Numbering {
         connection: &Connection,
         batch: &Batch,
     ) -> Result<Result<Seq, Refused>, StoreError> {
-        if self.topic.is_closed() {
+        if self.is_gone() {
             return Ok(Err(Refused::LogGone));
         }
         if batch.turn.as_ref().is_some_and(|turn| !turn.holds()) {
@@ -289,6 +304,10 @@ impl Numbering {
             self.follow(connection, &ended)?;
         }
         Ok(Ok(last))
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_deleted || self.topic.is_closed()
     }
 
     fn is_open(&self, run: RunId) -> bool {
@@ -349,11 +368,8 @@ impl Numbering {
         self.cut_segment(connection)?;
         self.save_producers(connection)?;
         if !self.kinds.is_empty() {
-            let is_there = log::set_head(connection, self.topic.no, self.head, self.bytes)?;
-            if !is_there {
-                // The task was deleted by a later job of this group: its events go with it.
-                while !log::delete_step(connection, self.topic.no)? {}
-            }
+            // Also of a task that a later job of this group deleted: its row is there until its log is gone.
+            log::set_head(connection, self.topic.no, self.head, self.bytes)?;
         }
         Ok(())
     }

@@ -97,8 +97,8 @@ impl Publisher {
         self.shared.topics.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
-    /// Closes the stream of a task that `act` removes. What is offered from the commit on is refused, and what was
-    /// numbered in the very group is neither shown nor acknowledged. The rows of its log go in steps of their own
+    /// Closes the stream of a task that `act` takes the name from. What comes behind it is refused, already in the very
+    /// group, and what that numbered before is not shown. The rows, the task's own at last, go in steps of their own
     /// ([`log::delete_step`]): nothing finds them any more.
     ///
     /// # Errors
@@ -109,10 +109,8 @@ impl Publisher {
         E: From<StoreError> + From<rusqlite::Error> + Send + 'static,
         F: FnOnce(&Connection) -> Result<T, E> + Send + 'static,
     {
-        let deleted = Arc::clone(topic);
         let act = move |connection: &Connection| -> Result<_, E> { Ok((act(connection)?, Vec::new())) };
-        let follow = move |_: &T| -> Option<Box<dyn FnOnce() + Send>> { Some(Box::new(move || deleted.close())) };
-        let (value, _) = self.change(act, follow).await?;
+        let (value, _) = self.ask(act, |_| None, Some(Arc::clone(topic))).await?;
         self.forget(topic);
         Ok(value)
     }
@@ -297,11 +295,23 @@ impl Publisher {
         F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
         M: FnOnce(&T) -> Option<Box<dyn FnOnce() + Send>> + Send + 'static,
     {
+        self.ask(act, follow, None).await
+    }
+
+    /// Hands the writer a change of state, with the stream that ends by it.
+    async fn ask<T, E, F, M>(&self, act: F, follow: M, ends: Option<Arc<Topic>>) -> Result<(T, Vec<Seq>), E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<(T, Vec<(Arc<Topic>, Offer)>), E> + Send + 'static,
+        M: FnOnce(&T) -> Option<Box<dyn FnOnce() + Send>> + Send + 'static,
+    {
         let (sender, answer) = oneshot::channel::<Result<(T, Vec<Seq>), E>>();
         let job = Job {
             act: Box::new(move |connection| match connection.map_err(E::from).and_then(act) {
                 Ok((value, offers)) => Acted {
                     offers: Ok(offers),
+                    ends,
                     follow: follow(&value),
                     answer: Box::new(move |saved| {
                         let _ = sender.send(saved.map(|numbers| (value, numbers)).map_err(E::from));
@@ -309,6 +319,7 @@ impl Publisher {
                 },
                 Err(error) => Acted {
                     offers: Err(()),
+                    ends: None,
                     follow: None,
                     answer: Box::new(move |_| {
                         let _ = sender.send(Err(error));

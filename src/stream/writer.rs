@@ -13,7 +13,6 @@ use tracing::{error, info, warn};
 
 use super::batch::Batch;
 use super::intake::{Acted, Answer, Inbox, Intake, Job, Writable, places, weight};
-use super::log;
 use super::numbering::{Numbering, Numberings};
 use super::topic::{Offer, Queue, Refused, Topic, Work};
 use crate::event::{Seq, State, Status};
@@ -325,11 +324,12 @@ impl Intake {
         self.count(begun, &numberings.all);
         failpoint::hit("committed-not-woken");
         self.note_writable();
+        numberings.close_deleted();
         for follow in follows {
             follow();
         }
         for numbering in numberings.all {
-            // Deleted in this very group: what was numbered for it went with it.
+            // Deleted in this very group: what was numbered before that goes with its log.
             if !numbering.topic.is_closed() {
                 self.show(numbering);
             }
@@ -394,10 +394,8 @@ impl Intake {
         let mut results = results.into_iter();
         for (topic, works) in batches {
             let (mut free, mut bytes) = (0, 0);
-            let gone = topic.is_closed();
             for work in works {
                 let result = results.next().unwrap_or(Err(Refused::Stopping));
-                let result = if gone { Err(Refused::LogGone) } else { result };
                 if !matches!(&work, Work::One(offer) if offer.is_from_reserve()) {
                     free += places(work.events(), &self.limits) as usize;
                     bytes += weight(work.bytes(), &self.limits) as usize;
@@ -499,7 +497,7 @@ fn run_job(
     let tallied = tally::mark();
     // A panic in a job undoes that job; its asker is told by the drop of the answer.
     let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
-    let Ok(Acted { offers, follow, answer }) = acted else {
+    let Ok(Acted { offers, ends, follow, answer }) = acted else {
         error!("a change of state ended by a panic; it is undone");
         return undo_job(connection, tallied);
     };
@@ -509,10 +507,7 @@ fn run_job(
     };
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
-        // An earlier job of the group may have deleted the task: then there is no log that could have a number.
-        if log::is_there(connection, topic.no)? {
-            numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
-        }
+        numbers.extend(numberings.of(topic).number(connection, offer)?.ok());
         Ok::<_, StoreError>(numbers)
     });
     if numbered.is_err() {
@@ -521,6 +516,9 @@ fn run_job(
         return undo_job(connection, tallied);
     }
     answers.push((answer, numbered));
+    if let Some(topic) = ends {
+        numberings.delete(&topic);
+    }
     follows.extend(follow);
     connection.prepare_cached("RELEASE job")?.execute([])?;
     Ok(())

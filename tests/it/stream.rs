@@ -1092,7 +1092,7 @@ fn a_deleted_task_is_said_to_its_watchers_and_refused_to_its_emitters() {
 }
 
 #[test]
-fn a_task_deleted_in_the_group_of_its_last_events_leaves_no_rows_behind() {
+fn of_a_task_deleted_in_the_group_of_its_last_events_nothing_is_shown_and_no_rows_are_left() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
         let stream = Stream::open(dir.path(), roomy());
@@ -1102,18 +1102,25 @@ fn a_task_deleted_in_the_group_of_its_last_events_leaves_no_rows_behind() {
         let offers = vec![(Arc::clone(&topic), offer)];
         let mut last = Box::pin(stream.publisher.transact::<_, StoreError, _>(move |_| Ok(((), offers))));
         let no = topic.no;
-        let mut delete = Box::pin(stream.publisher.transact::<_, StoreError, _>(move |connection| {
-            while !log::delete_step(connection, no)? {}
-            connection.execute("DELETE FROM tasks WHERE no = ?1", [no.0])?;
-            Ok(((), Vec::new()))
+        let mut delete = Box::pin(stream.publisher.delete(&topic, move |connection| -> Result<_, StoreError> {
+            Ok(connection.execute("UPDATE tasks SET id = '~' || no WHERE no = ?1", [no.0])?)
         }));
-        assert!(waits(&mut last).await && waits(&mut delete).await);
+        let mut late = publishing(&stream.publisher, &topic, None, thought("late"));
+        assert!(waits(&mut last).await && waits(&mut delete).await && waits(&mut late).await);
         drop(hold);
-        last.await.unwrap();
+        assert_eq!(last.await.unwrap().1, [Seq(1)]);
         delete.await.unwrap();
+        assert_eq!(late.await, Err(Refused::LogGone), "the writer takes changes of state before what is queued");
+        assert_eq!(topic.head(), Seq(0), "nobody is shown what was said of a task that is gone");
         let count = |sql: &'static str| {
             stream.store.read_blocking(|c| c.query_row(sql, [], |row| row.get::<_, i64>(0))).unwrap()
         };
+        assert_eq!(count("SELECT head FROM tasks"), 1, "the late word has no number");
+        let bury = move |connection: &Connection| -> Result<_, StoreError> {
+            while !log::delete_step(connection, no)? {}
+            Ok(((), Vec::new()))
+        };
+        stream.publisher.transact(bury).await.unwrap();
         assert_eq!(count("SELECT count(*) FROM segments"), 0);
         assert_eq!(count("SELECT count(*) FROM whole_events"), 0);
     });
@@ -1162,7 +1169,7 @@ fn t_09_after_a_restart_numbers_go_on_and_open_runs_and_calls_are_as_they_were()
         stream.publisher.publish(&topic, Some(ended), &tool_use("never closed")).await.unwrap();
         stream.publisher.publish(&topic, Some(ended), &status(State::TimedOut)).await.unwrap();
         stream.say(&topic, Some(open), "x").await;
-        let before = Standing::of(&topic);
+        let before = Remembered::of(&topic);
         let cursor = topic.head();
         let logged = stream.logged(&topic);
         let Stream { store, writer, publisher } = stream;
@@ -1171,7 +1178,7 @@ fn t_09_after_a_restart_numbers_go_on_and_open_runs_and_calls_are_as_they_were()
 
         let stream = Stream::open(dir.path(), tiny());
         let topic = stream.publisher.topic(&"a".parse().unwrap()).unwrap();
-        assert_eq!(Standing::of(&topic), before);
+        assert_eq!(Remembered::of(&topic), before);
         assert_eq!(before.calls, [(Seq(6), open, "c2".to_owned())]);
         assert_eq!(before.runs.iter().map(|run| run.id).collect::<Vec<_>>(), [open]);
         assert_eq!(stream.logged(&topic), logged);
@@ -1198,20 +1205,20 @@ fn a_run_whose_beginning_retention_took_is_still_open_after_a_restart() {
         stream.publisher.publish(&topic, Some(ended), &status(State::Failed)).await.unwrap();
         stream.publisher.publish(&topic, Some(open), &tool_use("c1")).await.unwrap();
         stream.retain_from(&topic, Seq(10)).await;
-        let before = Standing::of(&topic);
+        let before = Remembered::of(&topic);
         let Stream { store, writer, publisher } = stream;
         tokio::task::spawn_blocking(move || writer.stop()).await.unwrap();
         drop((store, publisher, topic));
         let stream = Stream::open(dir.path(), tiny());
         let topic = stream.publisher.topic(&"a".parse().unwrap()).unwrap();
-        assert_eq!(Standing::of(&topic), before);
+        assert_eq!(Remembered::of(&topic), before);
         stream.publisher.publish(&topic, Some(open), &status(State::Succeeded)).await.unwrap();
     });
 }
 
 /// What a stream remembers.
 #[derive(Debug, PartialEq)]
-struct Standing {
+struct Remembered {
     generation: Gen,
     oldest: Seq,
     head: Seq,
@@ -1220,7 +1227,7 @@ struct Standing {
     calls: Vec<(Seq, RunId, String)>,
 }
 
-impl Standing {
+impl Remembered {
     fn of(topic: &Topic) -> Self {
         let tail = topic.tail();
         Self {
@@ -1661,7 +1668,9 @@ fn t_09_a_log_whose_task_is_deleted_meanwhile_gets_no_new_id() {
             let hold = stream.hold().await;
             // Both are jobs of one group, in this order or in the other.
             let no = topic.no.0;
-            let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+            let row = move |connection: &Connection| {
+                connection.execute("UPDATE tasks SET id = '~' || no WHERE no = ?1", [no])
+            };
             let delete = stream.publisher.delete(&topic, move |connection| row(connection).map_err(StoreError::from));
             let renew = stream.publisher.renew(&topic, old);
             tokio::pin!(delete, renew);
@@ -1687,7 +1696,8 @@ fn what_is_said_of_a_task_behind_its_deletion_in_the_same_group_gets_no_number_a
         let (gone, other) = (stream.task("gone").await, stream.task("other").await);
         let hold = stream.hold().await;
         let no = gone.no.0;
-        let row = move |connection: &Connection| connection.execute("DELETE FROM tasks WHERE no = ?1", [no]);
+        let row =
+            move |connection: &Connection| connection.execute("UPDATE tasks SET id = '~' || no WHERE no = ?1", [no]);
         let delete = stream.publisher.delete(&gone, move |connection| row(connection).map_err(StoreError::from));
         let (queued, word) = (status(State::Queued), thought("1"));
         let begun = stream.publisher.offer(&gone, Some(RunId::new()), &queued);
