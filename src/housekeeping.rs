@@ -96,7 +96,7 @@ pub struct Last {
 
 /// How a chore stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Standing {
+pub struct ChoreState {
     /// Which.
     pub chore: Chore,
     /// How often it is due; nothing for one that is off.
@@ -225,20 +225,20 @@ impl Housekeeping {
     }
 
     /// How each chore stands.
-    pub fn standing(&self) -> Vec<Standing> {
+    pub fn states(&self) -> Vec<ChoreState> {
         let now = self.clock().now();
         let ledger = self.ledger();
-        Chore::ALL.into_iter().map(|chore| self.standing_of(&ledger, chore, now)).collect()
+        Chore::ALL.into_iter().map(|chore| self.state_of(&ledger, chore, now)).collect()
     }
 
-    fn standing_of(&self, ledger: &Ledger, chore: Chore, now: Timestamp) -> Standing {
+    fn state_of(&self, ledger: &Ledger, chore: Chore, now: Timestamp) -> ChoreState {
         let every = self.shared.every.get(&chore).copied();
         let last = ledger.last.get(&chore).cloned();
         let running = ledger.running.filter(|(running, _)| *running == chore).map(|(_, since)| since);
         let asked = ledger.asked.contains(&chore);
         let due = |every| due(last.as_ref().map(|last| last.at), every, now);
         let next = every.map(|every| if asked { now } else { due(every) });
-        Standing { chore, every, asked, running, last, next }
+        ChoreState { chore, every, asked, running, last, next }
     }
 
     /// Has a chore done now. False for one that is off.
@@ -285,7 +285,7 @@ impl Housekeeping {
         let ledger = self.ledger();
         let is_due = |chore: &Chore| {
             ledger.asked.contains(chore)
-                || self.standing_of(&ledger, *chore, now).next.is_some_and(|next| next <= now && !done.contains(chore))
+                || self.state_of(&ledger, *chore, now).next.is_some_and(|next| next <= now && !done.contains(chore))
         };
         Chore::ALL.into_iter().find(is_due)
     }

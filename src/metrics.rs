@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use instrument::{Counter, Histogram, Labelled, Pairs};
-use tally::Happened;
+use tally::Measurement;
 
 pub mod exposition;
 pub mod instrument;
@@ -139,17 +139,17 @@ impl Default for Metrics {
 
 impl Metrics {
     /// A group of so many events and bytes is saved, with what was done beside them.
-    pub fn committed(&self, took: Duration, events: u64, bytes: u64, beside: Vec<Happened>) {
+    pub fn committed(&self, took: Duration, events: u64, bytes: u64, beside: Vec<Measurement>) {
         self.commits.note(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.commit_events.note(events);
         self.events.add(events);
         self.event_bytes.add(bytes);
-        for happened in beside {
-            match happened {
-                Happened::SlotsDue(count) => self.slots_due.add(count),
-                Happened::SlotsClosed(outcome, count) => self.slots.add(outcome, count),
-                Happened::SlotStarted { late_ms } => self.lateness.note(late_ms),
-                Happened::Told { kind, result, count } => self.notifications.add(kind, result, count),
+        for measurement in beside {
+            match measurement {
+                Measurement::SlotsDue(count) => self.slots_due.add(count),
+                Measurement::SlotsClosed(outcome, count) => self.slots.add(outcome, count),
+                Measurement::SlotStarted { late_ms } => self.lateness.note(late_ms),
+                Measurement::Told { kind, result, count } => self.notifications.add(kind, result, count),
             }
         }
     }

@@ -18,7 +18,7 @@ use tracing::{error, warn};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::failpoint;
 use crate::run::queue::{Queued, Runs, count_queued};
-use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, Standing};
+use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, ScheduleState};
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
@@ -96,8 +96,8 @@ impl Trust {
     }
 }
 
-/// What planning one task gave.
-struct Planned {
+/// What a look has claimed of one task.
+struct Claimed {
     task: Arc<Task>,
     to: Timestamp,
     next: Option<Timestamp>,
@@ -233,7 +233,7 @@ impl Planner {
         };
         let ((planned, until), _) = self.publisher.transact(act).await?;
         failpoint::hit("claimed-not-started");
-        for Planned { task, to, next, queued, replaces } in planned {
+        for Claimed { task, to, next, queued, replaces } in planned {
             self.registry.note_planned(&task, to, next);
             for run in queued {
                 self.runs.note_queued(run, task.id.clone());
@@ -255,14 +255,14 @@ fn plan_one(
     last_stored: Timestamp,
     now: Timestamp,
     offers: &mut Vec<(Arc<Topic>, Offer)>,
-) -> Result<Option<Result<Planned, Timestamp>>, StoreError> {
+) -> Result<Option<Result<Claimed, Timestamp>>, StoreError> {
     let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
     // An edit that came in between counts from its own moment: what was read before it plans nothing.
     let stored = planned(connection, task.no)?;
     let Some(stored) = stored.filter(|stored| (stored.anchor, stored.to) == (task.anchor, task.planned)) else {
         return Ok(None);
     };
-    let standing = Standing {
+    let state = ScheduleState {
         last_planned: task.planned,
         anchor: task.anchor,
         last_stored,
@@ -271,7 +271,7 @@ fn plan_one(
         queued: count_queued(connection, task.no)?,
         claimed: &stored.claimed,
     };
-    let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &standing, now) {
+    let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &state, now) {
         Decision::Hold { until } => return Ok(Some(Err(until))),
         Decision::Plan(plan) => plan,
     };
@@ -303,7 +303,7 @@ fn plan_one(
         }
     }
     set_planned(connection, task.no, planned_to, next)?;
-    Ok(Some(Ok(Planned { task: Arc::clone(task), to: planned_to, next, queued, replaces })))
+    Ok(Some(Ok(Claimed { task: Arc::clone(task), to: planned_to, next, queued, replaces })))
 }
 
 /// What makes the run of a slot, if it gets one.

@@ -14,27 +14,27 @@ use super::error::ApiError;
 use super::{Api, One};
 use crate::clock::rfc3339;
 use crate::config::units::duration_text;
-use crate::housekeeping::{Chore, Standing, backup};
+use crate::housekeeping::{Chore, ChoreState, backup};
 use crate::store::backup::BackupError;
 use crate::store::place_for_copy;
 
-fn shown(standing: &Standing) -> Value {
-    let state = match (standing.running, standing.every, &standing.last) {
+fn shown(stands: &ChoreState) -> Value {
+    let state = match (stands.running, stands.every, &stands.last) {
         (Some(_), ..) => "running",
-        (None, Some(_), _) if standing.asked => "queued",
+        (None, Some(_), _) if stands.asked => "queued",
         (None, None, _) => "off",
         (None, Some(_), Some(last)) if !last.ok => "failed",
         _ => "idle",
     };
     json!({
-        "id": standing.chore.name(),
-        "title": standing.chore.words(),
+        "id": stands.chore.name(),
+        "title": stands.chore.words(),
         "system": true,
         "state": state,
-        "every": standing.every.map(duration_text),
-        "next_at": standing.next.map(rfc3339),
-        "running_since": standing.running.map(rfc3339),
-        "last": standing.last.as_ref().map(|last| json!({
+        "every": stands.every.map(duration_text),
+        "next_at": stands.next.map(rfc3339),
+        "running_since": stands.running.map(rfc3339),
+        "last": stands.last.as_ref().map(|last| json!({
             "at": rfc3339(last.at),
             "duration_ms": last.duration_ms,
             "ok": last.ok,
@@ -45,7 +45,7 @@ fn shown(standing: &Standing) -> Value {
 
 /// `GET /api/v1/housekeeping`: when each chore was done last, with what result, and when it is due.
 pub async fn list(State(api): State<Api>) -> Json<Value> {
-    let items: Vec<Value> = api.housekeeping.standing().iter().map(shown).collect();
+    let items: Vec<Value> = api.housekeeping.states().iter().map(shown).collect();
     Json(json!({ "items": items, "next": null }))
 }
 
@@ -64,8 +64,8 @@ pub async fn run(State(api): State<Api>, Path(name): One) -> Result<(StatusCode,
         let detail = format!("{name} is off: name a folder under [backup] in config.toml");
         return Err(ApiError::new(StatusCode::CONFLICT, "chore_off", detail));
     }
-    let standing = api.housekeeping.standing();
-    let item = standing.iter().find(|standing| standing.chore == chore).map(shown);
+    let chores = api.housekeeping.states();
+    let item = chores.iter().find(|stands| stands.chore == chore).map(shown);
     Ok((StatusCode::ACCEPTED, Json(item.unwrap_or_default())))
 }
 

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 /// What was done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Happened {
+pub enum Measurement {
     /// The time of so many slots came.
     SlotsDue(u64),
     /// So many slots have this outcome, which is their last.
@@ -30,7 +30,7 @@ pub enum Happened {
 }
 
 thread_local! {
-    static PENDING: RefCell<Option<Vec<Happened>>> = const { RefCell::new(None) };
+    static PENDING: RefCell<Option<Vec<Measurement>>> = const { RefCell::new(None) };
 }
 
 /// A transaction begins on this thread.
@@ -39,10 +39,10 @@ pub fn begin() {
 }
 
 /// Notes something that is done in the transaction of this thread, if there is one.
-pub fn note(happened: Happened) {
+pub fn note(measurement: Measurement) {
     PENDING.with_borrow_mut(|pending| {
         if let Some(pending) = pending {
-            pending.push(happened);
+            pending.push(measurement);
         }
     });
 }
@@ -62,7 +62,7 @@ pub fn back_to(mark: usize) {
 }
 
 /// Ends the transaction: gives what was noted in it.
-pub fn take() -> Vec<Happened> {
+pub fn take() -> Vec<Measurement> {
     PENDING.take().unwrap_or_default()
 }
 
@@ -72,16 +72,16 @@ mod tests {
 
     #[test]
     fn what_is_undone_is_not_counted_and_without_a_transaction_nothing_is() {
-        note(Happened::SlotsDue(1));
+        note(Measurement::SlotsDue(1));
         assert_eq!(take(), []);
         begin();
-        note(Happened::SlotsDue(2));
+        note(Measurement::SlotsDue(2));
         let before = mark();
-        note(Happened::SlotsDue(3));
+        note(Measurement::SlotsDue(3));
         back_to(before);
-        note(Happened::SlotsDue(4));
-        assert_eq!(take(), [Happened::SlotsDue(2), Happened::SlotsDue(4)]);
-        note(Happened::SlotsDue(5));
+        note(Measurement::SlotsDue(4));
+        assert_eq!(take(), [Measurement::SlotsDue(2), Measurement::SlotsDue(4)]);
+        note(Measurement::SlotsDue(5));
         assert_eq!(take(), []);
     }
 }

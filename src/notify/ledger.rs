@@ -11,7 +11,7 @@ use super::notice::Notice;
 use super::rules::{LONGEST_HOLD, Standing};
 use crate::event::{RunId, TaskId};
 use crate::metrics::instrument::OTHER;
-use crate::metrics::tally::{self, Happened};
+use crate::metrics::tally::{self, Measurement};
 use crate::record::{Run, wire_time};
 use crate::store::{TaskNo, from_sql, sql};
 use crate::task::telling::Occasion;
@@ -430,7 +430,7 @@ fn insert(
 /// Counts what became of deliveries, with the transaction in which it is written down.
 fn count(kind: &'static str, result: &'static str, deliveries: usize) {
     if deliveries > 0 {
-        tally::note(Happened::Told { kind, result, count: deliveries as u64 });
+        tally::note(Measurement::Told { kind, result, count: deliveries as u64 });
     }
 }
 

@@ -22,7 +22,7 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_hours(1);
 
 /// Where a task's schedule stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Standing<'c> {
+pub struct ScheduleState<'c> {
     /// Every slot up to and including this moment has its row. When the schedule is given: that moment.
     pub last_planned: Timestamp,
     /// From where `every` counts: when the schedule was given or last changed.
@@ -57,7 +57,7 @@ pub enum Decision {
 pub struct Plan {
     /// Rows in the order of their slots; they overlap neither each other nor those of any plan before.
     pub rows: Vec<Row>,
-    /// The new [`Standing::last_planned`].
+    /// The new [`ScheduleState::last_planned`].
     pub planned_to: Timestamp,
     /// When the first slot that is to come is planned for; none where the schedule has no more.
     pub next: Option<Timestamp>,
@@ -140,38 +140,38 @@ pub fn held_until(last_stored: Timestamp, now: Timestamp) -> Option<Timestamp> {
 }
 
 /// Decides over all slots that are due at `now`.
-pub fn plan(timing: &Timing, policy: &Policy, standing: &Standing<'_>, now: Timestamp) -> Decision {
-    if let Some(until) = held_until(standing.last_stored, now) {
+pub fn plan(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Timestamp) -> Decision {
+    if let Some(until) = held_until(state.last_stored, now) {
         return Decision::Hold { until };
     }
-    let anchor = standing.anchor;
-    let mut planned_to = now.max(standing.last_planned);
-    let mut due = Due { timing, anchor, now, free: free(standing, planned_to) };
+    let anchor = state.anchor;
+    let mut planned_to = now.max(state.last_planned);
+    let mut due = Due { timing, anchor, now, free: free(state, planned_to) };
     let mut last = due.last();
     // The slot whose time has come may be planned for a little later. Those before it are due: no slot is planned for
     // later than the next one's time.
     if let Some(pending) = last.filter(|last| timing.planned_for(anchor, *last) > now) {
-        planned_to = just_before(pending).max(standing.last_planned);
-        due.free = free(standing, planned_to);
+        planned_to = just_before(pending).max(state.last_planned);
+        due.free = free(state, planned_to);
         last = due.last();
     }
     let rows = last.map_or_else(Vec::new, |last| {
-        if standing.enabled {
-            due.rows(last, policy, standing)
+        if state.enabled {
+            due.rows(last, policy, state)
         } else {
             due.streak(Timestamp::MIN, now, Outcome::Disabled, Some("the task is paused"))
         }
     });
-    let next = next_free(timing, standing, planned_to).map(|next| timing.planned_for(anchor, next));
+    let next = next_free(timing, state, planned_to).map(|next| timing.planned_for(anchor, next));
     Decision::Plan(Plan { rows, planned_to, next })
 }
 
 /// The stretches behind the last planned slot up to `until` in which no slot is claimed: behind the one moment, up to the
 /// other.
-fn free(standing: &Standing<'_>, until: Timestamp) -> Vec<(Timestamp, Timestamp)> {
+fn free(state: &ScheduleState<'_>, until: Timestamp) -> Vec<(Timestamp, Timestamp)> {
     let mut stretches = Vec::new();
-    let mut after = standing.last_planned;
-    for (first, through) in standing.claimed.iter().filter(|(first, _)| *first <= until) {
+    let mut after = state.last_planned;
+    for (first, through) in state.claimed.iter().filter(|(first, _)| *first <= until) {
         stretches.push((after, just_before(*first)));
         after = after.max(*through);
     }
@@ -181,10 +181,10 @@ fn free(standing: &Standing<'_>, until: Timestamp) -> Vec<(Timestamp, Timestamp)
 }
 
 /// The first slot after `after` that nobody has claimed.
-fn next_free(timing: &Timing, standing: &Standing<'_>, mut after: Timestamp) -> Option<Timestamp> {
+fn next_free(timing: &Timing, state: &ScheduleState<'_>, mut after: Timestamp) -> Option<Timestamp> {
     loop {
-        let next = timing.next_after(standing.anchor, after)?;
-        match standing.claimed.iter().find(|(first, through)| (*first..=*through).contains(&next)) {
+        let next = timing.next_after(state.anchor, after)?;
+        match state.claimed.iter().find(|(first, through)| (*first..=*through).contains(&next)) {
             Some((_, through)) => after = *through,
             None => return Some(next),
         }
@@ -225,7 +225,7 @@ impl Due<'_> {
 
     /// The rows of an enabled task whose last due slot is `last`: too old, made part of others, and what is taken up.
     /// What becomes of each is in `docs/decisions/0019`.
-    fn rows(&self, last: Timestamp, policy: &Policy, standing: &Standing<'_>) -> Vec<Row> {
+    fn rows(&self, last: Timestamp, policy: &Policy, state: &ScheduleState<'_>) -> Vec<Row> {
         let age = self.now.duration_since(self.timing.planned_for(self.anchor, last));
         let on_time = age <= slack(self.timing, self.anchor, last);
         // Only the last slot can be on time: half a period behind another one the next is not yet due.
@@ -250,7 +250,7 @@ impl Due<'_> {
             _ => vec![last],
         };
         let before_taken = taken_up.first().map_or(before_oldest, |first| just_before(*first));
-        let mut overlaps = Overlaps { policy, active: standing.active, queued: standing.queued, began: 0 };
+        let mut overlaps = Overlaps { policy, active: state.active, queued: state.queued, began: 0 };
         let itself = |slot: Timestamp| {
             let (outcome, reason) = overlaps.take_up(slot < last || !on_time);
             let planned_for = Some(self.timing.planned_for(self.anchor, slot)).filter(|planned| *planned != slot);

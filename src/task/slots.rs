@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
 use crate::event::{Gen, RunId};
-use crate::metrics::tally::{self, Happened};
+use crate::metrics::tally::{self, Measurement};
 use crate::record::{Run, wire_time};
 use crate::schedule::plan::{self, Outcome};
 use crate::schedule::timing::Timing;
@@ -85,9 +85,9 @@ pub fn note(
     let outcome = name(row.outcome);
     let count = sql(row.count);
     let is_closed = matches!(row.outcome, Outcome::Skipped | Outcome::Missed | Outcome::Disabled);
-    tally::note(Happened::SlotsDue(row.count));
+    tally::note(Measurement::SlotsDue(row.count));
     if is_closed || matches!(row.outcome, Outcome::Coalesced { .. }) {
-        tally::note(Happened::SlotsClosed(outcome, row.count));
+        tally::note(Measurement::SlotsClosed(outcome, row.count));
     }
     if let Some((first, last_outcome, last_reason, _)) = &before
         && is_closed
@@ -157,8 +157,8 @@ pub fn note_start(connection: &Connection, run: RunId, start: &Start) -> rusqlit
         .optional()?;
     // A retry starts too, and its slot has run already.
     if let Some((is_late, late_ms)) = begun {
-        tally::note(Happened::SlotsClosed(if is_late { "late" } else { "ran" }, 1));
-        tally::note(Happened::SlotStarted { late_ms: from_sql(late_ms) });
+        tally::note(Measurement::SlotsClosed(if is_late { "late" } else { "ran" }, 1));
+        tally::note(Measurement::SlotStarted { late_ms: from_sql(late_ms) });
     }
     Ok(())
 }
@@ -187,7 +187,7 @@ pub fn note_end_unstarted(
                     "UPDATE slots SET outcome = ?2, reason = ?3 WHERE run = ?1 AND outcome IN ('pending', 'queued')",
                 )?
                 .execute(params![run.to_string(), outcome, reason])?;
-            tally::note(Happened::SlotsClosed(outcome, noted as u64));
+            tally::note(Measurement::SlotsClosed(outcome, noted as u64));
             Ok(())
         }
         Some(_) => {
@@ -227,7 +227,7 @@ pub fn note_coalesced(connection: &Connection, run: RunId, into: RunId, reason: 
              WHERE run = ?1 AND outcome IN ('pending', 'queued', 'coalesced')",
         )?
         .execute(params![run.to_string(), into.to_string(), reason])?;
-    tally::note(Happened::SlotsClosed("coalesced", from_sql(open)));
+    tally::note(Measurement::SlotsClosed("coalesced", from_sql(open)));
     Ok(())
 }
 

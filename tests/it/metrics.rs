@@ -7,7 +7,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
 use rejoin::event::{Seq, State};
-use rejoin::metrics::tally::{self, Happened};
+use rejoin::metrics::tally::{self, Measurement};
 use rejoin::store::StoreError;
 use rejoin::stream::forwarder::{Peer, Watcher as Cursor};
 use serde_json::{Value, json};
@@ -221,14 +221,14 @@ async fn what_is_undone_is_not_counted() {
     let publisher = &server.server.api().publisher;
     let undone = publisher
         .transact::<(), StoreError, _>(|_| {
-            tally::note(Happened::SlotsDue(7));
-            tally::note(Happened::SlotsClosed("missed", 7));
+            tally::note(Measurement::SlotsDue(7));
+            tally::note(Measurement::SlotsClosed("missed", 7));
             Err(StoreError::Broken("no".to_owned()))
         })
         .await;
     assert!(undone.is_err());
     let done = publisher.transact::<_, StoreError, _>(|_| {
-        tally::note(Happened::SlotsDue(2));
+        tally::note(Measurement::SlotsDue(2));
         Ok(((), Vec::new()))
     });
     done.await.unwrap();
@@ -441,7 +441,7 @@ async fn notifications_are_counted_by_way_and_result_and_by_nothing_else() {
     let server = home.serve().await;
     let told = server.server.api().publisher.transact::<_, StoreError, _>(|_| {
         for (kind, result, count) in [("mail", "sent", 2), ("webhook", "failed", 1), ("pigeon", "sent", 1)] {
-            tally::note(Happened::Told { kind, result, count });
+            tally::note(Measurement::Told { kind, result, count });
         }
         Ok(((), Vec::new()))
     });

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, Standing, plan};
+use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, ScheduleState, plan};
 use rejoin::schedule::timing::Timing;
 use rejoin::task::definition::{Catchup, Overlap, Policy, Schedule, When};
 
@@ -27,8 +27,8 @@ fn at(time: &str) -> Timing {
 }
 
 /// A task whose schedule was given, and last planned, at `from`.
-fn standing(from: Timestamp) -> Standing<'static> {
-    Standing {
+fn standing(from: Timestamp) -> ScheduleState<'static> {
+    ScheduleState {
         last_planned: from,
         anchor: from,
         last_stored: from,
@@ -39,7 +39,7 @@ fn standing(from: Timestamp) -> Standing<'static> {
     }
 }
 
-fn planned(timing: &Timing, policy: &Policy, standing: &Standing<'_>, now: Timestamp) -> Plan {
+fn planned(timing: &Timing, policy: &Policy, standing: &ScheduleState<'_>, now: Timestamp) -> Plan {
     match plan(timing, policy, standing, now) {
         Decision::Plan(plan) => plan,
         Decision::Hold { until } => panic!("held until {until}"),
@@ -78,7 +78,7 @@ fn t_35_a_slot_that_is_due_runs_once() {
     assert_eq!(rows(&first), ["00:30:00 x1 runs"]);
     assert_eq!(first.next, Some(ts("2026-05-01T01:00:00Z")));
     // Asked again, after a restart or by the bell, it is over.
-    let again = Standing { last_planned: first.planned_to, ..standing(from) };
+    let again = ScheduleState { last_planned: first.planned_to, ..standing(from) };
     let again = planned(&timing, &policy, &again, ts("2026-05-01T00:30:01Z"));
     assert_eq!(rows(&again), [""; 0]);
     assert_eq!(again.next, Some(ts("2026-05-01T01:00:00Z")));
@@ -153,12 +153,12 @@ fn t_35_a_slot_on_time_takes_the_older_ones_in_the_window_with_it() {
 
 #[test]
 fn t_35_a_slot_that_is_due_while_a_run_is_not_over_is_skipped() {
-    let busy = Standing { active: true, ..standing(ts(MIDNIGHT)) };
+    let busy = ScheduleState { active: true, ..standing(ts(MIDNIGHT)) };
     let plan = planned(&cron("@hourly"), &Policy::default(), &busy, ts("2026-05-01T01:00:00Z"));
     assert_eq!(rows(&plan), ["01:00:00 x1 skipped"]);
     assert_eq!(plan.rows[0].reason, Some("a run of the task is not over"));
     // So is one when a run only waits for its turn.
-    let waiting = Standing { queued: 1, ..standing(ts(MIDNIGHT)) };
+    let waiting = ScheduleState { queued: 1, ..standing(ts(MIDNIGHT)) };
     let plan = planned(&cron("@hourly"), &Policy::default(), &waiting, ts("2026-05-01T01:00:00Z"));
     assert_eq!(rows(&plan), ["01:00:00 x1 skipped"]);
 }
@@ -166,7 +166,7 @@ fn t_35_a_slot_that_is_due_while_a_run_is_not_over_is_skipped() {
 #[test]
 fn t_35_slots_in_the_window_of_one_that_is_skipped_are_skipped_with_it() {
     let policy = Policy { catchup_window: Some(Duration::from_secs(7200)), ..Policy::default() };
-    let busy = Standing { active: true, ..standing(ts(MIDNIGHT)) };
+    let busy = ScheduleState { active: true, ..standing(ts(MIDNIGHT)) };
     let plan = planned(&cron("@hourly"), &policy, &busy, ts("2026-05-01T05:10:00Z"));
     assert_eq!(rows(&plan), ["01:00:00..03:00:00 x3 missed", "04:00:00..05:00:00 x2 skipped"]);
 }
@@ -182,7 +182,7 @@ fn t_35_a_slot_waits_where_the_policy_lets_it_and_the_queue_has_room() {
         (false, 1, "01:00:00 x1 queued late=false"),
         (true, 2, "01:00:00 x1 skipped"),
     ] {
-        let standing = Standing { active, queued, ..standing(ts(MIDNIGHT)) };
+        let standing = ScheduleState { active, queued, ..standing(ts(MIDNIGHT)) };
         let plan = planned(&cron("@hourly"), &policy, &standing, now);
         assert_eq!(rows(&plan), [expected], "active {active}, {queued} queued");
     }
@@ -192,7 +192,7 @@ fn t_35_a_slot_waits_where_the_policy_lets_it_and_the_queue_has_room() {
 fn after_a_standstill(overlap: Overlap, catchup: Catchup, active: bool, at: &str) -> Vec<String> {
     let policy =
         Policy { overlap, catchup, queue_limit: 2, catchup_window: Some(Duration::from_secs(5)), ..Policy::default() };
-    let standing = Standing { active, ..standing(ts(MIDNIGHT)) };
+    let standing = ScheduleState { active, ..standing(ts(MIDNIGHT)) };
     let plan = planned(&every(1), &policy, &standing, ts(&format!("2026-05-01T00:00:{at}Z")));
     assert_eq!(plan.rows.iter().map(|row| row.count).sum::<u64>(), 20);
     // Only the seconds: what is left out is the same in all of them.
@@ -290,11 +290,11 @@ fn t_35_more_slots_than_the_limit_are_missed_with_that_reason() {
 #[test]
 fn t_35_slots_of_a_paused_task_are_disabled_and_never_caught_up() {
     let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
-    let paused = Standing { enabled: false, ..standing(from) };
+    let paused = ScheduleState { enabled: false, ..standing(from) };
     let plan = planned(&hourly, &Policy::default(), &paused, ts("2026-05-01T05:00:10Z"));
     assert_eq!(rows(&plan), ["01:00:00..05:00:00 x5 disabled"]);
     // Resumed a moment later: nothing of it is due any more.
-    let resumed = Standing { last_planned: plan.planned_to, ..standing(from) };
+    let resumed = ScheduleState { last_planned: plan.planned_to, ..standing(from) };
     let plan = planned(&hourly, &Policy::default(), &resumed, ts("2026-05-01T05:00:20Z"));
     assert_eq!(rows(&plan), [""; 0]);
 }
@@ -302,7 +302,7 @@ fn t_35_slots_of_a_paused_task_are_disabled_and_never_caught_up() {
 #[test]
 fn t_35_a_clock_that_was_set_back_repeats_nothing() {
     let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
-    let done = Standing { last_planned: ts("2026-05-01T02:00:01Z"), ..standing(from) };
+    let done = ScheduleState { last_planned: ts("2026-05-01T02:00:01Z"), ..standing(from) };
     let plan = planned(&hourly, &Policy::default(), &done, ts("2026-05-01T01:30:00Z"));
     assert_eq!(rows(&plan), [""; 0]);
     assert_eq!(plan.planned_to, ts("2026-05-01T02:00:01Z"));
@@ -312,7 +312,7 @@ fn t_35_a_clock_that_was_set_back_repeats_nothing() {
 #[test]
 fn t_35_a_clock_far_behind_what_it_was_holds_all_schedules() {
     let stored = ts("2026-05-01T10:00:00Z");
-    let standing = Standing { last_stored: stored, ..standing(ts(MIDNIGHT)) };
+    let standing = ScheduleState { last_stored: stored, ..standing(ts(MIDNIGHT)) };
     let policy = Policy::default();
     let decision = plan(&cron("@hourly"), &policy, &standing, ts("2026-05-01T08:59:59Z"));
     assert_eq!(decision, Decision::Hold { until: stored });
@@ -450,7 +450,7 @@ fn slots_that_were_claimed_under_a_wrong_clock_are_not_planned_again() {
     let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
     let at = |hour: u32| ts(&format!("2026-05-01T{hour:02}:00:00Z"));
     let claimed = [(at(2), at(2)), (at(4), at(5))];
-    let standing = Standing { claimed: &claimed, ..standing(from) };
+    let standing = ScheduleState { claimed: &claimed, ..standing(from) };
     let policy = Policy { catchup_window: Some(Duration::from_secs(7200)), ..Policy::default() };
     let run =
         |hour: u32, minute: i64| planned(&hourly, &policy, &standing, at(hour) + SignedDuration::from_mins(minute));
@@ -468,7 +468,7 @@ fn slots_that_were_claimed_under_a_wrong_clock_are_not_planned_again() {
             "08:00:00 x1 runs late"
         ]
     );
-    let paused = Standing { enabled: false, ..standing };
+    let paused = ScheduleState { enabled: false, ..standing };
     let plan = planned(&hourly, &policy, &paused, at(8));
     assert_eq!(rows(&plan), ["01:00:00 x1 disabled", "03:00:00 x1 disabled", "06:00:00..08:00:00 x3 disabled"]);
 }
@@ -541,7 +541,7 @@ proptest! {
         let mut last_row = start;
         for (micros, active, queued, enabled) in steps {
             now += SignedDuration::from_micros(micros);
-            let standing = Standing { last_planned, anchor: start, last_stored: now, enabled, active, queued, claimed: &[] };
+            let standing = ScheduleState { last_planned, anchor: start, last_stored: now, enabled, active, queued, claimed: &[] };
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned), "{:?}", plan.next);
             // Up to now, but for a slot whose time has come and that is planned for a little later.
