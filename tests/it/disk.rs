@@ -13,17 +13,11 @@ use tokio::time::Instant;
 use crate::disk_limits::limit_files;
 use crate::harness::{Client, Home, PATIENCE, Process, REJOIN};
 use crate::kills_recorder::Recorder;
+use crate::memory::resident;
 
 /// Says something until a file is there.
 fn steady(home: &Path) -> String {
     format!("while [ ! -e '{}' ]; do echo tick; sleep 0.05; done; echo end", home.join("go").display())
-}
-
-/// Resident memory of a process, in KiB.
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The processes of a run that are there, found by their mark.
@@ -152,7 +146,7 @@ async fn full_and_free_again(home: Home, disk: &impl Disk) {
         .spawn()
         .unwrap();
     let mut viewer_says = BufReader::new(viewer.stderr.take().unwrap()).lines();
-    let before_kib = resident_kib(server.pid());
+    let before = resident(server.pid());
 
     disk.fill(&server);
     becomes("the store cannot be written", async || notice(&client).await.is_some()).await;
@@ -190,8 +184,8 @@ async fn full_and_free_again(home: Home, disk: &impl Disk) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_saved(&home, &recorder);
     assert_eq!((said("steady"), said("flood")), frozen, "something unsaved was shown");
-    let grown_kib = resident_kib(server.pid()).saturating_sub(before_kib);
-    assert!(grown_kib < 64 * 1024, "memory grew by {grown_kib} KiB");
+    let grown = resident(server.pid()).saturating_sub(before);
+    assert!(grown < 64 << 20, "memory grew by {grown} bytes");
 
     disk.free(&server);
     becomes("the store can be written", async || notice(&client).await.is_none()).await;
@@ -212,7 +206,7 @@ async fn full_and_free_again(home: Home, disk: &impl Disk) {
         assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
         assert_eq!(seen.events[task], logged);
     }
-    eprintln!("stopped in {stopped_in:?} on the full disk; memory grew by {grown_kib} KiB beside a flood");
+    eprintln!("stopped in {stopped_in:?} on the full disk; memory grew by {} KiB beside a flood", grown / 1024);
 }
 
 /// The ends of the notices that the recorder got: `false` for the beginning, `true` for the end.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -21,9 +21,10 @@ use crate::faults::seed;
 use crate::feed_stage::{Said, Stream};
 use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, hash, is_terminal};
+use crate::memory::Growth;
 use crate::proxy::{Direction, Mode, Proxy};
 use crate::rows_stage::Play;
-use crate::slow::{is_held, loud, narrow, resident, shout, trickle};
+use crate::slow::{is_held, loud, narrow, shout, trickle};
 
 const WATCHERS: u64 = 12;
 const CUTS: usize = 20;
@@ -346,18 +347,7 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
     let due: u64 = home.logged_events("loud").iter().map(|(_, event)| event.len() as u64).sum();
     assert!(due >= 24 * MIB, "{due}");
     let alone = shout(&server.client, 3).await;
-    let before = resident(server.pid());
-    let most = Arc::new(AtomicU64::new(0));
-    let (ended, pid) = (Arc::new(AtomicBool::new(false)), server.pid());
-    let sampler = tokio::spawn({
-        let (most, ended) = (Arc::clone(&most), Arc::clone(&ended));
-        async move {
-            while !ended.load(Ordering::Relaxed) {
-                most.fetch_max(resident(pid), Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    });
+    let growth = Growth::of(server.pid());
     let mut mute = Vec::new();
     for _ in 0..MUTE {
         mute.push(taste(&server, &[]).await);
@@ -375,8 +365,7 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
         last
     };
     let (last_cut, drip_cut) = tokio::join!(all_mute, until_cut(&drip, true));
-    ended.store(true, Ordering::Relaxed);
-    sampler.await.unwrap();
+    let (_, grown) = growth.end().await;
 
     // Back with the last id: everything behind it, as the log has it, and nothing before.
     let id = mute[0].last_id.clone().unwrap();
@@ -392,7 +381,6 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
             }
         }
     }
-    let grown = most.load(Ordering::Relaxed).saturating_sub(before);
     println!(
         "due {} MiB; alone {alone:?}, beside them {beside:?}; grown by {} KiB; cut after {last_cut:?} and {drip_cut:?}",
         due / MIB,

@@ -7,7 +7,6 @@ use std::path::Path;
 use rusty_promql_parser::expr as parse;
 use serde_json::Value;
 
-use crate::harness::Home;
 use crate::scrape::Scrape;
 
 fn file(name: &str) -> String {
@@ -52,18 +51,6 @@ fn selectors(tree: &rusty_promql_parser::Expr, found: &mut Vec<(String, Vec<(Str
     }
 }
 
-/// The scrape of a server that has done something.
-async fn scrape() -> Scrape {
-    let home = Home::new("")
-        .task("job", "title = \"Job\"\n[schedule]\ncron = \"0 3 * * *\"\n[[steps]]\nname = \"only\"\nrun = \"true\"\n");
-    let server = home.serve().await;
-    let run = server.client.run("job").await;
-    server.client.ended(&run).await;
-    let scrape = Scrape::of(&home, &server.client).await;
-    server.stop().await;
-    scrape
-}
-
 /// Everything a query asks for is exported, under labels that are there. Gives the names.
 fn check(query: &str, scrape: &Scrape) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
@@ -85,7 +72,7 @@ fn check(query: &str, scrape: &Scrape) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_query_of_the_dashboard_asks_for_what_the_server_exports() {
-    let scrape = scrape().await;
+    let scrape = Scrape::after_a_run().await;
     let dashboard: Value = serde_json::from_str(&file("dashboard.json")).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
     let (mut asked, mut ids, mut rows) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
@@ -121,7 +108,7 @@ async fn every_query_of_the_dashboard_asks_for_what_the_server_exports() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rule_asks_for_what_the_server_exports_and_says_what_it_means() {
-    let scrape = scrape().await;
+    let scrape = Scrape::after_a_run().await;
     let rules: Value = serde_saphyr::from_str(&file("alerts.yml")).unwrap();
     let mut names = BTreeSet::new();
     for rule in rules["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()) {

@@ -46,6 +46,7 @@ mod kills_recorder;
 #[cfg(feature = "failpoints")]
 mod kills_scene;
 mod logs;
+mod memory;
 mod metrics;
 mod notify;
 mod notify_receivers;

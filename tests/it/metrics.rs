@@ -456,12 +456,7 @@ async fn notifications_are_counted_by_way_and_result_and_by_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn names_units_and_types_are_what_prometheus_expects() {
-    let home = Home::new("")
-        .task("job", "title = \"Job\"\n[schedule]\ncron = \"0 3 * * *\"\n[[steps]]\nname = \"only\"\nrun = \"true\"\n");
-    let server = home.serve().await;
-    let run = server.client.run("job").await;
-    server.client.ended(&run).await;
-    let scrape = Scrape::of(&home, &server.client).await;
+    let scrape = Scrape::after_a_run().await;
     for (name, kind) in &scrape.types {
         assert!(name.starts_with("rejoin_") || name.starts_with("process_"), "{name}");
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
@@ -485,7 +480,6 @@ async fn names_units_and_types_are_what_prometheus_expects() {
         assert!(buckets.is_sorted(), "{name}: {buckets:?}");
         assert_eq!(*buckets.last().unwrap(), scrape.get(&format!("{name}_count")), "{name}");
     }
-    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

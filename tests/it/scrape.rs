@@ -28,6 +28,20 @@ impl Scrape {
         Self::read(answer.text().await.unwrap())
     }
 
+    /// Of a server that has a schedule and has done something.
+    pub async fn after_a_run() -> Self {
+        let home = Home::new("").task(
+            "job",
+            "title = \"Job\"\n[schedule]\ncron = \"0 3 * * *\"\n[[steps]]\nname = \"only\"\nrun = \"true\"\n",
+        );
+        let server = home.serve().await;
+        let run = server.client.run("job").await;
+        server.client.ended(&run).await;
+        let scrape = Self::of(&home, &server.client).await;
+        server.stop().await;
+        scrape
+    }
+
     /// Reads a page. The library leaves out what it does not understand: that nothing is left out is looked at too.
     pub fn read(text: String) -> Self {
         let parsed = prometheus_parse::Scrape::parse(text.lines().map(|line| Ok(line.to_owned()))).unwrap();

@@ -3,8 +3,6 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -16,6 +14,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::raw_events;
 use crate::harness::{Client, Home, PATIENCE, Process, Watcher, is_terminal};
+use crate::memory::{Growth, resident};
 
 const KIB: usize = 1024;
 const MIB: u64 = 1024 * 1024;
@@ -96,12 +95,6 @@ async fn drip_until_cut(mut watcher: Watcher) -> Instant {
     Instant::now()
 }
 
-pub fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
 /// Comes back behind `after` and reads to `head`: every event follows on, and is as the log has it.
 async fn complete(server: &Process, client: &str, generation: &str, after: u64, logged: &[(u64, String)]) -> u64 {
     let mut watcher = Watcher::open(server.client.address, Some(&server.client.token)).await;
@@ -138,19 +131,7 @@ async fn t_31_two_that_stop_reading_slow_no_run_cost_no_memory_are_cut_in_time_a
     shout(&server.client, 71).await;
     let due: u64 = home.logged_events("loud").iter().map(|(_, event)| event.len() as u64).sum();
     assert!(due >= 64 * MIB, "{due}");
-    let before = resident(server.pid());
-
-    let most = Arc::new(AtomicU64::new(0));
-    let (ended, pid) = (Arc::new(AtomicBool::new(false)), server.pid());
-    let sampler = tokio::spawn({
-        let (most, ended) = (Arc::clone(&most), Arc::clone(&ended));
-        async move {
-            while !ended.load(Ordering::Relaxed) {
-                most.fetch_max(resident(pid), Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    });
+    let growth = Growth::of(server.pid());
     let alone = shout(&server.client, 3).await;
     let (mute, generation, mute_at) = taste(&server, &token, "mute", 1).await;
     let (drip, _, _) = taste(&server, &token, "drip", 1).await;
@@ -161,15 +142,13 @@ async fn t_31_two_that_stop_reading_slow_no_run_cost_no_memory_are_cut_in_time_a
     let (mute_cut, drip_cut) = timeout(CUT, async { tokio::join!(mute_until_cut(mute), drip_until_cut(drip)) })
         .await
         .expect("both are cut in time");
-    ended.store(true, Ordering::Relaxed);
-    sampler.await.unwrap();
+    let (before, grown) = growth.end().await;
 
     let logged = home.logged_events("loud");
     let back = Instant::now();
     let bytes = complete(&server, "mute", &generation, mute_at, &logged).await;
     complete(&server, "drip", &generation, 0, &logged).await;
 
-    let grown = most.load(Ordering::Relaxed).saturating_sub(before);
     println!(
         "due {} MiB; alone {alone:?}, beside them {beside:?}; grown by {} KiB over {} KiB; cut after {:?} and {:?}; back with {} MiB, both in {:?}",
         due / MIB,
