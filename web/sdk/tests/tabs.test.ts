@@ -110,6 +110,19 @@ function serve(socket: FakeSocket, head: number): void {
 
 const last = (socket: FakeSocket) => socket.subscribes.at(-1)!.sub;
 
+/** Two tabs of one browser, each with what the task has had so far. */
+async function twoTabs() {
+  const browser = new Browser();
+  const first = await browser.tab();
+  browser.socket.welcome();
+  const second = await browser.tab();
+  serve(browser.socket, 3);
+  await turns();
+  serve(browser.socket, 3);
+  await turns();
+  return { browser, first, second };
+}
+
 test('several tabs have one socket, and each gets everything from where it is', async () => {
   const browser = new Browser();
   const first = await browser.tab();
@@ -214,14 +227,7 @@ test('a tab that lets go in order hands over at once', async () => {
 });
 
 test('one that is frozen is found out by a probe, loses the connection to another, and joins it when it thaws', async () => {
-  const browser = new Browser();
-  const first = await browser.tab();
-  browser.socket.welcome();
-  const second = await browser.tab();
-  serve(browser.socket, 3);
-  await turns();
-  serve(browser.socket, 3);
-  await turns();
+  const { browser, first, second } = await twoTabs();
   first.freeze();
   second.world.wake('visible');
   await browser.pass(6_000);
@@ -374,14 +380,7 @@ test('the list of tasks and the notices are told to every tab, also to one that 
 });
 
 test('a log that was replaced, and a task that is not there, are told to every tab', async () => {
-  const browser = new Browser();
-  const first = await browser.tab();
-  browser.socket.welcome();
-  const second = await browser.tab();
-  serve(browser.socket, 3);
-  await turns();
-  serve(browser.socket, 3);
-  await turns();
+  const { browser, first, second } = await twoTabs();
   browser.socket.say(...resetTo(last(browser.socket), 'generation', 1, 1, 'fedcba9876543210'));
   await turns();
   for (const { diary } of [first, second]) {
@@ -394,14 +393,7 @@ test('a log that was replaced, and a task that is not there, are told to every t
 });
 
 test('heartbeats reach every tab with its own position, and a tab that lacks something notices', async () => {
-  const browser = new Browser();
-  await browser.tab();
-  browser.socket.welcome();
-  const second = await browser.tab();
-  serve(browser.socket, 3);
-  await turns();
-  serve(browser.socket, 3);
-  await turns();
+  const { browser, second } = await twoTabs();
   const before = browser.socket.subscribes.length;
   const beat = () => browser.socket.say(heartbeat({ [last(browser.socket)]: { sent: 3, head: 3 } }));
   beat();
