@@ -5,6 +5,7 @@ import { execFile, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
+import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
@@ -385,6 +386,43 @@ export class Wire {
       far.destroy();
     }
     await new Promise((resolve) => this.listener.close(resolve));
+  }
+}
+
+/** Takes what channels send: `heard` has it with its path, and `answers` what a path is answered, if that is not 200. */
+export class Receiver {
+  heard = [];
+  answers = {};
+
+  static async start() {
+    const receiver = new Receiver();
+    // Inherited by the servers that are started from here on.
+    process.env.REJOIN_TEST_SECRET = 'a secret of some length';
+    receiver.listener = http.createServer((request, response) => {
+      let text = '';
+      request.on('data', (data) => (text += data));
+      request.on('end', () => {
+        receiver.heard.push({ path: request.url, text });
+        response.writeHead(receiver.answers[request.url] ?? 200).end();
+      });
+    });
+    await new Promise((resolve) => receiver.listener.listen(0, '127.0.0.1', resolve));
+    return receiver;
+  }
+
+  /** The lines of config.toml for a channel that ends here. */
+  channel(name, kind, more = '') {
+    const url = `http://127.0.0.1:${this.listener.address().port}`;
+    return `[notify.channels.${name}]\nkind = "${kind}"\nurl = "${url}/${name}"\nallow_hosts = ["127.0.0.1"]\n${more}`;
+  }
+
+  webhook(name, more = '') {
+    return this.channel(name, 'webhook', `secret = { env = "REJOIN_TEST_SECRET" }\n${more}`);
+  }
+
+  close() {
+    this.listener.closeAllConnections();
+    return new Promise((resolve) => this.listener.close(resolve));
   }
 }
 

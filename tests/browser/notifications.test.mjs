@@ -2,42 +2,31 @@
 // or does not.
 
 import assert from 'node:assert/strict';
-import http from 'node:http';
 import { after, before, test } from 'node:test';
-import { PHONE, Stage, isFitEverywhere, signIn, until } from './harness.mjs';
-
-const BREAKS = 'title = "Shop"\nagent = "steps"\n\n[[steps]]\nrun = "echo no; exit 3"\n';
-
-// Inherited by the server.
-process.env.REJOIN_TEST_SECRET = 'a secret of some length';
+import { PHONE, Receiver, Stage, isFitEverywhere, signIn, until } from './harness.mjs';
+import { oneStep } from './tasks.mjs';
 
 const stage = new Stage();
 let server;
 let receiver;
-/** What arrived, by path. */
-const heard = [];
-let answer = 200;
 
 before(async () => {
-  receiver = http.createServer((request, response) => {
-    let body = '';
-    request.on('data', (data) => (body += data));
-    request.on('end', () => {
-      heard.push({ path: request.url, ...JSON.parse(body) });
-      response.writeHead(request.url === '/refused' ? 410 : answer).end();
-    });
-  });
-  await new Promise((resolve) => receiver.listen(0, '127.0.0.1', resolve));
-  const channel = (name, more = '') =>
-    `[notify.channels.${name}]\nkind = "webhook"\nurl = "http://127.0.0.1:${receiver.address().port}/${name}"\n` +
-    `allow_hosts = ["127.0.0.1"]\nsecret = { env = "REJOIN_TEST_SECRET" }\n${more}`;
+  receiver = await Receiver.start();
+  receiver.answers['/refused'] = 410;
   ({ server } = await stage.serveAll({
-    tasks: { shop: BREAKS },
-    config: `[notify]\nretry = "10ms"\n${channel('chat', 'on = ["failed", "late"]\n')}${channel('refused', 'on = []\n')}`,
+    tasks: { shop: oneStep('Shop', '', 'echo no; exit 3') },
+    config: [
+      '[notify]\nretry = "10ms"\n',
+      receiver.webhook('chat', 'on = ["failed", "late"]\n'),
+      receiver.webhook('refused', 'on = []\n'),
+    ].join(''),
   }));
 });
 
 after(() => receiver?.close());
+
+/** The kinds of what arrived, each with its path. */
+const heard = () => receiver.heard.map(({ path, text }) => [path, JSON.parse(text).type]);
 
 async function open(where, options = {}) {
   const { page } = await stage.open(options);
@@ -57,10 +46,7 @@ test('SEE-11: a test is sent at the press of a button, and the page says whether
 
   await page.getByRole('button', { name: 'Send a test by chat' }).click();
   await channelOf(page, 'chat').getByRole('status').getByText('Sent').waitFor();
-  assert.deepEqual(
-    heard.map(({ path, type }) => [path, type]),
-    [['/chat', 'test']],
-  );
+  assert.deepEqual(heard(), [['/chat', 'test']]);
   await page.locator('[data-delivery="sent"]').getByText('By chat').waitFor();
 
   await page.getByRole('button', { name: 'Send a test by refused' }).click();
@@ -80,13 +66,13 @@ test('SEE-11: a test is sent at the press of a button, and the page says whether
 });
 
 test('SEE-11: what was told of a run appears while one looks, with how it fares, and leads to the run', async () => {
-  answer = 503;
+  receiver.answers['/chat'] = 503;
   const page = await open('/notifications', { viewport: PHONE });
   await channelOf(page, 'chat').waitFor();
   const { id } = await server.startRun('shop');
   await page.locator('[data-delivery="pending"]').getByText('On its way').waitFor();
-  await until('it to be tried again', async () => heard.filter(({ type }) => type === 'failed').length > 1);
-  answer = 200;
+  await until('it to be tried again', async () => heard().filter(([, type]) => type === 'failed').length > 1);
+  receiver.answers['/chat'] = 200;
   const line = page.locator('[data-delivery]', { has: page.locator(`a[href$="${id}"]`) });
   await line.and(page.locator('[data-delivery="sent"]')).waitFor();
   await line.getByText(/By chat, .* tried \d+ times/).waitFor();

@@ -15,35 +15,7 @@ import {
   signIn,
   until,
 } from './harness.mjs';
-
-const FINDS = `title = "Certificates"
-agent = "steps"
-
-[params]
-left = { default = "6 days" }
-
-[[steps]]
-run = "true"
-attention = 'params.left != ""'
-summary = "A certificate ends soon"
-`;
-
-/** Ends well at even seconds and fails at odd ones. */
-const MOODY = `title = "Moody"
-agent = "steps"
-
-[schedule]
-every = "1s"
-
-[policy]
-catchup_window = "2s"
-
-[[steps]]
-run = "exit $(( $(date +%s) % 2 ))"
-`;
-
-const task = (title, more = '', run = 'true') =>
-  `title = "${title}"\nagent = "steps"\n${more}\n[[steps]]\nname = "one"\nrun = "${run}"\n`;
+import { FINDS, everySecond, oneStep } from './tasks.mjs';
 
 const stage = new Stage();
 let server;
@@ -52,10 +24,11 @@ before(async () => {
   ({ server } = await stage.serveAll({
     tasks: {
       finds: FINDS,
-      moody: MOODY,
-      nightly: task('Nightly backup', '[schedule]\ncron = "30 2 * * *"\ntz = "UTC"\n'),
-      often: task('Heartbeat', '[schedule]\nevery = "1m"\n'),
-      slow: task('Slow', '[policy]\noverlap = "queue"\nqueue_limit = 5\n', 'sleep 60'),
+      // Ends well at even seconds and fails at odd ones.
+      moody: everySecond('Moody', '2s', 'exit $(( $(date +%s) % 2 ))'),
+      nightly: oneStep('Nightly backup', '[schedule]\ncron = "30 2 * * *"\ntz = "UTC"\n'),
+      often: oneStep('Heartbeat', '[schedule]\nevery = "1m"\n'),
+      slow: oneStep('Slow', '[policy]\noverlap = "queue"\nqueue_limit = 5\n', 'sleep 60'),
     },
   }));
 });
@@ -78,7 +51,10 @@ describe('what runs have found', () => {
     const one = await open();
     const other = await open('/', { viewport: PHONE });
     for (const page of [one, other]) {
-      await page.locator('[data-task="finds"]').getByText('A certificate ends soon, and 1 before').waitFor();
+      await page
+        .locator('[data-task="finds"]')
+        .getByText(/^The certificate of .* ends in 6 days, and 1 before/)
+        .waitFor();
       const first = await page.locator('[data-task]').first().getAttribute('data-task');
       assert.equal(first, 'finds');
     }

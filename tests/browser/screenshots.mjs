@@ -1,12 +1,13 @@
 // Takes pictures of the page against a real server with real runs: phone and desktop, dark and light.
 // `node screenshots.mjs [folder]`; the folder is made.
 
-import { mkdir, readdir, readFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import {
   DESKTOP,
   PHONE,
+  Receiver,
   Server,
   Wire,
   openBrowser,
@@ -15,7 +16,9 @@ import {
   signIn,
   sleep,
   state,
+  until,
 } from './harness.mjs';
+import { FINDS, everySecond, oneStep } from './tasks.mjs';
 
 const folder = path.resolve(process.argv[2] ?? 'screenshots');
 await mkdir(folder, { recursive: true });
@@ -26,21 +29,6 @@ const LOOKS = [
   ['desktop-light', DESKTOP, 'light'],
   ['desktop-dark', DESKTOP, 'dark'],
 ];
-
-const NEEDS_ATTENTION = `title = "Certificates"
-description = "Says which certificates of this machine end soon."
-agent = "steps"
-
-[schedule]
-every = "12h"
-
-[[steps]]
-name = "dates"
-thought = "Which certificates end within a month?"
-run = "echo 'git.example.org ends in 6 days'"
-attention = 'output.contains("6 days")'
-summary = "The certificate of git.example.org ends in 6 days"
-`;
 
 const FAILS = `title = "Nightly backup"
 description = "Copies the home directories to the other disk."
@@ -82,31 +70,9 @@ run = "for i in $(seq 1 60); do printf '\\\\033[32m%s\\\\033[0m nothing grew\\\\
 `;
 
 /** Ends well, fails, or takes too long, as the clock has it. */
-const MOODY = `title = "Fetch the mail"
-description = "Looks for new mail, and is not always lucky."
-agent = "steps"
+const MOODY = everySecond('Fetch the mail', '5s', 'case $(date +%S) in *4) exit 3;; *7) sleep 4;; esac');
 
-[schedule]
-every = "1s"
-
-[policy]
-catchup_window = "5s"
-
-[[steps]]
-name = "fetch"
-thought = "Is there anything new?"
-run = "case $(date +%S) in *4) exit 3;; *7) sleep 4;; esac"
-`;
-
-const WAITS = `title = "Copy the photos"
-agent = "steps"
-
-[policy]
-overlap = "queue"
-
-[[steps]]
-run = "sleep 600"
-`;
+const WAITS = oneStep('Copy the photos', '\n[policy]\noverlap = "queue"\n', 'sleep 600');
 
 async function shipped() {
   const where = fileURLToPath(new URL('../../tasks', import.meta.url));
@@ -145,7 +111,7 @@ async function overviewAndTasks() {
     tasks: {
       ...(await shipped()),
       logs: COLOURS,
-      certificates: NEEDS_ATTENTION,
+      certificates: FINDS,
       backup: FAILS,
       typo: 'title = "Is the shop up"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n',
     },
@@ -215,7 +181,7 @@ async function schedules() {
   const server = await Server.start({
     tasks: {
       ...(await shipped()),
-      certificates: NEEDS_ATTENTION,
+      certificates: FINDS,
       backup: FAILS,
       mail: MOODY,
       photos: WAITS,
@@ -313,12 +279,79 @@ async function schedules() {
   }
 }
 
+/** Who is told of what, and what the server does for itself: told and done, held back, on its way, and failed. */
+async function ways() {
+  const receiver = await Receiver.start();
+  Object.assign(receiver.answers, { '/desk': 503, '/pager': 410 });
+  const hour = (away) => `${String((new Date().getUTCHours() + away + 24) % 24).padStart(2, '0')}:00`;
+  const server = await Server.start({
+    tasks: { certificates: FINDS, backup: FAILS, ...(await shipped()) },
+    config: [
+      '[notify]\nretry = "1s"\n',
+      receiver.webhook('chat'),
+      receiver.webhook('desk', 'on = ["failed"]\n'),
+      receiver.webhook('pager', 'on = ["failed"]\n'),
+      receiver.channel('phone', 'ntfy', `topic = "tasks"\nquiet = "${hour(-1)}-${hour(8)}"\ntz = "UTC"\n`),
+      '[backup]\nfolder = "copies"\n',
+    ].join('\n'),
+  });
+  try {
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, '/notifications');
+      await page.getByText('Nothing was told yet.').waitFor();
+      await shoot(page, 'notifications-new', look);
+    });
+    await server.finish('certificates');
+    await server.finish('backup');
+    await until('each to have its deliveries', async () => {
+      const { items } = await server.call('GET', '/notifications');
+      const stands = new Set(items.map(({ state }) => state));
+      return ['sent', 'pending', 'failed', 'held'].every((one) => stands.has(one));
+    });
+    for (const chore of ['retention', 'integrity', 'backup'])
+      await server.call('POST', `/housekeeping/${chore}/run`, {});
+    await until('the chores to be done', async () => {
+      const { items } = await server.call('GET', '/housekeeping');
+      return items.every(({ state }) => state === 'idle');
+    });
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, '/notifications');
+      await page.locator('[data-delivery="held"]').first().waitFor();
+      await shoot(page, 'notifications', look);
+      await page.getByRole('button', { name: 'Send a test by pager' }).click();
+      await page.locator('[data-channel="pager"]').getByText('Not delivered').waitFor();
+      await shoot(page, 'notifications-tested', look);
+      await page.goto(`${server.base}/housekeeping`);
+      await page.locator('[data-chore="backup"]').getByText('Done').waitFor();
+      await shoot(page, 'housekeeping', look);
+    });
+    // A file where the folder for copies was.
+    await rm(path.join(server.folder, 'copies'), { recursive: true });
+    await writeFile(path.join(server.folder, 'copies'), '');
+    await server.call('POST', '/housekeeping/backup/run', {});
+    await eachLook(async (page, look) => {
+      await signIn(page, server, server.base, '/housekeeping');
+      await page.locator('[data-chore="backup"]').getByText('Failed').waitFor();
+      await shoot(page, 'housekeeping-failed', look);
+    });
+  } finally {
+    await server.stop();
+    await receiver.close();
+  }
+}
+
 async function empty() {
   const server = await Server.start();
   await eachLook(async (page, look) => {
     await signIn(page, server);
     await page.getByText('No tasks yet').waitFor();
     await shoot(page, 'overview-empty', look);
+    await page.goto(`${server.base}/notifications`);
+    await page.getByText('Nobody yet.').waitFor();
+    await shoot(page, 'notifications-none', look);
+    await page.goto(`${server.base}/housekeeping`);
+    await page.locator('[data-chore="backup"]').getByText('Not set up').waitFor();
+    await shoot(page, 'housekeeping-off', look);
   });
   await server.stop();
 }
@@ -381,7 +414,7 @@ async function diskFull() {
 /** The two pictures of the README: what ships, with one run under way. */
 async function readme() {
   const server = await Server.start({
-    tasks: { ...(await shipped()), certificates: NEEDS_ATTENTION, backup: FAILS },
+    tasks: { ...(await shipped()), certificates: FINDS, backup: FAILS },
   });
   const browse = async (colorScheme, where) => {
     const { page } = await openLook(DESKTOP, colorScheme);
@@ -410,7 +443,7 @@ async function readme() {
   }
 }
 
-const ALL = { overviewAndTasks, schedules, empty, reset, diskFull, readme };
+const ALL = { overviewAndTasks, schedules, ways, empty, reset, diskFull, readme };
 const wanted = process.argv.slice(3);
 let bad = false;
 for (const [name, action] of Object.entries(ALL)) {
