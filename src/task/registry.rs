@@ -3,7 +3,7 @@
 //! A task is its definition and where its schedule is. What its runs do is the business of its stream.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -133,6 +133,8 @@ struct Shared {
     tasks: RwLock<Tasks>,
     /// Files that never had a good version.
     broken: RwLock<BTreeMap<TaskId, Problem>>,
+    /// What is of no task: files whose names are none's, and their folder where it cannot be read.
+    astray: RwLock<BTreeMap<PathBuf, Problem>>,
     /// What tasks are read with.
     terms: Terms,
     zone: TimeZone,
@@ -192,6 +194,7 @@ impl Registry {
                 publisher,
                 tasks: RwLock::default(),
                 broken: RwLock::default(),
+                astray: RwLock::default(),
                 terms,
                 zone,
                 seen: AtomicI64::new(seen.as_microsecond()),
@@ -358,6 +361,11 @@ impl Registry {
         self.shared.broken.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is wrong with files that are no task's, and with their folder.
+    pub fn astray(&self) -> Vec<Problem> {
+        self.shared.astray.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// What tasks are read with.
     pub fn terms(&self) -> &Terms {
         &self.shared.terms
@@ -521,6 +529,12 @@ impl Registry {
         self.change(id, |task| (task.path, task.problem) = (Some(path), None))
     }
 
+    /// Notes where the file of a task is, whatever it says now.
+    pub fn note_path(&self, id: &TaskId, path: PathBuf) {
+        // One that was removed meanwhile has nothing left to change.
+        let _ = self.change(id, |task| task.path = Some(path));
+    }
+
     /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up. `also`
     /// is written in the same transaction.
     ///
@@ -656,6 +670,16 @@ impl Registry {
         }
     }
 
+    /// Notes what is wrong with a file that is no task's, or with the folder.
+    pub fn set_astray(&self, path: PathBuf, problem: Problem) {
+        self.astray_mut().insert(path, problem);
+    }
+
+    /// Forgets what was wrong with such a file, or with the folder.
+    pub fn forget_astray(&self, path: &Path) {
+        self.astray_mut().remove(path);
+    }
+
     /// Notes in memory how far a task, as it was read, is planned, once the store has it.
     pub fn note_planned(&self, read: &Task, planned: Timestamp, next: Option<Timestamp>) {
         // A task that was removed meanwhile needs no note, and one whose schedule was edited has its own.
@@ -682,6 +706,10 @@ impl Registry {
         drop(tasks);
         self.shared.publisher.changes().note(id);
         task.ok_or_else(|| TaskError::NotFound(id.clone()))
+    }
+
+    fn astray_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<PathBuf, Problem>> {
+        self.shared.astray.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn broken_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<TaskId, Problem>> {
