@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -18,12 +18,12 @@ use super::slots;
 use crate::event::{Body, Gen, RunId, Seq, State, Status, TaskId};
 use crate::failpoint;
 use crate::record::Fold;
-use crate::schedule::plan;
+use crate::schedule::plan::{self, JumpWatch, Plan, Standing};
 use crate::schedule::timing::{Timing, Wrong};
 use crate::store::{REMOVED, Store, StoreError, TaskNo, from_sql, sql};
 use crate::stream::log;
 use crate::stream::publish::Publisher;
-use crate::stream::topic::{Offer, Start};
+use crate::stream::topic::{Offer, Start, Topic};
 
 /// No clock is right that shows an earlier time than this: 1 January 2026. A machine without a clock starts in 1970.
 const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
@@ -75,6 +75,8 @@ pub struct Task {
     pub anchor: Timestamp,
     /// Every slot up to here has its row.
     pub planned: Timestamp,
+    /// Until when it was paused, where it was let go on by a clock that was not believed yet.
+    pub resumed: Option<Timestamp>,
     /// When the next slot is planned for.
     pub next: Option<Timestamp>,
     /// Its own number, from which jitter is drawn.
@@ -93,6 +95,31 @@ impl Task {
         let slot = timing.next_after(self.anchor, self.planned).filter(|slot| *slot <= next)?;
         Some((slot, next))
     }
+}
+
+/// What the clock showed when somebody looked at it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// What it shows.
+    pub now: Timestamp,
+    /// What it would show had it not jumped, as long as it is not believed that it is right.
+    carried: Option<Timestamp>,
+}
+
+impl Look {
+    /// Whether it did not jump forward, or that is believed.
+    pub fn is_believed(&self) -> bool {
+        self.carried.is_none()
+    }
+}
+
+/// When something was changed that counts from then on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Given {
+    /// It is at least so late.
+    since: Timestamp,
+    /// What the clock shows, which is later as long as a jump of it is not believed.
+    shown: Timestamp,
 }
 
 /// Why a task was not made or changed.
@@ -140,6 +167,8 @@ struct Shared {
     zone: TimeZone,
     /// The newest time at which schedules were looked at, in microseconds.
     seen: AtomicI64,
+    /// Tells whether the clock jumped: whoever looks first sees it.
+    jumps: Mutex<JumpWatch>,
     /// Held over one change of a definition, in the store and here.
     edits: tokio::sync::Mutex<()>,
 }
@@ -198,9 +227,12 @@ impl Registry {
                 terms,
                 zone,
                 seen: AtomicI64::new(seen.as_microsecond()),
+                jumps: Mutex::default(),
                 edits: tokio::sync::Mutex::default(),
             }),
         };
+        // From here on a jump is seen, whoever looks first.
+        registry.look();
         for row in rows {
             registry.open(row);
         }
@@ -225,7 +257,7 @@ impl Registry {
         let start =
             Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
-        let next = timing.as_ref().and_then(|timing| next_planned(timing, row.anchor, row.planned));
+        let next = timing.as_ref().and_then(|timing| next_look(timing, row.anchor, row.planned, row.resumed));
         let gone = self.what_is_gone(&definition);
         for problem in &gone {
             tracing::error!(task = %row.id, %problem, "what a task names is no longer in the configuration");
@@ -242,6 +274,7 @@ impl Registry {
             paused: row.paused,
             anchor: row.anchor,
             planned: row.planned,
+            resumed: row.resumed,
             next,
             seed: row.seed,
         });
@@ -281,11 +314,34 @@ impl Registry {
         self.shared.seen.store(now.as_microsecond(), Ordering::Relaxed);
     }
 
-    /// From when a schedule counts that is given now. Behind a clock that is held it is at least as late as what is
-    /// stored.
-    fn given_at(&self) -> Timestamp {
-        let now = self.shared.publisher.clock().now();
-        plan::held_until(self.last_stored(), now).unwrap_or(now)
+    /// Looks at the clock. One that jumped forward by more than an hour is believed if it still says so in a minute.
+    pub fn look(&self) -> Look {
+        let mut jumps = self.jumps();
+        let (now, passed) = self.shared.publisher.clock().look();
+        jumps.believes(now, passed);
+        if jumps.has_just_seen_one() {
+            tracing::warn!(%now, "the clock jumped forward by more than an hour: it is believed if it still says so in a minute");
+        }
+        Look { now, carried: jumps.carried(passed) }
+    }
+
+    /// Somebody says that the clock is right: a jump needs no more proof.
+    pub fn believe_clock(&self) {
+        *self.jumps() = JumpWatch::default();
+    }
+
+    fn jumps(&self) -> std::sync::MutexGuard<'_, JumpWatch> {
+        self.shared.jumps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From when on something counts that is changed now. Behind a clock that is held it is at least as late as what is
+    /// stored. By a clock that is not believed it is only known between which times it lies: which of them counts is settled
+    /// when one is believed, by `schedule::plan`.
+    fn given_at(&self) -> Given {
+        let Look { now, carried } = self.look();
+        let passed = carried.unwrap_or(now);
+        let since = plan::held_until(self.last_stored(), passed).unwrap_or(passed);
+        Given { since, shown: now.max(since) }
     }
 
     /// Takes the clock for right, whatever is stored: what was planned behind now is forgotten, what runs were made of
@@ -295,7 +351,8 @@ impl Registry {
     /// [`TaskError`]: the store cannot be written.
     pub async fn accept_clock(&self, now: Timestamp) -> Result<(usize, usize), TaskError> {
         let _edit = self.shared.edits.lock().await;
-        let ahead: Vec<_> = self.all().into_iter().filter(|task| task.planned.max(task.anchor) > now).collect();
+        let is_ahead = |task: &Arc<Task>| task.planned.max(task.anchor) > now || task.resumed > Some(now);
+        let ahead: Vec<_> = self.all().into_iter().filter(is_ahead).collect();
         let mut forgotten = 0;
         for batch in ahead.chunks(ACCEPTED_AT_ONCE) {
             let tasks = batch.to_vec();
@@ -312,8 +369,8 @@ impl Registry {
                 // One that was removed meanwhile has nothing left to change.
                 let _ = self.change(&task.id, |task| {
                     task.anchor = task.timing.as_ref().map_or(now, |timing| timing.anchor_before(task.anchor, now));
-                    task.planned = now;
-                    task.next = task.timing.as_ref().and_then(|timing| next_planned(timing, task.anchor, now));
+                    (task.planned, task.resumed) = (now, None);
+                    task.next = task.timing.as_ref().and_then(|timing| next_look(timing, task.anchor, now, None));
                 });
             }
         }
@@ -389,9 +446,9 @@ impl Registry {
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection, &TaskId) -> Result<(), TaskError> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
-        let now = self.given_at();
+        let Given { since, shown } = self.given_at();
         if let Some(schedule) = &definition.schedule {
-            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+            crate::schedule::timing::check(schedule, &self.shared.zone, shown)?;
         }
         let definition = Arc::new(definition);
         let (generation, seed) = (Gen::random(), rand::random::<u64>());
@@ -399,16 +456,17 @@ impl Registry {
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             let id = free_id(connection, id, &taken.title)?;
             let timing = registry.timing(&taken, &id, seed)?;
-            let next = timing.as_ref().and_then(|timing| next_planned(timing, now, now));
+            let next = timing.as_ref().and_then(|timing| next_look(timing, shown, since, None));
             connection.execute(
                 "INSERT INTO tasks (id, gen, source, definition, anchor, planned, next, created, seed)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?5, ?7)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?6, ?8)",
                 params![
                     id.as_str(),
                     sql(generation.0),
                     source.as_str(),
                     taken.to_json().to_string(),
-                    now.as_microsecond(),
+                    shown.as_microsecond(),
+                    since.as_microsecond(),
                     next.map(Timestamp::as_microsecond),
                     seed.cast_signed()
                 ],
@@ -431,8 +489,9 @@ impl Registry {
             problem: None,
             enabled: true,
             paused: false,
-            anchor: now,
-            planned: now,
+            anchor: shown,
+            planned: since,
+            resumed: None,
             next,
             seed,
         }))
@@ -474,19 +533,21 @@ impl Registry {
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
         let id = &task.id;
-        let now = self.given_at();
+        let Given { since, shown } = self.given_at();
         let rescheduled = task.definition.schedule != definition.schedule;
         if rescheduled && let Some(schedule) = &definition.schedule {
-            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+            crate::schedule::timing::check(schedule, &self.shared.zone, shown)?;
         }
         let timing = self.timing(&definition, id, task.seed)?;
-        let (anchor, planned) = if rescheduled || !task.enabled { (now, now) } else { (task.anchor, task.planned) };
-        let next = timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
+        let begins = rescheduled || !task.enabled;
+        let (anchor, planned) = if begins { (shown, since) } else { (task.anchor, task.planned) };
+        let resumed = task.resumed.filter(|_| !begins);
+        let next = timing.as_ref().and_then(|timing| next_look(timing, anchor, planned, resumed));
         let (no, json) = (task.no, definition.to_json().to_string());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             // A slot that was planned meanwhile has its row and is not planned again.
             let sql =
-                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5
+                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5, resumed = ?6
                  WHERE no = ?1 RETURNING planned";
             let planned: Option<i64> = connection
                 .prepare_cached(sql)?
@@ -496,7 +557,8 @@ impl Registry {
                         json,
                         anchor.as_microsecond(),
                         planned.as_microsecond(),
-                        next.map(Timestamp::as_microsecond)
+                        next.map(Timestamp::as_microsecond),
+                        resumed.map(Timestamp::as_microsecond)
                     ],
                     |row| row.get(0),
                 )
@@ -516,8 +578,8 @@ impl Registry {
             task.enabled = true;
             // The planner may have gone on since, by the same schedule.
             let planned = if task.anchor == anchor { planned.max(task.planned) } else { planned };
-            let next = task.timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
-            (task.anchor, task.planned, task.next) = (anchor, planned, next);
+            let next = task.timing.as_ref().and_then(|timing| next_look(timing, anchor, planned, resumed));
+            (task.anchor, task.planned, task.resumed, task.next) = (anchor, planned, resumed, next);
         })
     }
 
@@ -550,20 +612,31 @@ impl Registry {
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
-        let now = self.shared.publisher.clock().now();
+        let (now, given) = (self.shared.publisher.clock().now(), self.given_at());
         let (state, words) = if paused { (State::Paused, "paused") } else { (State::Resumed, "resumed") };
         let body = Body::Status(Status::new(state, format!("Task {id} {words}")));
         let (no, is_news) = (task.no, task.paused != paused);
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             also(connection)?;
+            let ends = !paused && switches(connection, no)?.is_some_and(|(_, paused)| paused);
             connection.execute("UPDATE tasks SET paused = ?2, failures = 0 WHERE no = ?1", params![no.0, paused])?;
-            let said = is_news.then(|| (topic, Offer::new(None, now, &body)));
-            Ok(((), said.into_iter().collect()))
+            let mut said = Vec::new();
+            let planned = if ends { end_pause(connection, &task, &topic, given, &mut said)? } else { None };
+            if is_news {
+                said.push((topic, Offer::new(None, now, &body)));
+            }
+            Ok((planned, said))
         };
         // Memory follows in the order of the commits: the task may pause itself at the same time.
         let (registry, changed) = (self.clone(), id.clone());
-        let follow = move |(): &()| -> Option<Box<dyn FnOnce() + Send>> {
-            Some(Box::new(move || registry.note_paused(&changed, no, paused)))
+        let follow = move |planned: &Option<Planned>| -> Option<Box<dyn FnOnce() + Send>> {
+            let planned = *planned;
+            Some(Box::new(move || {
+                registry.note_paused(&changed, no, paused);
+                if let Some(planned) = planned {
+                    let _ = registry.change(&changed, |task| planned.put_into(task, no));
+                }
+            }))
         };
         self.shared.publisher.change(act, follow).await?;
         self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))
@@ -681,11 +754,11 @@ impl Registry {
     }
 
     /// Notes in memory how far a task, as it was read, is planned, once the store has it.
-    pub fn note_planned(&self, read: &Task, planned: Timestamp, next: Option<Timestamp>) {
+    pub fn note_planned(&self, read: &Task, planned: Planned) {
         // A task that was removed meanwhile needs no note, and one whose schedule was edited has its own.
         let _ = self.change(&read.id, |task| {
-            if (task.no, task.anchor, task.planned) == (read.no, read.anchor, read.planned) {
-                (task.planned, task.next) = (planned, next);
+            if Planned::of(task).is_of(read) {
+                planned.put_into(task, read.no);
             }
         });
     }
@@ -750,6 +823,7 @@ struct Row {
     paused: bool,
     anchor: Timestamp,
     planned: Timestamp,
+    resumed: Option<Timestamp>,
     seed: u64,
     fold: Fold,
 }
@@ -757,7 +831,8 @@ struct Row {
 fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
     let mut statement = connection.prepare(
-        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed
+        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed,
+           resumed
          FROM tasks WHERE id < ?1 ORDER BY id",
     )?;
     let rows = statement.query_map([REMOVED], |row| {
@@ -777,6 +852,7 @@ fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
             anchor: time(row.get_unwrap(10)),
             planned: time(row.get_unwrap(11)),
             seed: row.get_unwrap::<_, i64>(12).cast_unsigned(),
+            resumed: row.get_unwrap::<_, Option<i64>>(13).map(time),
             fold: Fold::default(),
         }))
     })?;
@@ -832,58 +908,132 @@ pub fn pause(connection: &Connection, no: TaskNo) -> rusqlite::Result<()> {
     connection.prepare_cached("UPDATE tasks SET paused = 1, failures = 0 WHERE no = ?1")?.execute([no.0]).map(drop)
 }
 
-/// When the first slot behind a moment is planned for.
-fn next_planned(timing: &Timing, anchor: Timestamp, after: Timestamp) -> Option<Timestamp> {
-    timing.next_after(anchor, after).map(|slot| timing.planned_for(anchor, slot))
+/// When a task is to be looked at next: when the first slot behind a moment is planned for; at once, where it is not
+/// settled from when on it runs, as a clock was in doubt.
+fn next_look(timing: &Timing, anchor: Timestamp, planned: Timestamp, resumed: Option<Timestamp>) -> Option<Timestamp> {
+    if anchor > planned || resumed.is_some() {
+        return Some(planned);
+    }
+    timing.next_after(anchor, planned).map(|slot| timing.planned_for(anchor, slot))
 }
 
-/// How far a task is planned, as the store has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// How far a task is planned, and from when on it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Planned {
-    /// From when its schedule counts.
+    /// From when its schedule counts; see [`Standing::anchor`].
     pub anchor: Timestamp,
     /// Every slot up to here has its row.
     pub to: Timestamp,
-    /// Slots behind that which have theirs too, first and last of each, in order: a clock was ahead.
-    pub claimed: Vec<(Timestamp, Timestamp)>,
+    /// Until when it was paused, where that is not settled yet.
+    pub resumed: Option<Timestamp>,
+    /// When it is to be looked at next.
+    pub next: Option<Timestamp>,
 }
 
-/// How far a task is planned, as the store has it.
+impl Planned {
+    fn of(task: &Task) -> Self {
+        Self { anchor: task.anchor, to: task.planned, resumed: task.resumed, next: task.next }
+    }
+
+    /// Whether a task, as it was read, is planned so far.
+    pub fn is_of(&self, task: &Task) -> bool {
+        (self.anchor, self.to, self.resumed) == (task.anchor, task.planned, task.resumed)
+    }
+
+    /// Another task of the same name is left alone.
+    fn put_into(self, task: &mut Task, no: TaskNo) {
+        if task.no == no {
+            (task.anchor, task.planned, task.resumed, task.next) = (self.anchor, self.to, self.resumed, self.next);
+        }
+    }
+}
+
+/// How far a task is planned, as the store has it; and the slots behind that which have their row too, first and last of
+/// each, in order: a clock was ahead.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Planned>> {
+pub fn planned(
+    connection: &Connection,
+    no: TaskNo,
+) -> rusqlite::Result<Option<(Planned, Vec<(Timestamp, Timestamp)>)>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let row: Option<(i64, i64, Option<i64>)> = connection
-        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+    let row: Option<(i64, i64, [Option<i64>; 3])> = connection
+        .prepare_cached("SELECT anchor, planned, resumed, next, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| {
+            Ok((row.get(0)?, row.get(1)?, [row.get(2)?, row.get(3)?, row.get(4)?]))
+        })
         .optional()?;
-    let Some((anchor, to, claimed)) = row else { return Ok(None) };
-    let (anchor, to) = (time(anchor), time(to));
+    let Some((anchor, to, rest)) = row else { return Ok(None) };
+    let [resumed, next, claimed] = rest.map(|micros| micros.map(time));
+    let planned = Planned { anchor: time(anchor), to: time(to), resumed, next };
     let claimed = match claimed {
-        Some(through) if time(through) > to => slots::claimed_after(connection, no, to)?,
+        Some(through) if through > planned.to => slots::claimed_after(connection, no, planned.to)?,
         _ => Vec::new(),
     };
-    Ok(Some(Planned { anchor, to, claimed }))
+    Ok(Some((planned, claimed)))
+}
+
+/// Writes down what passed of a task's slots while it was paused, in the transaction that lets it go on: nothing of it is
+/// caught up, whoever looks at the clock next.
+fn end_pause(
+    connection: &Connection,
+    task: &Task,
+    topic: &Arc<Topic>,
+    given: Given,
+    said: &mut Vec<(Arc<Topic>, Offer)>,
+) -> rusqlite::Result<Option<Planned>> {
+    let Some(timing) = &task.timing else { return Ok(None) };
+    let Some((stored, claimed)) = planned(connection, task.no)? else { return Ok(None) };
+    let Given { since, shown } = given;
+    let mut planned = Planned { resumed: Some(shown).filter(|shown| *shown > since), ..stored };
+    // One that has not begun by now has no slots yet.
+    if stored.anchor <= since {
+        let standing = Standing {
+            last_planned: stored.to,
+            anchor: stored.anchor,
+            resumed: None,
+            last_stored: since,
+            enabled: false,
+            active: false,
+            queued: 0,
+            claimed: &claimed,
+        };
+        let Plan { rows, anchor, planned_to, next } = plan::paused(timing, &standing, since);
+        let generation = topic.tail().generation;
+        for row in &rows {
+            let noted = slots::note(connection, task.no, generation, row, None)?;
+            let bodies = slots::said(&noted, row, &task.id);
+            said.extend(bodies.iter().map(|body| (Arc::clone(topic), Offer::new(None, shown, body))));
+        }
+        (planned.anchor, planned.to, planned.next) = (anchor, planned_to, next);
+    }
+    if planned.resumed.is_some() {
+        planned.next = next_look(timing, planned.anchor, planned.to, planned.resumed);
+    }
+    set_planned(connection, task.no, &planned)?;
+    Ok(Some(planned))
 }
 
 /// Forgets what is planned of a task behind now; gives how many rows of slots went.
 fn forget_plan(connection: &Connection, task: &Task, now: Timestamp) -> rusqlite::Result<usize> {
     let Some(timing) = &task.timing else {
         connection
-            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2 WHERE no = ?1")?
+            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2, resumed = NULL WHERE no = ?1")?
             .execute(params![task.no.0, now.as_microsecond()])?;
         return Ok(0);
     };
     let (claimed, gone) = slots::forget_after(connection, task.no, timing, task.anchor, now)?;
     let anchor = timing.anchor_before(task.anchor, now);
     connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5 WHERE no = ?1")?
+        .prepare_cached(
+            "UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5, resumed = NULL WHERE no = ?1",
+        )?
         .execute(params![
             task.no.0,
             now.as_microsecond(),
             anchor.as_microsecond(),
-            next_planned(timing, anchor, now).map(Timestamp::as_microsecond),
+            next_look(timing, anchor, now, None).map(Timestamp::as_microsecond),
             claimed.map(Timestamp::as_microsecond)
         ])?;
     Ok(gone)
@@ -913,15 +1063,17 @@ pub fn note_clock(connection: &Connection, now: Timestamp) -> rusqlite::Result<(
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn set_planned(
-    connection: &Connection,
-    no: TaskNo,
-    planned: Timestamp,
-    next: Option<Timestamp>,
-) -> rusqlite::Result<()> {
+pub fn set_planned(connection: &Connection, no: TaskNo, planned: &Planned) -> rusqlite::Result<()> {
+    let Planned { anchor, to, resumed, next } = planned;
     connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
-        .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
+        .prepare_cached("UPDATE tasks SET anchor = ?2, planned = ?3, resumed = ?4, next = ?5 WHERE no = ?1")?
+        .execute(params![
+            no.0,
+            anchor.as_microsecond(),
+            to.as_microsecond(),
+            resumed.map(Timestamp::as_microsecond),
+            next.map(Timestamp::as_microsecond)
+        ])
         .map(drop)
 }
 
