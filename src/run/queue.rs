@@ -1,7 +1,7 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -152,6 +152,8 @@ struct Lists {
     places: Places,
     /// How those at work here are stopped.
     working: HashMap<RunId, watch::Sender<Option<StopCause>>>,
+    /// Whose end is on its way to the store with a retry: nobody can stop that one before it is saved.
+    followed: HashSet<RunId>,
     /// At work by programs that this server did not start: they take no place.
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
@@ -225,6 +227,7 @@ impl Runs {
             lists: Mutex::new(Lists {
                 places,
                 working: HashMap::new(),
+                followed: HashSet::new(),
                 elsewhere: HashMap::new(),
                 closed: false,
                 held: false,
@@ -464,7 +467,8 @@ impl Runs {
     }
 
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
-    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped.
+    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped; so
+    /// it is of one whose end is being saved, and is over when this returns.
     ///
     /// # Errors
     /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
@@ -488,10 +492,17 @@ impl Runs {
     }
 
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
-        let (at_work, waited) = {
+        let (at_work, waited, followed) = {
             let mut lists = self.lists();
-            (lists.raise(id, StopCause::Asked), lists.places.take_out(id))
+            (lists.raise(id, StopCause::Asked), lists.places.take_out(id), lists.followed.contains(&id))
         };
+        if followed {
+            // What is answered holds over a kill: its retry is there then, or, where nothing can be saved, is not made.
+            match self.publisher().settled().await {
+                Ok(()) | Err(StoreError::NotWritable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let done = self.end_unless_at_work(id, at_work).await;
         if let (Err(error), Some(task)) = (&done, waited)
             && !matches!(error, RunError::Over(_))
@@ -732,7 +743,25 @@ impl Runs {
         for run in open.iter().filter(|open| open.state == "queued") {
             self.requeue(run).await?;
         }
+        self.replace_again(&open);
         Ok(())
+    }
+
+    /// Has the newest slot of each task that replaces take the place of what waits: the server may have ended between the
+    /// commit that made its run and the end of those before it.
+    fn replace_again(&self, open: &[Open]) {
+        let replaces = |open: &&Open| {
+            let task = self.shared.registry.get(&open.task);
+            task.is_some_and(|task| task.definition.policy.overlap == Overlap::Replace)
+        };
+        let is_first = |run: &Run| run.scheduled_for.is_some() && run.attempt == 1 && run.started_at.is_none();
+        let waiting =
+            open.iter().filter(replaces).filter_map(|open| self.open_run(&open.task, open.id)).filter(is_first);
+        // In the order of their ids, so that the last one stays.
+        let newest: BTreeMap<TaskId, RunId> = waiting.map(|run| (run.task, run.id)).collect();
+        for (task, by) in newest {
+            self.replace(&task, by);
+        }
     }
 
     async fn interrupt(&self, open: &Open) -> Result<(), RunError> {
