@@ -14,7 +14,7 @@ use tracing::{error, info};
 
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::schedule::plan::{self, JumpWatch};
+use crate::schedule::plan;
 use crate::store::{Store, StoreError};
 use crate::stream::checkpoint::Checkpointer;
 use crate::stream::publish::Publisher;
@@ -253,9 +253,6 @@ impl Housekeeping {
 
     /// Does what is due whenever the bell rings, until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        // Its own: the planner may not have looked yet at a clock that was just set.
-        let mut jumps = JumpWatch::default();
-        self.look(&mut jumps);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -264,7 +261,7 @@ impl Housekeeping {
             }
             let mut done = BTreeSet::new();
             while !stop.is_cancelled() {
-                let moment = self.look(&mut jumps);
+                let moment = self.look();
                 let Some(chore) = self.next_due(&done, moment.now) else { break };
                 self.carry_out(chore, moment, &stop).await;
                 done.insert(chore);
@@ -274,10 +271,11 @@ impl Housekeeping {
 
     /// Looks at the clock. It is believed where schedules are: not for a minute after it jumped forward, and not far
     /// behind what is stored.
-    fn look(&self, jumps: &mut JumpWatch) -> Moment {
-        let (now, passed) = self.clock().look();
-        let held = plan::held_until(self.shared.retention.registry.last_stored(), now).is_some();
-        Moment { now, is_believed: jumps.believes(now, passed) && !held }
+    fn look(&self) -> Moment {
+        let registry = &self.shared.retention.registry;
+        let look = registry.look();
+        let held = plan::held_until(registry.last_stored(), look.now).is_some();
+        Moment { now: look.now, is_believed: look.is_believed() && !held }
     }
 
     /// The first that is due and was not done in this round: one that is due again at once lets the others go first.

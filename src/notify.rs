@@ -24,7 +24,7 @@ use crate::task::registry::{Registry, Task};
 use crate::task::telling::Occasion;
 use channel::Channel;
 use courier::Courier;
-use ledger::{Delivery, Summary};
+use ledger::{Delivery, Outcome, Summary};
 use notice::Notice;
 use sending::{Parcel, Trouble};
 use witness::Witness;
@@ -54,6 +54,9 @@ const BREATH: Duration = Duration::from_millis(50);
 
 /// How many tests are under way at once.
 const TESTS: usize = 4;
+
+/// How long it may take at most, once a test was sent, to write down what became of it: then it is sent again.
+const NOTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Tells people. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -104,7 +107,15 @@ pub enum TestError {
     /// Others are under way.
     #[error("{TESTS} tests are under way already: wait for them")]
     Busy,
-    /// The store failed.
+    /// What became of it could not be written down.
+    #[error("the test {became}, but that could not be written down ({error}): once it can, the test is sent again")]
+    Unnoted {
+        /// What became of it.
+        became: String,
+        /// Why it could not.
+        error: StoreError,
+    },
+    /// The store failed, and nothing was sent.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -332,14 +343,14 @@ impl Notifier {
         reached
     }
 
-    /// Sends a test now, past queue and quiet hours, and gives it as it was delivered or not.
+    /// Sends a test now, past queue and quiet hours, and gives it as it was delivered or not. It is written down before
+    /// it is sent: where that cannot be done, nothing is.
     ///
     /// # Errors
-    /// [`TestError`]: nothing was sent.
+    /// [`TestError`]: nothing was sent, or it is not known any more what became of it.
     pub async fn test(&self, name: &str, task: Option<&TaskId>) -> Result<Delivery, TestError> {
-        let (channel, _) =
+        let (channel, bell) =
             self.shared.channels.get(name).ok_or_else(|| TestError::NoChannel(name.chars().take(80).collect()))?;
-        let _permit = self.shared.tests.try_acquire().map_err(|_| TestError::Busy)?;
         let now = self.shared.publisher.clock().now();
         let mut notice = Notice::new(Occasion::Test, now, notice::words(Occasion::Test, "", None, &blank(now)));
         notice.url = Some(self.shared.witness.page.trim_end_matches('/').to_owned());
@@ -350,19 +361,50 @@ impl Notifier {
         if channel.is_pulse() && notice.check.is_none() {
             return Err(TestError::NoCheck);
         }
+        let (notifier, channel, bell) = (self.clone(), Arc::clone(channel), Arc::clone(bell));
+        // To its end also when the one who asked hangs up: what was sent is written down.
+        let sent = tokio::spawn(async move { notifier.send_test(&channel, &bell, notice, now).await });
+        sent.await.map_err(|error| StoreError::Broken(error.to_string()))?
+    }
+
+    async fn send_test(
+        &self,
+        channel: &Channel,
+        bell: &Notify,
+        notice: Notice,
+        now: Timestamp,
+    ) -> Result<Delivery, TestError> {
+        let _permit = self.shared.tests.try_acquire().map_err(|_| TestError::Busy)?;
+        let publisher = &self.shared.publisher;
         let id = format!("msg_{}", uuid::Uuid::now_v7().simple());
-        let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, now).await;
-        let error = done.err().map(|trouble| match trouble {
-            Trouble::Later(why) | Trouble::Never(why) => why,
-        });
-        let draft = channel.draft(format!("test/{id}"), notice);
-        let keep = self.shared.keep;
-        let act = move |connection: &Connection| -> Result<_, StoreError> {
-            let delivery = ledger::add_tried(connection, &id, &draft, now, error.as_deref())?;
-            ledger::forget_oldest(connection, keep)?;
-            Ok((delivery, Vec::new()))
+        let draft = channel.draft(format!("test/{id}"), notice.clone());
+        let until = now.saturating_add(length(channel.takes_at_most() + NOTED_WITHIN)).unwrap_or(Timestamp::MAX);
+        let (key, keep, kind) = (id.clone(), self.shared.keep, channel.kind());
+        let make = move |connection: &Connection| -> Result<_, StoreError> {
+            Ok((ledger::add_brought(connection, &key, &draft, now, until)?, Vec::new()))
         };
-        Ok(self.shared.publisher.transact(act).await?.0)
+        let (n, _) = publisher.transact(make).await?;
+        let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, now).await;
+        failpoint::hit("sent-not-noted");
+        let (became, outcome) = match done {
+            Ok(()) => ("was sent".to_owned(), Outcome::Sent),
+            Err(Trouble::Later(why) | Trouble::Never(why)) => {
+                (format!("did not arrive ({why})"), Outcome::GivenUp(why))
+            }
+        };
+        let note = move |connection: &Connection| -> Result<_, StoreError> {
+            ledger::note_outcome(connection, kind, &[n], &outcome, now)?;
+            ledger::forget_oldest(connection, keep)?;
+            Ok((ledger::one(connection, n)?, Vec::new()))
+        };
+        match publisher.transact(note).await {
+            Ok((delivery, _)) => Ok(delivery),
+            Err(error) => {
+                // Its courier has to know that there is something that may be its own.
+                bell.notify_one();
+                Err(TestError::Unnoted { became, error })
+            }
+        }
     }
 }
 

@@ -15,17 +15,17 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::event::{Body, RunId, State, Status, TaskId};
+use crate::event::RunId;
 use crate::failpoint;
 use crate::run::queue::{Queued, Runs, count_queued};
-use crate::schedule::plan::{self, Decision, JumpWatch, Outcome, Plan, Row, ScheduleState};
+use crate::schedule::plan::{self, Decision, Outcome, Plan, Row, ScheduleState};
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::planned::{note_clock, planned, set_planned};
+use crate::task::registry::planned::{Planned, note_clock, planned, set_planned};
 use crate::task::registry::rows::{has_open_runs, is_on};
 use crate::task::registry::{Registry, Task};
-use crate::task::slots::{self, Noted};
+use crate::task::slots;
 
 /// How many tasks are planned in the first transaction of many: few, so that their runs start before the rest has its
 /// rows.
@@ -66,8 +66,6 @@ pub struct Trust {
     jumped: AtomicBool,
     /// What the clock showed at the last look that is through, in microseconds.
     looked_at: AtomicI64,
-    /// Somebody said that the clock is right.
-    accepted: AtomicBool,
 }
 
 impl Trust {
@@ -89,18 +87,12 @@ impl Trust {
     fn note_look(&self, now: Timestamp) {
         self.looked_at.store(now.as_microsecond(), Ordering::Release);
     }
-
-    /// Somebody says that the clock is right: a jump needs no more proof. Who says so wakes the planner.
-    pub fn accept(&self) {
-        self.accepted.store(true, Ordering::Release);
-    }
 }
 
 /// What a look has claimed of one task.
 struct Claimed {
     task: Arc<Task>,
-    to: Timestamp,
-    next: Option<Timestamp>,
+    planned: Planned,
     queued: Vec<RunId>,
     /// The run for which those before it are stopped.
     replaces: Option<RunId>,
@@ -109,16 +101,9 @@ struct Claimed {
 impl Planner {
     /// Plans until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let mut jumps = JumpWatch::default();
         loop {
-            let (now, passed) = self.publisher.clock().look();
-            if self.trust.accepted.swap(false, Ordering::AcqRel) {
-                jumps = JumpWatch::default();
-            }
-            let believed = jumps.believes(now, passed);
-            if jumps.has_just_seen_one() {
-                warn!(%now, "the clock jumped forward by more than an hour: it is believed if it still says so in a minute");
-            }
+            let look = self.registry.look();
+            let (now, believed) = (look.now, look.is_believed());
             self.trust.jumped.store(!believed, Ordering::Release);
             let pause = if believed {
                 match self.plan_due(now).await {
@@ -233,8 +218,8 @@ impl Planner {
         };
         let ((planned, until), _) = self.publisher.transact(act).await?;
         failpoint::hit("claimed-not-started");
-        for Claimed { task, to, next, queued, replaces } in planned {
-            self.registry.note_planned(&task, to, next);
+        for Claimed { task, planned, queued, replaces } in planned {
+            self.registry.note_planned(&task, planned);
             for run in queued {
                 self.runs.note_queued(run, task.id.clone());
             }
@@ -258,20 +243,20 @@ fn plan_one(
 ) -> Result<Option<Result<Claimed, Timestamp>>, StoreError> {
     let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
     // An edit that came in between counts from its own moment: what was read before it plans nothing.
-    let stored = planned(connection, task.no)?;
-    let Some(stored) = stored.filter(|stored| (stored.anchor, stored.to) == (task.anchor, task.planned)) else {
+    let Some((stored, claimed)) = planned(connection, task.no)?.filter(|(stored, _)| stored.is_of(task)) else {
         return Ok(None);
     };
     let state = ScheduleState {
-        last_planned: task.planned,
-        anchor: task.anchor,
+        last_planned: stored.to,
+        anchor: stored.anchor,
+        resumed: stored.resumed,
         last_stored,
         enabled,
         active: has_open_runs(connection, task.no)?,
         queued: count_queued(connection, task.no)?,
-        claimed: &stored.claimed,
+        claimed: &claimed,
     };
-    let Plan { rows, planned_to, next } = match plan::plan(timing, &task.definition.policy, &state, now) {
+    let Plan { rows, anchor, planned_to, next } = match plan::plan(timing, &task.definition.policy, &state, now) {
         Decision::Hold { until } => return Ok(Some(Err(until))),
         Decision::Plan(plan) => plan,
     };
@@ -284,7 +269,7 @@ fn plan_one(
         let slot = if let Outcome::Coalesced { into } = row.outcome { into } else { row.scheduled_for };
         let run = claimed.get(&slot).copied();
         let noted = slots::note(connection, task.no, generation, row, run)?;
-        for body in said(&noted, row, &task.id) {
+        for body in slots::said(&noted, row, &task.id) {
             offers.push((topic.clone(), Offer::new(None, now, &body)));
         }
         if let (Some(trigger), Some(id)) = (run_of(row), run) {
@@ -302,8 +287,9 @@ fn plan_one(
             replaces = replaces.or(matches!(row.outcome, Outcome::Replace { .. }).then_some(id));
         }
     }
-    set_planned(connection, task.no, planned_to, next)?;
-    Ok(Some(Ok(Claimed { task: Arc::clone(task), to: planned_to, next, queued, replaces })))
+    let planned = Planned { anchor, to: planned_to, resumed: None, next };
+    set_planned(connection, task.no, &planned)?;
+    Ok(Some(Ok(Claimed { task: Arc::clone(task), planned, queued, replaces })))
 }
 
 /// What makes the run of a slot, if it gets one.
@@ -314,29 +300,4 @@ fn run_of(row: &Row) -> Option<&'static str> {
         }
         _ => None,
     }
-}
-
-/// What the log says of a slot without a run: once at the start of a streak, and once with the count at its end.
-fn said(noted: &Noted, row: &Row, task: &TaskId) -> Vec<Body> {
-    let Noted::Row { ended } = noted else { return Vec::new() };
-    let mut bodies = Vec::new();
-    if let Some((outcome, count)) = ended {
-        let state = if outcome == "missed" { State::Missed } else { State::Skipped };
-        let mut status = Status::new(state, format!("Task {task}: {count} slots {outcome} in a row"));
-        status.count = Some(*count);
-        bodies.push(Body::Status(status));
-    }
-    let state = match row.outcome {
-        Outcome::Skipped => State::Skipped,
-        Outcome::Missed => State::Missed,
-        _ => return bodies,
-    };
-    let reason = row.reason.unwrap_or_default();
-    let word = if state == State::Missed { "missed" } else { "skipped" };
-    let mut status = Status::new(state, format!("Task {task}: slot {word}: {reason}"));
-    status.reason = Some(reason.to_owned());
-    status.scheduled_for = Some(row.scheduled_for);
-    status.count = Some(row.count);
-    bodies.push(Body::Status(status));
-    bodies
 }

@@ -53,7 +53,7 @@ use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
 use crate::stream::writer::Writer;
 use crate::task::definition::Definition;
-use crate::task::folder::{self, Change};
+use crate::task::folder::{self, Change, Folder};
 use crate::task::parse::Problem;
 use crate::task::registry::{Registry, Source, Task, TaskError};
 
@@ -195,25 +195,17 @@ impl Server {
 
     /// Reads the folder of task files once, before anything is due, and follows it from then on.
     async fn read_task_files(&mut self) {
-        let dir = self.config.tasks_dir.clone();
-        let mut changes = folder::watch(dir, self.config.terms(), self.stop.clone());
-        let registry = self.api.viewer.registry.clone();
-        let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
-        let Some(mut first) = changes.recv().await else { return };
-        let there: std::collections::BTreeSet<_> = first
-            .iter()
-            .filter_map(|change| match change {
-                Change::Good { id, .. } => Some(id.clone()),
-                Change::Bad { id, .. } | Change::Gone { id, .. } => id.clone(),
-            })
-            .collect();
-        // Files that went while no server was there.
-        for task in registry.all() {
-            if task.source == Source::File && task.enabled && !there.contains(&task.id) {
-                let path = self.config.tasks_dir.join(format!("{}.toml", task.id));
-                first.push(Change::Gone { id: Some(task.id.clone()), path });
-            }
+        let (dir, registry) = (self.config.tasks_dir.clone(), self.api.viewer.registry.clone());
+        let mut known = registry.all();
+        known.retain(|task| task.source == Source::File && task.enabled);
+        for task in &known {
+            // Also where it cannot be read now: its commands run beside it.
+            registry.note_path(&task.id, folder::file_of(&dir, &task.id));
         }
+        let folder = Folder::new(dir, self.config.terms()).knowing(known.iter().map(|task| task.id.clone()));
+        let mut changes = folder::watch(folder, self.stop.clone());
+        let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
+        let Some(first) = changes.recv().await else { return };
         // A full disk does not hold up the start.
         let mut refused = apply(&registry, first).await;
         let (publisher, stop) = (self.api.publisher.clone(), self.stop.clone());
@@ -530,8 +522,12 @@ async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskEr
         Change::Bad { id, path, problems } => {
             error!(file = %path.display(), "{problems}");
             // A task of this name that is no file is not concerned.
-            if let Some(id) = id.as_ref().filter(|id| registry.get(id).is_none_or(|task| task.source == Source::File)) {
-                registry.set_problem(id, problems.first().clone());
+            match id {
+                Some(id) if registry.get(id).is_none_or(|task| task.source == Source::File) => {
+                    registry.set_problem(id, problems.first().clone());
+                }
+                Some(_) => {}
+                None => registry.set_astray(path.clone(), problems.first().clone()),
             }
         }
         Change::Gone { id: Some(id), .. } => {
@@ -542,7 +538,10 @@ async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskEr
                 registry.set_enabled(id, false).await?;
             }
         }
-        Change::Gone { id: None, .. } => {}
+        Change::Gone { id: None, path } => {
+            info!(file = %path.display(), "what was wrong with it is over");
+            registry.forget_astray(path);
+        }
     }
     Ok(())
 }

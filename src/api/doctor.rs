@@ -244,11 +244,12 @@ async fn secrets(api: &Api) -> Vec<Finding> {
 fn task_files(api: &Api) -> Vec<Finding> {
     let registry = &api.viewer.registry;
     let of_tasks = registry.all().into_iter().filter_map(|task| Some((task.id.clone(), task.problem.clone()?)));
-    let mut findings: Vec<Finding> = of_tasks
+    let of_tasks = of_tasks
         .chain(registry.broken())
-        .take(MAX_LINES)
-        .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&problem)))
-        .collect();
+        .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&problem)));
+    let advice = "put it right: it is looked at again by itself, and until then all tasks stay as they are";
+    let of_none = registry.astray().into_iter().map(|problem| Finding::trouble("tasks", problem.to_string(), advice));
+    let mut findings: Vec<Finding> = of_none.chain(of_tasks).take(MAX_LINES).collect();
     if findings.is_empty() {
         findings.push(Finding::ok("tasks", format!("{} tasks, each in force as it is written", registry.all().len())));
     }

@@ -59,7 +59,8 @@ pub async fn channels(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
 /// Sends a test by a channel, now, and gives it as it was delivered: `state` is `sent`, or `failed` with `last_error`.
 ///
 /// # Errors
-/// 404 for a channel that is not there, 400 where it needs a task, 429 while others are under way.
+/// 404 for a channel that is not there, 400 where it needs a task, 429 while others are under way, 503 while the store
+/// cannot be written: then nothing was sent, or it is said what was.
 pub async fn test(
     State(api): State<Api>,
     Path(channel): One,
@@ -85,6 +86,7 @@ impl From<TestError> for ApiError {
             TestError::NoChannel(_) => Self::new(StatusCode::NOT_FOUND, "not_found", words),
             TestError::NoCheck => Self::invalid("task", words),
             TestError::Busy => Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", words),
+            TestError::Unnoted { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_writable", words),
             TestError::Store(error) => error.into(),
         }
     }

@@ -40,6 +40,8 @@ pub struct Add {
     schedule: ScheduleFlags,
     #[command(flatten)]
     policy: PolicyFlags,
+    #[command(flatten)]
+    telling: TellingFlags,
 }
 
 /// Whether to stay until the run is over.
@@ -123,6 +125,14 @@ struct PolicyFlags {
     concurrency: Option<String>,
 }
 
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Notifications")]
+struct TellingFlags {
+    /// The channel that people are told of it by, instead of those for every task; may be given several times
+    #[arg(long, value_name = "CHANNEL", value_delimiter = ',')]
+    notify: Vec<String>,
+}
+
 impl ScheduleFlags {
     /// The `schedule` member of a task; none without flags.
     fn as_json(&self) -> Option<Value> {
@@ -167,6 +177,14 @@ impl PolicyFlags {
             ("concurrency", self.concurrency.clone().map(Value::from)),
         ]);
         (!policy.is_empty()).then_some(Value::Object(policy))
+    }
+}
+
+impl TellingFlags {
+    /// The `notify` member of a task; none without flags.
+    fn as_json(&self) -> Option<Value> {
+        let notify = members([("channels", (!self.notify.is_empty()).then(|| self.notify.clone().into()))]);
+        (!notify.is_empty()).then_some(Value::Object(notify))
     }
 }
 
@@ -232,7 +250,8 @@ async fn start(session: &Session, task: &str, params: Map<String, Value>, once: 
 
 fn plan_of_words(add: &Add, tasks: &[Task]) -> Result<Plan> {
     let found = matching::find(&add.text, tasks)?;
-    let changes = add.schedule.as_json().is_some() || add.policy.as_json().is_some() || add.policy.agent.is_some();
+    let given = [add.schedule.as_json(), add.policy.as_json(), add.telling.as_json()];
+    let changes = given.iter().any(Option::is_some) || add.policy.agent.is_some();
     let makes = !add.run.is_empty() || add.id.is_some();
     match found {
         Some(task) if add.id.is_none() && (changes || makes) => Err(Failure::Conflict(match task.source.as_str() {
@@ -260,6 +279,7 @@ fn make(add: &Add) -> Result<Plan> {
         ("id", add.id.clone().map(Value::from)),
         ("schedule", add.schedule.as_json()),
         ("policy", add.policy.as_json()),
+        ("notify", add.telling.as_json()),
     ]);
     if is_elsewhere(&body) {
         // Its runs are opened by its program; who stays for one wants one now.
@@ -320,10 +340,11 @@ fn plan_of_file(add: &Add) -> Result<Plan> {
     if let Some(schedule) = add.schedule.as_json() {
         body.insert("schedule".into(), schedule);
     }
-    if let Some(Value::Object(policy)) = add.policy.as_json() {
-        match body.get_mut("policy") {
-            Some(Value::Object(in_file)) => in_file.extend(policy),
-            _ => drop(body.insert("policy".into(), policy.into())),
+    for (key, flags) in [("policy", add.policy.as_json()), ("notify", add.telling.as_json())] {
+        let Some(Value::Object(flags)) = flags else { continue };
+        match body.get_mut(key) {
+            Some(Value::Object(in_file)) => in_file.extend(flags),
+            _ => drop(body.insert(key.into(), flags.into())),
         }
     }
     for given in &add.param {
@@ -539,6 +560,7 @@ mod tests {
                 retries: Some(3),
                 ..PolicyFlags::default()
             },
+            telling: TellingFlags { notify: words(&["phone", "team"]) },
             ..add("Say hello")
         };
         let Plan::Make { body } = plan_of_words(&given, &tasks()).unwrap() else { panic!("a task") };
@@ -549,6 +571,7 @@ mod tests {
                 "steps": [{"run": "echo 1"}, {"run": "echo 2"}],
                 "schedule": {"cron": "0 3 * * *", "tz": "Europe/Berlin"},
                 "policy": {"overlap": "queue", "catchup_window": "6h", "retries": 3},
+                "notify": {"channels": ["phone", "team"]},
                 "params": {"who": {"default": "me"}},
             })
         );
@@ -568,6 +591,9 @@ mod tests {
         let of_file = plan_of_words(&Add { schedule: every(), ..add("smart-maintenance") }, &tasks()).unwrap_err();
         assert_eq!(of_file.code(), 6);
         assert!(of_file.to_string().contains("change the file"), "{of_file}");
+        let telling = TellingFlags { notify: words(&["phone"]) };
+        let told = plan_of_words(&Add { telling, ..add("smart-maintenance") }, &tasks()).unwrap_err();
+        assert_eq!(told.code(), 6, "{told}");
         let of_store = plan_of_words(&Add { run: words(&["true"]), ..add("My own") }, &tasks()).unwrap_err();
         assert_eq!(of_store.code(), 6);
         assert!(of_store.to_string().contains("rejoin tasks remove mine"), "{of_store}");
@@ -602,12 +628,13 @@ mod tests {
         std::fs::write(
             &path,
             "title = \"Hello\"\n[schedule]\nat = 2026-12-01T03:00:00Z\n[policy]\ntimeout = \"5m\"\noverlap = \"skip\"\n\
-             [params]\nn = { default = 1 }\n[[steps]]\nrun = \"true\"\n",
+             [notify]\nchannels = [\"phone\"]\non = [\"failed\"]\n[params]\nn = { default = 1 }\n[[steps]]\nrun = \"true\"\n",
         )
         .unwrap();
         let given = Add {
             param: words(&["n=2"]),
             policy: PolicyFlags { timeout: Some("9m".into()), ..PolicyFlags::default() },
+            telling: TellingFlags { notify: words(&["team"]) },
             ..add(path.to_str().unwrap())
         };
         let Plan::Make { body } = plan_of_file(&given).unwrap() else { panic!("a task") };
@@ -616,7 +643,7 @@ mod tests {
             json!({
                 "id": "hello", "title": "Hello", "schedule": {"at": "2026-12-01T03:00:00Z"},
                 "policy": {"timeout": "9m", "overlap": "skip"}, "params": {"n": {"default": 2}},
-                "steps": [{"run": "true"}],
+                "notify": {"channels": ["team"], "on": ["failed"]}, "steps": [{"run": "true"}],
             })
         );
         assert_eq!(plan_of_file(&add("none.toml")).unwrap_err().code(), 2);

@@ -343,6 +343,7 @@ mod tests {
             &["backup", "copy.db", "--without-outputs", "--force"],
             &["restore", "copy.db", "--data-dir", "data"],
             &["tasks", "add", "X", "--run", "true", "--keep", "runs=10,bytes=100MiB"],
+            &["tasks", "add", "X", "--run", "true", "--notify", "phone,team", "--notify", "chat"],
             &["doctor", "--json"],
             &["doctor", "--send"],
             &["notify", "list", "--task", "x", "--channel", "phone", "--state", "failed", "-n", "5"],

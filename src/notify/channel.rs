@@ -88,7 +88,7 @@ impl Channel {
                 Way::Healthchecks { url, create, .. } => healthchecks::send(&line, &values, url, *create, parcel).await,
             }
         };
-        let most = self.timeout.saturating_mul(self.receivers());
+        let most = self.takes_at_most();
         let done = tokio::time::timeout(most, work)
             .await
             .unwrap_or_else(|_| Err(Trouble::Later(format!("no answer within {most:?}"))));
@@ -116,6 +116,11 @@ impl Channel {
             Ok(Err(error)) => Err(format!("{host}:{port} cannot be reached: {error}")),
             Err(_) => Err(format!("{host}:{port} did not answer within {:?}", self.timeout)),
         }
+    }
+
+    /// How long it may take to send something.
+    pub fn takes_at_most(&self) -> Duration {
+        self.timeout.saturating_mul(self.receivers())
     }
 
     /// How many are sent to one after the other, each with a time of its own.

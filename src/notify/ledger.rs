@@ -357,7 +357,8 @@ pub fn add_all(connection: &Connection, drafts: &[Draft], now: Timestamp) -> rus
         let state = if full { State::Dropped } else { State::Pending };
         let error = full.then(|| format!("{MOST_WAITING} others wait for this channel already"));
         let id = format!("msg_{}", uuid::Uuid::now_v7().simple());
-        if insert(connection, &id, draft, now, state, 0, error.as_deref())? {
+        let next = (!full).then_some(now);
+        if insert(connection, &id, draft, now, state, next, error.as_deref())? {
             added += 1;
             *waiting += i64::from(!full);
         }
@@ -371,20 +372,20 @@ fn count_waiting(connection: &Connection, channel: &str) -> rusqlite::Result<i64
         .query_row([channel], |row| row.get(0))
 }
 
-/// Writes down a delivery that was tried by itself.
+/// Makes a delivery that somebody brings by itself, at once. Where it is not said by `until` what became of it, it is
+/// brought like all others.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn add_tried(
+pub fn add_brought(
     connection: &Connection,
     id: &str,
     draft: &Draft,
     now: Timestamp,
-    error: Option<&str>,
-) -> rusqlite::Result<Delivery> {
-    let state = if error.is_none() { State::Sent } else { State::Failed };
-    insert(connection, id, draft, now, state, 1, error)?;
-    one(connection, id)
+    until: Timestamp,
+) -> rusqlite::Result<i64> {
+    insert(connection, id, draft, now, State::Pending, Some(until), None)?;
+    Ok(connection.last_insert_rowid())
 }
 
 fn insert(
@@ -393,15 +394,15 @@ fn insert(
     draft: &Draft,
     now: Timestamp,
     state: State,
-    attempts: u32,
+    next: Option<Timestamp>,
     error: Option<&str>,
 ) -> rusqlite::Result<bool> {
     let Draft { channel, subject, notice, .. } = draft;
     let json = serde_json::to_string(notice).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let made = connection
         .prepare_cached(
-            "INSERT INTO notifications (id, subject, channel, event, task, run, at, state, attempts, next, sent, error, notice)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT (channel, subject) DO NOTHING",
+            "INSERT INTO notifications (id, subject, channel, event, task, run, at, state, next, error, notice)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (channel, subject) DO NOTHING",
         )?
         .execute(params![
             id,
@@ -412,17 +413,12 @@ fn insert(
             notice.run.map(|run| run.to_string()),
             now.as_microsecond(),
             state.as_str(),
-            attempts,
-            (state == State::Pending).then(|| now.as_microsecond()),
-            (state == State::Sent).then(|| now.as_microsecond()),
+            next.map(Timestamp::as_microsecond),
             error,
             json
         ])?;
-    match state {
-        State::Sent => count(draft.kind, "sent", made),
-        State::Failed => count(draft.kind, "failed", made),
-        State::Dropped => count(draft.kind, "dropped", made),
-        State::Pending | State::Held => {}
+    if state == State::Dropped {
+        count(draft.kind, "dropped", made);
     }
     Ok(made > 0)
 }
@@ -596,9 +592,13 @@ pub fn list(connection: &Connection, query: &Query, most: usize) -> rusqlite::Re
     statement.query_map(params![task, channel, state.map(State::as_str), before, sql_count(most)], delivery)?.collect()
 }
 
-fn one(connection: &Connection, id: &str) -> rusqlite::Result<Delivery> {
-    let sql = format!("SELECT {COLUMNS} FROM notifications WHERE id = ?1");
-    connection.prepare_cached(&sql)?.query_row([id], delivery)
+/// One delivery.
+///
+/// # Errors
+/// When the store cannot be read, or has none of that number.
+pub fn one(connection: &Connection, n: i64) -> rusqlite::Result<Delivery> {
+    let sql = format!("SELECT {COLUMNS} FROM notifications WHERE n = ?1");
+    connection.prepare_cached(&sql)?.query_row([n], delivery)
 }
 
 fn sql_count(count: usize) -> i64 {

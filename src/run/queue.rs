@@ -1,7 +1,7 @@
 //! Which runs wait, which are at work, and who starts next. The store has the truth (a `queued` run is one that
 //! nobody has started); this keeps the order in memory and the places.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -144,6 +144,8 @@ struct Lists {
     places: Places,
     /// How those at work here are stopped.
     working: HashMap<RunId, watch::Sender<Option<StopCause>>>,
+    /// Whose end is on its way to the store with a retry: nobody can stop that one before it is saved.
+    followed: HashSet<RunId>,
     /// At work by programs that this server did not start: they take no place.
     elsewhere: HashMap<RunId, Arc<Elsewhere>>,
     /// Set when the server goes down: nothing starts any more.
@@ -217,6 +219,7 @@ impl Runs {
             lists: Mutex::new(Lists {
                 places,
                 working: HashMap::new(),
+                followed: HashSet::new(),
                 elsewhere: HashMap::new(),
                 closed: false,
                 held: false,

@@ -25,8 +25,11 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_hours(1);
 pub struct ScheduleState<'c> {
     /// Every slot up to and including this moment has its row. When the schedule is given: that moment.
     pub last_planned: Timestamp,
-    /// From where `every` counts: when the schedule was given or last changed.
+    /// From where `every` counts: when the schedule was given or last changed. It lies behind the last planned slot only
+    /// where the clock was not believed that showed it then.
     pub anchor: Timestamp,
+    /// Until when the task was paused, where it was let go on since then by a clock that was not believed.
+    pub resumed: Option<Timestamp>,
     /// The newest time in the store, of any task: tells whether the clock can be believed.
     pub last_stored: Timestamp,
     /// Whether the task runs by itself at all; read again for every decision.
@@ -39,6 +42,9 @@ pub struct ScheduleState<'c> {
     /// them under a clock that was wrong. They are not planned again.
     pub claimed: &'c [(Timestamp, Timestamp)],
 }
+
+/// A clock that goes back by more than this was wrong before.
+const SET_BACK: SignedDuration = SignedDuration::from_mins(30);
 
 /// What is to be done now.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,6 +63,8 @@ pub enum Decision {
 pub struct Plan {
     /// Rows in the order of their slots; they overlap neither each other nor those of any plan before.
     pub rows: Vec<Row>,
+    /// The new [`ScheduleState::anchor`]: the same, unless it is settled only now.
+    pub anchor: Timestamp,
     /// The new [`ScheduleState::last_planned`].
     pub planned_to: Timestamp,
     /// When the first slot that is to come is planned for; none where the schedule has no more.
@@ -139,11 +147,44 @@ pub fn held_until(last_stored: Timestamp, now: Timestamp) -> Option<Timestamp> {
     (last_stored.duration_since(now) > CLOCK_SLACK).then_some(last_stored)
 }
 
-/// Decides over all slots that are due at `now`.
+/// Decides over all slots that are due at `now`, by a clock that is believed.
 pub fn plan(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Timestamp) -> Decision {
     if let Some(until) = held_until(state.last_stored, now) {
         return Decision::Hold { until };
     }
+    let state = begun(state, now);
+    let Some(resumed) = state.resumed.and_then(|shown| settled(shown, now)) else {
+        return Decision::Plan(due(timing, policy, &state, now));
+    };
+    let Plan { mut rows, planned_to, .. } = paused(timing, &state, resumed);
+    let plan = due(timing, policy, &ScheduleState { last_planned: planned_to, ..state }, now);
+    rows.extend(plan.rows);
+    Decision::Plan(Plan { rows, ..plan })
+}
+
+/// What becomes of the slots of a task that is paused until `until`.
+pub fn paused(timing: &Timing, state: &ScheduleState<'_>, until: Timestamp) -> Plan {
+    due(timing, &Policy::default(), &ScheduleState { enabled: false, ..begun(state, until) }, until)
+}
+
+/// The moment at which a clock in doubt showed this, by a clock that is believed; none where that one was set back since:
+/// it was wrong.
+fn settled(shown: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    (shown.duration_since(now) <= SET_BACK).then(|| shown.min(now))
+}
+
+/// With the beginning of a schedule settled that was given by a clock in doubt: as that one showed it, or by the time that
+/// had passed since one was believed.
+fn begun<'c>(state: &ScheduleState<'c>, now: Timestamp) -> ScheduleState<'c> {
+    if state.anchor <= state.last_planned {
+        return *state;
+    }
+    let begin = settled(state.anchor, now).unwrap_or(state.last_planned).max(state.last_planned);
+    ScheduleState { anchor: begin, last_planned: begin, ..*state }
+}
+
+/// Decides over all slots that are due, each by whether the task is enabled.
+fn due(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Timestamp) -> Plan {
     let anchor = state.anchor;
     let mut planned_to = now.max(state.last_planned);
     let mut due = Due { timing, anchor, now, free: free(state, planned_to) };
@@ -163,7 +204,7 @@ pub fn plan(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Ti
         }
     });
     let next = next_free(timing, state, planned_to).map(|next| timing.planned_for(anchor, next));
-    Decision::Plan(Plan { rows, planned_to, next })
+    Plan { rows, anchor, planned_to, next }
 }
 
 /// The stretches behind the last planned slot up to `until` in which no slot is claimed: behind the one moment, up to the
@@ -364,6 +405,8 @@ struct Jump {
     seen: Duration,
     /// What the clock showed then.
     wall: Timestamp,
+    /// Both clocks as they were last believed.
+    before: (Timestamp, Duration),
 }
 
 /// How long a jump forward has to hold.
@@ -379,18 +422,27 @@ impl JumpWatch {
         let ahead = wall.duration_since(last_wall).saturating_sub(passed);
         self.is_news = ahead > CLOCK_SLACK;
         if self.is_news {
-            self.jumped = Some(Jump { seen: monotonic, wall });
+            let before = self.jumped.map_or((last_wall, last_monotonic), |jump| jump.before);
+            self.jumped = Some(Jump { seen: monotonic, wall, before });
         }
         let Some(jump) = self.jumped else {
             return true;
         };
         // Set back again: the jump was a mistake and is forgotten.
-        let back = wall < jump.wall.saturating_sub(CLOCK_SLACK / 2).unwrap_or(Timestamp::MIN);
+        let back = wall < jump.wall.saturating_sub(SET_BACK).unwrap_or(Timestamp::MIN);
         if back || monotonic.saturating_sub(jump.seen) >= JUMP_CONFIRMATION {
             self.jumped = None;
             return true;
         }
         false
+    }
+
+    /// What the clock would show without the jump, as long as that is not believed: the time it was believed last, and what
+    /// has passed since.
+    pub fn carried(&self, monotonic: Duration) -> Option<Timestamp> {
+        let (wall, since) = self.jumped?.before;
+        let passed = SignedDuration::try_from(monotonic.saturating_sub(since)).unwrap_or(SignedDuration::MAX);
+        Some(wall.saturating_add(passed).unwrap_or(Timestamp::MAX))
     }
 
     /// Whether the last look was the one that saw a jump.

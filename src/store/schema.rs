@@ -4,7 +4,12 @@ use anyhow::{Result, bail};
 use rusqlite::{Connection, TransactionBehavior};
 
 /// Each entry takes the file from the version of its index to the next; the first makes it.
-const STEPS: &[&str] = &[include_str!("schema/1.sql"), include_str!("schema/2.sql"), include_str!("schema/3.sql")];
+const STEPS: &[&str] = &[
+    include_str!("schema/1.sql"),
+    include_str!("schema/2.sql"),
+    include_str!("schema/3.sql"),
+    include_str!("schema/4.sql"),
+];
 
 /// The newest version of the schema that this program knows.
 pub const VERSION: u32 = STEPS.len() as u32;

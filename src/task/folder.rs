@@ -77,10 +77,7 @@ struct Found {
 /// Reads one task file: its id, which is its name, and what it says. The file and its folder must be
 /// [`trusted`].
 pub fn read(path: &Path, terms: &Terms) -> (Option<TaskId>, Result<Definition, Problems>) {
-    let name = path.display().to_string();
-    let problem = |message: String| {
-        Problems::from(Problem { file: Some(name.clone()), line: None, column: None, key: String::new(), message })
-    };
+    let problem = |message: String| problem_of(path, message);
     let id: Result<TaskId, String> = match path.file_stem().and_then(OsStr::to_str) {
         Some(stem) => stem.parse().map_err(|bad: crate::event::BadTaskId| bad.to_string()),
         None => Err("the name of the file is not UTF-8".into()),
@@ -112,12 +109,17 @@ fn read_text(path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-/// Reads a whole folder once, in the order of the names. A folder that is not there has no tasks.
+/// Reads a whole folder once, in the order of the names. A folder that is not there has no tasks, as long as none was known.
 pub fn load<'t, T>(dir: &Path, terms: &'t T) -> Vec<Change>
 where
     Terms: From<&'t T>,
 {
     Folder::new(dir.to_owned(), Terms::from(terms)).scan(Instant::now())
+}
+
+/// The file of a task in its folder.
+pub fn file_of(dir: &Path, id: &TaskId) -> PathBuf {
+    dir.join(format!("{id}.toml"))
 }
 
 /// A folder and what was last told of it.
@@ -126,6 +128,7 @@ pub struct Folder {
     dir: PathBuf,
     terms: Terms,
     told: BTreeMap<PathBuf, Found>,
+    /// Files that are not there, and from when on they are gone.
     away: BTreeMap<PathBuf, Instant>,
 }
 
@@ -135,18 +138,30 @@ impl Folder {
         Self { dir, terms: terms.into(), told: BTreeMap::new(), away: BTreeMap::new() }
     }
 
+    /// The same folder, of which it is known that these tasks came from it, as it was read before. Their files are gone if
+    /// they are not there at the first look, and only then: what cannot be read says nothing about them.
+    pub fn knowing(mut self, tasks: impl IntoIterator<Item = TaskId>) -> Self {
+        let now = Instant::now();
+        for id in tasks {
+            let path = file_of(&self.dir, &id);
+            let unread = problem_of(&path, "was not read yet".to_owned());
+            self.told.insert(path.clone(), Found { id: Some(id), read: Err(unread) });
+            self.away.insert(path, now);
+        }
+        self
+    }
+
     /// Reads the folder and tells what is different from what was told before. Reads files: not for an async task.
     pub fn scan(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
         let paths = match self.paths() {
             Ok(paths) => paths,
             Err(error) => {
-                // Nothing is known of the files now, so none of them is gone.
+                // Nothing is known of the files now: none of them is gone, nor has it been away for any time.
+                self.away.clear();
                 let dir = self.dir.clone();
-                let file = Some(dir.display().to_string());
-                let message = format!("the folder cannot be read: {error}");
-                let problem = Problem { file, line: None, column: None, key: String::new(), message };
-                let found = Found { id: None, read: Err(problem.into()) };
+                let said = format!("the folder cannot be read, and its tasks stay as they are: {error}");
+                let found = Found { id: None, read: Err(problem_of(&dir, said)) };
                 changes.extend(self.tell(dir, found));
                 return changes;
             }
@@ -163,8 +178,8 @@ impl Folder {
         let missing: Vec<PathBuf> = self.told.keys().filter(|path| !paths.contains(path)).cloned().collect();
         for path in missing {
             // The folder itself stands among the files only while it could not be read.
-            let since = *self.away.entry(path.clone()).or_insert(now);
-            if path == self.dir || now.duration_since(since) >= GRACE {
+            let gone = *self.away.entry(path.clone()).or_insert(now + GRACE);
+            if path == self.dir || now >= gone {
                 self.away.remove(&path);
                 let id = self.told.remove(&path).and_then(|found| found.id);
                 changes.push(Change::Gone { id, path });
@@ -175,7 +190,7 @@ impl Folder {
 
     /// When the next file that is away will be gone.
     pub fn next_gone(&self) -> Option<Instant> {
-        self.away.values().min().map(|since| *since + GRACE)
+        self.away.values().min().copied()
     }
 
     /// Notes what a file says now, and the change if it is one.
@@ -192,11 +207,16 @@ impl Folder {
         })
     }
 
+    fn knows_files(&self) -> bool {
+        self.told.keys().any(|path| *path != self.dir)
+    }
+
     /// The task files, sorted: `*.toml`, neither hidden nor an editor's copy.
     fn paths(&self) -> io::Result<Vec<PathBuf>> {
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            // It may be on a disk that is not there: only where no task came from it there is nothing to miss.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.knows_files() => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
         let mut paths = Vec::new();
@@ -213,11 +233,14 @@ impl Folder {
     }
 }
 
+fn problem_of(path: &Path, message: String) -> Problems {
+    Problem { file: Some(path.display().to_string()), line: None, column: None, key: String::new(), message }.into()
+}
+
 /// Reads the folder now and whenever it changes, until `stop` or until nobody listens any more. The first message
 /// is the folder as it stands, even if there is nothing in it; later ones hold at least one change.
-pub fn watch(dir: PathBuf, terms: impl Into<Terms>, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
+pub fn watch(folder: Folder, stop: CancellationToken) -> mpsc::Receiver<Vec<Change>> {
     let (sender, receiver) = mpsc::channel(CHANGES_CAPACITY);
-    let folder = Folder::new(dir, terms);
     tokio::spawn(async move {
         // A `select` so that a full channel does not outlive the stop.
         tokio::select! {

@@ -3,21 +3,22 @@
 //! A task is its definition and where its schedule is. What its runs do is the business of its stream.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use self::planned::{EARLIEST, next_planned, read_seen};
-use self::rows::{Row, free_id, read_rows};
+use self::planned::{EARLIEST, Given, Planned, end_pause, next_look, read_seen};
+use self::rows::{Row, free_id, read_rows, switches};
 use super::agenda::{Agenda, Entry};
 use super::definition::{Definition, Terms};
 use super::parse::{self, Problem};
 use crate::event::{Body, Gen, Seq, State, Status, TaskId};
 use crate::record::Fold;
+use crate::schedule::plan::JumpWatch;
 use crate::schedule::timing::{Timing, Wrong};
 use crate::store::{Store, StoreError, TaskNo, sql};
 use crate::stream::publish::Publisher;
@@ -71,6 +72,8 @@ pub struct Task {
     pub anchor: Timestamp,
     /// Every slot up to here has its row.
     pub planned: Timestamp,
+    /// Until when it was paused, where it was let go on by a clock that was not believed yet.
+    pub resumed: Option<Timestamp>,
     /// When the next slot is planned for.
     pub next: Option<Timestamp>,
     /// Its own number, from which jitter is drawn.
@@ -129,11 +132,15 @@ struct Shared {
     tasks: RwLock<Tasks>,
     /// Files that never had a good version.
     broken: RwLock<BTreeMap<TaskId, Problem>>,
+    /// What is of no task: files whose names are none's, and their folder where it cannot be read.
+    astray: RwLock<BTreeMap<PathBuf, Problem>>,
     /// What tasks are read with.
     terms: Terms,
     zone: TimeZone,
     /// The newest time at which schedules were looked at, in microseconds.
     seen: AtomicI64,
+    /// Tells whether the clock jumped: whoever looks first sees it.
+    jumps: Mutex<JumpWatch>,
     /// Held over one change of a definition, in the store and here.
     edits: tokio::sync::Mutex<()>,
 }
@@ -188,12 +195,16 @@ impl Registry {
                 publisher,
                 tasks: RwLock::default(),
                 broken: RwLock::default(),
+                astray: RwLock::default(),
                 terms,
                 zone,
                 seen: AtomicI64::new(seen.as_microsecond()),
+                jumps: Mutex::default(),
                 edits: tokio::sync::Mutex::default(),
             }),
         };
+        // From here on a jump is seen, whoever looks first.
+        registry.look();
         for row in rows {
             registry.open(row);
         }
@@ -218,7 +229,7 @@ impl Registry {
         let start =
             Start { generation: row.generation, oldest: row.oldest, head: row.head, bytes: row.bytes, fold: row.fold };
         self.shared.publisher.open(row.id.clone(), row.no, start);
-        let next = timing.as_ref().and_then(|timing| next_planned(timing, row.anchor, row.planned));
+        let next = timing.as_ref().and_then(|timing| next_look(timing, row.anchor, row.planned, row.resumed));
         let gone = self.what_is_gone(&definition);
         for problem in &gone {
             tracing::error!(task = %row.id, %problem, "what a task names is no longer in the configuration");
@@ -235,6 +246,7 @@ impl Registry {
             paused: row.paused,
             anchor: row.anchor,
             planned: row.planned,
+            resumed: row.resumed,
             next,
             seed: row.seed,
         });
@@ -292,6 +304,11 @@ impl Registry {
         self.shared.broken.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What is wrong with files that are no task's, and with their folder.
+    pub fn astray(&self) -> Vec<Problem> {
+        self.shared.astray.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
     /// What tasks are read with.
     pub fn terms(&self) -> &Terms {
         &self.shared.terms
@@ -315,9 +332,9 @@ impl Registry {
         path: Option<PathBuf>,
         also: impl FnOnce(&Connection, &TaskId) -> Result<(), TaskError> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
-        let now = self.given_at();
+        let Given { since, shown } = self.given_at();
         if let Some(schedule) = &definition.schedule {
-            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+            crate::schedule::timing::check(schedule, &self.shared.zone, shown)?;
         }
         let definition = Arc::new(definition);
         let (generation, seed) = (Gen::random(), rand::random::<u64>());
@@ -325,16 +342,17 @@ impl Registry {
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             let id = free_id(connection, id, &taken.title)?;
             let timing = registry.timing(&taken, &id, seed)?;
-            let next = timing.as_ref().and_then(|timing| next_planned(timing, now, now));
+            let next = timing.as_ref().and_then(|timing| next_look(timing, shown, since, None));
             connection.execute(
                 "INSERT INTO tasks (id, gen, source, definition, anchor, planned, next, created, seed)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?6, ?5, ?7)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?6, ?8)",
                 params![
                     id.as_str(),
                     sql(generation.0),
                     source.as_str(),
                     taken.to_json().to_string(),
-                    now.as_microsecond(),
+                    shown.as_microsecond(),
+                    since.as_microsecond(),
                     next.map(Timestamp::as_microsecond),
                     seed.cast_signed()
                 ],
@@ -357,8 +375,9 @@ impl Registry {
             problem: None,
             enabled: true,
             paused: false,
-            anchor: now,
-            planned: now,
+            anchor: shown,
+            planned: since,
+            resumed: None,
             next,
             seed,
         }))
@@ -400,19 +419,21 @@ impl Registry {
         also: impl FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
     ) -> Result<Arc<Task>, TaskError> {
         let id = &task.id;
-        let now = self.given_at();
+        let Given { since, shown } = self.given_at();
         let rescheduled = task.definition.schedule != definition.schedule;
         if rescheduled && let Some(schedule) = &definition.schedule {
-            crate::schedule::timing::check(schedule, &self.shared.zone, now)?;
+            crate::schedule::timing::check(schedule, &self.shared.zone, shown)?;
         }
         let timing = self.timing(&definition, id, task.seed)?;
-        let (anchor, planned) = if rescheduled || !task.enabled { (now, now) } else { (task.anchor, task.planned) };
-        let next = timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
+        let begins = rescheduled || !task.enabled;
+        let (anchor, planned) = if begins { (shown, since) } else { (task.anchor, task.planned) };
+        let resumed = task.resumed.filter(|_| !begins);
+        let next = timing.as_ref().and_then(|timing| next_look(timing, anchor, planned, resumed));
         let (no, json) = (task.no, definition.to_json().to_string());
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             // A slot that was planned meanwhile has its row and is not planned again.
             let sql =
-                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5
+                "UPDATE tasks SET definition = ?2, enabled = 1, anchor = ?3, planned = max(planned, ?4), next = ?5, resumed = ?6
                  WHERE no = ?1 RETURNING planned";
             let planned: Option<i64> = connection
                 .prepare_cached(sql)?
@@ -422,7 +443,8 @@ impl Registry {
                         json,
                         anchor.as_microsecond(),
                         planned.as_microsecond(),
-                        next.map(Timestamp::as_microsecond)
+                        next.map(Timestamp::as_microsecond),
+                        resumed.map(Timestamp::as_microsecond)
                     ],
                     |row| row.get(0),
                 )
@@ -442,8 +464,8 @@ impl Registry {
             task.enabled = true;
             // The planner may have gone on since, by the same schedule.
             let planned = if task.anchor == anchor { planned.max(task.planned) } else { planned };
-            let next = task.timing.as_ref().and_then(|timing| next_planned(timing, anchor, planned));
-            (task.anchor, task.planned, task.next) = (anchor, planned, next);
+            let next = task.timing.as_ref().and_then(|timing| next_look(timing, anchor, planned, resumed));
+            (task.anchor, task.planned, task.resumed, task.next) = (anchor, planned, resumed, next);
         })
     }
 
@@ -453,6 +475,12 @@ impl Registry {
     /// [`TaskError::NotFound`].
     pub fn adopt(&self, id: &TaskId, path: PathBuf) -> Result<Arc<Task>, TaskError> {
         self.change(id, |task| (task.path, task.problem) = (Some(path), None))
+    }
+
+    /// Notes where the file of a task is, whatever it says now.
+    pub fn note_path(&self, id: &TaskId, path: PathBuf) {
+        // One that was removed meanwhile has nothing left to change.
+        let _ = self.change(id, |task| task.path = Some(path));
     }
 
     /// Pauses a task or lets it go on; says so in its log. What passes while it is paused is never caught up. `also`
@@ -470,20 +498,31 @@ impl Registry {
         let not_found = || TaskError::NotFound(id.clone());
         let task = self.get(id).ok_or_else(not_found)?;
         let topic = self.shared.publisher.topic(id).ok_or_else(not_found)?;
-        let now = self.shared.publisher.clock().now();
+        let (now, given) = (self.shared.publisher.clock().now(), self.given_at());
         let (state, words) = if paused { (State::Paused, "paused") } else { (State::Resumed, "resumed") };
         let body = Body::Status(Status::new(state, format!("Task {id} {words}")));
         let (no, is_news) = (task.no, task.paused != paused);
         let act = move |connection: &Connection| -> Result<_, TaskError> {
             also(connection)?;
+            let ends = !paused && switches(connection, no)?.is_some_and(|(_, paused)| paused);
             connection.execute("UPDATE tasks SET paused = ?2, failures = 0 WHERE no = ?1", params![no.0, paused])?;
-            let said = is_news.then(|| (topic, Offer::new(None, now, &body)));
-            Ok(((), said.into_iter().collect()))
+            let mut said = Vec::new();
+            let planned = if ends { end_pause(connection, &task, &topic, given, &mut said)? } else { None };
+            if is_news {
+                said.push((topic, Offer::new(None, now, &body)));
+            }
+            Ok((planned, said))
         };
         // Memory follows in the order of the commits: the task may pause itself at the same time.
         let (registry, changed) = (self.clone(), id.clone());
-        let follow = move |(): &()| -> Option<Box<dyn FnOnce() + Send>> {
-            Some(Box::new(move || registry.note_paused(&changed, no, paused)))
+        let follow = move |planned: &Option<Planned>| -> Option<Box<dyn FnOnce() + Send>> {
+            let planned = *planned;
+            Some(Box::new(move || {
+                registry.note_paused(&changed, no, paused);
+                if let Some(planned) = planned {
+                    let _ = registry.change(&changed, |task| planned.put_into(task, no));
+                }
+            }))
         };
         self.shared.publisher.change(act, follow).await?;
         self.get(id).ok_or_else(|| TaskError::NotFound(id.clone()))
@@ -526,6 +565,16 @@ impl Registry {
         }
     }
 
+    /// Notes what is wrong with a file that is no task's, or with the folder.
+    pub fn set_astray(&self, path: PathBuf, problem: Problem) {
+        self.astray_mut().insert(path, problem);
+    }
+
+    /// Forgets what was wrong with such a file, or with the folder.
+    pub fn forget_astray(&self, path: &Path) {
+        self.astray_mut().remove(path);
+    }
+
     fn set(&self, task: Task) -> Arc<Task> {
         let task = Arc::new(task);
         let mut tasks = self.shared.tasks.write().unwrap_or_else(PoisonError::into_inner);
@@ -542,6 +591,10 @@ impl Registry {
         drop(tasks);
         self.shared.publisher.changes().note(id);
         task.ok_or_else(|| TaskError::NotFound(id.clone()))
+    }
+
+    fn astray_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<PathBuf, Problem>> {
+        self.shared.astray.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn broken_mut(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<TaskId, Problem>> {

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Serialize;
 
-use crate::event::{Gen, RunId};
+use crate::event::{Body, Gen, RunId, State, Status, TaskId};
 use crate::metrics::tally::{self, Measurement};
 use crate::record::{Run, wire_time};
 use crate::schedule::plan::{self, Outcome};
@@ -120,6 +120,31 @@ pub fn note(
         ])?;
     let ended = before.filter(|(_, outcome, _, count)| *count > 1 && (outcome == "skipped" || outcome == "missed"));
     Ok(Noted::Row { ended: ended.map(|(_, outcome, _, count)| (outcome, from_sql(count))) })
+}
+
+/// What the log says of a slot without a run: once at the start of a streak, and once with the count at its end.
+pub fn said(noted: &Noted, row: &plan::Row, task: &TaskId) -> Vec<Body> {
+    let Noted::Row { ended } = noted else { return Vec::new() };
+    let mut bodies = Vec::new();
+    if let Some((outcome, count)) = ended {
+        let state = if outcome == "missed" { State::Missed } else { State::Skipped };
+        let mut status = Status::new(state, format!("Task {task}: {count} slots {outcome} in a row"));
+        status.count = Some(*count);
+        bodies.push(Body::Status(status));
+    }
+    let state = match row.outcome {
+        Outcome::Skipped => State::Skipped,
+        Outcome::Missed => State::Missed,
+        _ => return bodies,
+    };
+    let reason = row.reason.unwrap_or_default();
+    let word = if state == State::Missed { "missed" } else { "skipped" };
+    let mut status = Status::new(state, format!("Task {task}: slot {word}: {reason}"));
+    status.reason = Some(reason.to_owned());
+    status.scheduled_for = Some(row.scheduled_for);
+    status.count = Some(row.count);
+    bodies.push(Body::Status(status));
+    bodies
 }
 
 /// What the start of a run says of its slot.

@@ -438,3 +438,133 @@ async fn t_35_a_machine_that_slept_makes_up_for_it_at_once() {
     assert_eq!((&slots[1]["outcome"], &slots[1]["count"]), (&json!("missed"), &json!(7)), "{slots}");
     server.stop().await;
 }
+
+/// What became of the slots of a task, oldest first: the second of the first and of the last behind noon, and what.
+async fn slots_of(server: &InProcess, task: &str) -> Vec<(i64, i64, String)> {
+    let page = server.client.get(&format!("/tasks/{task}/slots?limit=500")).await.1;
+    let second = |at: &Value| at.as_str().unwrap().parse::<Timestamp>().unwrap().as_second() - noon().as_second();
+    let slot = |slot: &Value| {
+        let last = if slot["to"].is_null() { &slot["scheduled_for"] } else { &slot["to"] };
+        (second(&slot["scheduled_for"]), second(last), slot["outcome"].as_str().unwrap().to_owned())
+    };
+    page["items"].as_array().unwrap().iter().rev().map(slot).collect()
+}
+
+/// Waits until what became of them is that.
+async fn become_of(server: &InProcess, task: &str, expected: &[(i64, i64, &str)]) {
+    let expected: Vec<_> = expected.iter().map(|(first, last, what)| (*first, *last, (*what).to_owned())).collect();
+    let begun = std::time::Instant::now();
+    while slots_of(server, task).await != expected {
+        assert!(begun.elapsed() < crate::harness::PATIENCE, "{task}: {:?}", slots_of(server, task).await);
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn look(server: &InProcess, clock: &Clock) {
+    server.server.api().planner.notify_one();
+    let now = rejoin::clock::rfc3339(clock.now());
+    server.client.until("/status", |status| status["clock"]["looked_at"] == now).await;
+}
+
+/// A server at 12:01:30 by a clock that was set forward by a day at that moment; before anybody looked at it, a task that
+/// was paused is let go on, one is added and one gets another schedule.
+async fn changed_by_a_clock_that_jumped() -> (Home, Clock, InProcess) {
+    let minutely = "title = \"Due\"\n[schedule]\nevery = \"1m\"\n[[steps]]\nrun = \"true\"\n";
+    let body = json!({
+        "id": "changed", "title": "Changed", "run": false, "steps": [{"run": "true"}], "schedule": {"every": "1m"},
+    });
+    let home = Home::new("").task("paused", minutely);
+    let clock = Clock::standing_at(noon());
+    let server = home.serve_at(clock.clone()).await;
+    server.client.post("/tasks/paused/pause", json!({})).await;
+    assert_eq!(server.client.post("/tasks", body.clone()).await.0, 201);
+    clock.pass(Duration::from_secs(90));
+    look(&server, &clock).await;
+    become_of(&server, "changed", &[(60, 60, "ran")]).await;
+    server.client.until("/tasks/changed/runs", |page| page["items"][0]["state"] == "succeeded").await;
+    clock.set(clock.now() + SignedDuration::from_hours(24));
+    assert_eq!(server.client.post("/tasks/paused/resume", json!({})).await.0, 200);
+    let mut added = body;
+    added["id"] = json!("added");
+    let (status, made) = server.client.post("/tasks", added).await;
+    assert_eq!((status, &made["task"]["next_at"]), (201, &Value::Null), "not known yet: {made}");
+    let change = json!({"schedule": {"every": "40s"}});
+    let patched = server.client.request(reqwest::Method::PATCH, "/tasks/changed").json(&change).send().await.unwrap();
+    assert_eq!(patched.status(), 200);
+    look(&server, &clock).await;
+    assert_eq!(server.client.get("/status").await.1["clock"]["jumped"], true);
+    (home, clock, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_35_what_is_changed_while_a_clock_that_jumped_is_not_believed_counts_from_then_once_it_is() {
+    // Whoever believes it: the minute that passed, a person, or a server that starts.
+    for believer in ["minute", "person", "start"] {
+        let (home, clock, mut server) = changed_by_a_clock_that_jumped().await;
+        match believer {
+            "minute" => clock.pass(Duration::from_secs(60)),
+            "person" => {
+                clock.pass(Duration::from_secs(59));
+                assert_eq!(server.client.post("/clock/accept", json!({})).await.0, 200);
+                clock.pass(Duration::from_secs(1));
+            }
+            _ => {
+                server.stop().await;
+                clock.pass(Duration::from_secs(60));
+                server = home.serve_at(clock.clone()).await;
+            }
+        }
+        look(&server, &clock).await;
+        // It is 12:02:30 a day later.
+        let day = 24 * 3600;
+        become_of(&server, "paused", &[(60, day + 60, "disabled"), (day + 120, day + 120, "ran")]).await;
+        become_of(&server, "added", &[(day + 150, day + 150, "ran")]).await;
+        become_of(&server, "changed", &[(60, 60, "ran"), (day + 130, day + 130, "ran")]).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_35_what_is_changed_while_a_clock_is_wrong_for_a_moment_counts_from_then_and_holds_nothing() {
+    for is_started_again in [false, true] {
+        let (home, clock, mut server) = changed_by_a_clock_that_jumped().await;
+        clock.pass(Duration::from_secs(10));
+        let right = clock.now() - SignedDuration::from_hours(24);
+        if is_started_again {
+            server.stop().await;
+            clock.set(right);
+            server = home.serve_at(clock.clone()).await;
+        } else {
+            clock.set(right);
+        }
+        look(&server, &clock).await;
+        assert!(server.client.get("/status").await.1["clock"]["held_until"].is_null());
+        let next = server.client.get("/tasks/added").await.1["next_at"].clone();
+        assert_eq!(next, "2026-05-01T12:02:30.000000Z");
+        clock.pass(Duration::from_secs(50));
+        look(&server, &clock).await;
+        // It is 12:02:30.
+        become_of(&server, "paused", &[(60, 60, "disabled"), (120, 120, "ran")]).await;
+        become_of(&server, "added", &[(150, 150, "ran")]).await;
+        become_of(&server, "changed", &[(60, 60, "ran"), (130, 130, "ran")]).await;
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_35_a_task_that_is_let_go_on_before_anybody_looked_catches_up_nothing_of_its_pause() {
+    let hourly = "title = \"Due\"\n[schedule]\nevery = \"1h\"\n[[steps]]\nrun = \"true\"\n";
+    let home = Home::new("").task("due", hourly);
+    let clock = Clock::standing_at(noon());
+    let server = home.serve_at(clock.clone()).await;
+    server.client.post("/tasks/due/pause", json!({})).await;
+    // The machine sleeps for hours, and the first thing that it is told is that the task goes on.
+    clock.pass(Duration::from_secs(8 * 3600 + 600));
+    server.client.post("/tasks/due/resume", json!({})).await;
+    look(&server, &clock).await;
+    become_of(&server, "due", &[(3600, 8 * 3600, "disabled")]).await;
+    clock.pass(Duration::from_secs(3600));
+    look(&server, &clock).await;
+    become_of(&server, "due", &[(3600, 8 * 3600, "disabled"), (9 * 3600, 9 * 3600, "late")]).await;
+    server.stop().await;
+}

@@ -708,6 +708,34 @@ fn rejoin(home: &Home, words: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_no_test_is_sent_and_of_one_that_was_it_is_said() {
+    let told = Arc::new(Notify::new());
+    let mut receiver = Receiver::answering(&[Answer::WhenTold(told.clone(), 200)]).await;
+    let home = home(&hook(&receiver, ""));
+    let server = home.spawn(&[]).await;
+    let client = server.client.clone();
+    let asked = tokio::spawn(async move { client.post("/notify/hook/test", json!({})).await });
+    receiver.next().await;
+    limit_files(server.pid(), Some(1));
+    told.notify_one();
+    let (status, problem) = asked.await.unwrap();
+    assert_eq!((status, &problem["code"]), (503, &json!("not_writable")), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the test was sent, but that could not be"), "{problem}");
+    // It is one of those that are brought until it is known that they arrived.
+    let (_, list) = server.client.get("/notifications").await;
+    assert_eq!(
+        (&list["items"][0]["state"], list["items"][0]["next_at"].is_string()),
+        (&json!("pending"), true),
+        "{list}"
+    );
+    let (status, problem) = server.client.post("/notify/hook/test", json!({})).await;
+    assert_eq!((status, &problem["code"]), (503, &json!("not_writable")), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the store cannot be written"), "{problem}");
+    assert!(receiver.has_more().is_none(), "it was sent where its arrival could not be noted");
+    limit_files(server.pid(), None);
+}
+
 async fn command(home: &Home, words: &[&'static str]) -> (i32, String, String) {
     tokio::task::block_in_place(|| rejoin(home, words))
 }
@@ -793,6 +821,14 @@ async fn a_channel_that_is_not_there_is_refused_in_file_api_and_command() {
     assert!(refused["detail"].as_str().unwrap().contains(said), "{refused}");
     let (code, out, _) = command(&home, &["tasks", "validate"]).await;
     assert!(code == 2 && out.contains(&format!("file.toml:3:21: notify.channels[1]: {said}")), "{out}");
+    let add = ["tasks", "add", "Added", "--run", "true", "--every", "1h", "--notify"];
+    let (code, _, words) = command(&home, &[&add[..], &["hook,phone"]].concat()).await;
+    assert!(code == 2 && words.contains(said), "{words}");
+    assert_eq!(client.get("/tasks/added").await.0, 404, "nothing was made");
+    let (code, _, words) = command(&home, &[&add[..], &["hook"]].concat()).await;
+    assert_eq!(code, 0, "{words}");
+    let added = client.get("/tasks/added").await.1;
+    assert_eq!(added["definition"]["notify"], json!({"channels": ["hook"]}), "{added}");
     server.stop().await;
 }
 

@@ -2,9 +2,11 @@
 //! themselves.
 
 use std::process::Output;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
+use rejoin::record::RunState;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -170,9 +172,15 @@ async fn t_28_a_stop_in_the_moment_in_which_the_failure_is_saved_stops_its_retry
     let mut hold = server.hold_writer(|point| point == "retry-not-saved").await;
     let run = server.client.run("again").await;
     hold.reached().await;
-    let asked = server.server.api().runs.stop(run.parse().unwrap()).await.unwrap();
-    assert!(!asked.state.is_ended(), "{asked:?}");
+    let all = server.server.api().runs.clone();
+    let stop = all.stop(run.parse().unwrap());
+    tokio::pin!(stop);
+    // A kill would leave the retry: as long as that is so, nobody is told that it is stopped.
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut stop).await;
+    assert!(early.is_err(), "{early:?}");
     drop(hold);
+    let stopped = stop.await.unwrap();
+    assert_eq!((stopped.state, stopped.retry_of.map(|of| of.to_string())), (RunState::Cancelled, Some(run.clone())));
     let over = attempts(&server.client, &run).await;
     let ends: Vec<_> = over.iter().map(|run| (&run["state"], &run["reason"], run["started_at"].is_null())).collect();
     let stopped = (&json!("cancelled"), &json!("stopped before it started"), true);
@@ -467,6 +475,29 @@ async fn killed_between_a_failure_and_its_retry_both_are_there_or_neither() {
     assert_eq!(killed_at("claimed-not-started@2", "").await, [first, second]);
 }
 
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn killed_before_a_newer_slot_takes_the_place_of_a_retry_the_next_start_has_it_do_so() {
+    let policy = "overlap = \"replace\"\nretries = 1\nbackoff = \"1h\"";
+    let home = Home::new("").task("again", &each_second(policy, "false").replace("\"1s\"", "\"3s\""));
+    // The first slot is claimed, its run comes to its start and fails; the second slot is claimed.
+    let mut server = home.spawn(&[("REJOIN_FAILPOINT", "claimed-not-started@3")]).await;
+    let retry = text(&pending_retry_of(&server.client, "again").await["id"]);
+    assert!(!server.ended().await.success());
+    // No other slot does it instead.
+    let home = home.task("again", &task(policy, "false"));
+    let mut server = home.spawn(&[]).await;
+    let over = server.client.ended(&retry).await;
+    assert_eq!(
+        (&over["state"], &over["reason"], &over["started_at"]),
+        (&json!("cancelled"), &json!("replaced by the run of a newer slot"), &Value::Null)
+    );
+    let newer = runs(&server.client, "again").await[2].clone();
+    assert_eq!((&newer["attempt"], newer["scheduled_for"].is_string()), (&json!(1), true), "{newer}");
+    assert_eq!(server.client.ended(&text(&newer["id"])).await["state"], "failed", "the newer one has its run");
+    assert!(server.terminate().await.success());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_says_nothing_for_too_long_is_ended_and_says_why() {
     let home = Home::new("[runs]\nstop_term = \"100ms\"\nstop_kill = \"200ms\"")
@@ -720,27 +751,46 @@ fn bad_values() -> Vec<BadValue<'static>> {
         ("keep.bytes", "\"1 MiBs\"", json!("1 MiBs"), flag("--keep=bytes=1 MiBs", ""), "\"1 MiBs\" is not a size"),
         ("keep.bytes", "0", json!(0), flag("--keep=bytes=0", ""), "must be more than nothing"),
         ("keep.runz", "5", json!(5), flag("--keep=runz=5", ""), "is not known: did you mean \"runs\"?"),
+        ("notify.channels", "\"phone\"", json!("phone"), None, "must be a list of names, is text"),
+        (
+            "notify.channels",
+            "[\"phone\"]",
+            json!(["phone"]),
+            flag("--notify=phone", ""),
+            "there is no channel \"phone\"",
+        ),
+        ("notify.channels", "[\"\"]", json!([""]), flag("--notify=", ""), "is no name"),
     ]
+}
+
+/// The table that a key is of, and its name there: where none is named it is that of the policy.
+fn table_and_key(key: &str) -> (&str, &str) {
+    key.strip_prefix("notify.").map_or(("policy", key), |key| ("notify", key))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_values_are_refused_with_their_reason_in_files_by_the_api_and_on_the_command_line() {
     let bad = bad_values();
     let home = bad.iter().enumerate().fold(Home::new(""), |home, (n, (key, toml, ..))| {
-        home.task(&format!("bad-{n}"), &task(&format!("{key} = {toml}"), "true"))
+        let (table, key) = table_and_key(key);
+        let text = task(&format!("{key} = {toml}"), "true").replacen("policy", table, 1);
+        home.task(&format!("bad-{n}"), &text)
     });
     let server = home.serve().await;
     for (n, (key, toml, json, flag, said)) in bad.into_iter().enumerate() {
-        let key = format!("policy.{key}");
+        let (table, key) = table_and_key(key);
+        let key = format!("{table}.{key}");
+        // What is wrong with one of a list is said of that one.
+        let is_of_it = |said: &Value| text(said) == key || text(said) == format!("{key}[0]");
         let file = server.client.get(&format!("/tasks/bad-{n}")).await.1;
-        assert_eq!((&file["state"], &file["error"]["key"]), (&json!("error"), &json!(key)), "{toml}: {file}");
+        assert!(file["state"] == "error" && is_of_it(&file["error"]["key"]), "{toml}: {file}");
         assert!(text(&file["error"]["message"]).contains(said), "{key} = {toml}: {}", file["error"]);
         assert_eq!(file["error"]["line"], 3, "{file}");
         let mut body = json!({ "id": "made", "title": "Made", "steps": [{ "run": "true" }] });
         let whole = key.split('.').rev().fold(json, |value, member| json!({ member: value }));
-        body["policy"] = whole["policy"].clone();
+        body[table] = whole[table].clone();
         let (status, problem) = server.client.post("/tasks", body.clone()).await;
-        assert_eq!((status, &problem["field"]), (400, &json!(key)), "{body}: {problem}");
+        assert!(status == 400 && is_of_it(&problem["field"]), "{body}: {problem}");
         assert!(text(&problem["detail"]).contains(said), "{body}: {problem}");
         // What the command line takes for a wrong flag it refuses itself; all else the server does.
         let Some((flag, own)) = flag else { continue };

@@ -31,6 +31,7 @@ fn standing(from: Timestamp) -> ScheduleState<'static> {
     ScheduleState {
         last_planned: from,
         anchor: from,
+        resumed: None,
         last_stored: from,
         enabled: true,
         active: false,
@@ -414,6 +415,59 @@ fn a_clock_that_jumps_by_less_than_an_hour_is_believed() {
     assert!(watch.believes(start + SignedDuration::from_secs(3500), Duration::from_secs(1)));
 }
 
+#[test]
+fn as_long_as_a_jump_is_not_believed_the_time_of_before_is_carried_on() {
+    let mut watch = JumpWatch::default();
+    let start = ts(MIDNIGHT);
+    let after = |seconds: i64| start + SignedDuration::from_secs(seconds);
+    let mut look = |wall: i64, passed: u64| {
+        watch.believes(after(wall), Duration::from_secs(passed));
+        watch.carried(Duration::from_secs(passed))
+    };
+    assert_eq!((look(0, 0), look(30, 30)), (None, None));
+    assert_eq!((look(7230, 40), look(7240, 50)), (Some(after(40)), Some(after(50))));
+    // It jumps once more: what was never believed is not carried on.
+    assert_eq!(look(99_000, 60), Some(after(60)));
+    assert_eq!((look(99_060, 120), look(99_070, 130)), (None, None));
+}
+
+#[test]
+fn what_passed_until_a_task_was_let_go_on_by_a_clock_in_doubt_is_never_caught_up() {
+    let (from, resumed) = (ts(MIDNIGHT), ts("2026-05-02T12:00:30Z"));
+    let (minutely, policy) = (every(60), Policy::default());
+    let standing = ScheduleState { resumed: Some(resumed), ..standing(from) };
+    // The clock was right: the task was paused all the while.
+    let plan = planned(&minutely, &policy, &standing, ts("2026-05-02T12:01:30Z"));
+    assert_eq!(rows(&plan), ["00:01:00..12:00:00 x2160 disabled", "12:01:00 x1 runs"]);
+    // Nothing was due since.
+    let plan = planned(&minutely, &policy, &standing, resumed);
+    assert_eq!(rows(&plan), ["00:01:00..12:00:00 x2160 disabled"]);
+    assert_eq!((plan.planned_to, plan.next), (resumed, Some(ts("2026-05-02T12:01:00Z"))));
+    // It was wrong, and is set back: the task goes on from where it is planned.
+    let plan = planned(&minutely, &policy, &standing, ts("2026-05-01T00:01:10Z"));
+    assert_eq!(rows(&plan), ["00:01:00 x1 runs"]);
+    // A slot that is planned for a time behind the pause is none of it.
+    let hourly = spread(When::Every { period: Duration::from_secs(3600) }, 3500, false, 4);
+    let slot = ts("2026-05-01T01:00:00Z");
+    let pending = ScheduleState { resumed: Some(slot), ..standing };
+    let plan = planned(&hourly, &policy, &pending, hourly.planned_for(from, slot));
+    assert_eq!(rows(&plan), ["01:00:00 x1 runs"]);
+}
+
+#[test]
+fn a_schedule_that_was_given_by_a_clock_in_doubt_begins_then_or_where_it_was_wrong_when_it_was_given() {
+    let (passed, shown) = (ts(MIDNIGHT), ts("2026-05-02T12:00:30Z"));
+    let standing = ScheduleState { anchor: shown, ..standing(passed) };
+    for timing in [every(60), cron("* * * * *")] {
+        let plan = planned(&timing, &Policy::default(), &standing, shown + SignedDuration::from_secs(5));
+        assert_eq!((rows(&plan).len(), plan.anchor, plan.planned_to), (0, shown, shown + SignedDuration::from_secs(5)));
+        assert_eq!(plan.next, timing.next_after(shown, shown));
+        let plan = planned(&timing, &Policy::default(), &standing, ts("2026-05-01T00:01:10Z"));
+        assert_eq!((rows(&plan), plan.anchor), (vec!["00:01:00 x1 runs".to_owned()], passed));
+        assert_eq!(plan.next, Some(ts("2026-05-01T00:02:00Z")));
+    }
+}
+
 /// A schedule spread by jitter and stagger.
 fn spread(when: When, jitter: u64, stagger: bool, seed: u64) -> Timing {
     let schedule = Schedule { jitter: Some(Duration::from_secs(jitter)), stagger, ..when.into() };
@@ -541,7 +595,8 @@ proptest! {
         let mut last_row = start;
         for (micros, active, queued, enabled) in steps {
             now += SignedDuration::from_micros(micros);
-            let standing = ScheduleState { last_planned, anchor: start, last_stored: now, enabled, active, queued, claimed: &[] };
+            let standing =
+                ScheduleState { last_planned, anchor: start, last_stored: now, enabled, active, queued, ..standing(start) };
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned), "{:?}", plan.next);
             // Up to now, but for a slot whose time has come and that is planned for a little later.

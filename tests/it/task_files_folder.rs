@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use rejoin::task::definition::Policy;
 use rejoin::task::folder::{Change, Folder, GRACE, load, watch};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::harness::Home;
 
 fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
@@ -59,6 +62,88 @@ fn a_folder_is_read_in_the_order_of_names_with_what_is_wrong_beside_what_is_good
 #[test]
 fn a_folder_that_is_not_there_has_no_tasks() {
     assert_eq!(load(Path::new("/nowhere/tasks"), &Policy::default()), []);
+}
+
+fn unreadable(dir: &Path) -> String {
+    format!("bad ? the folder cannot be read, and its tasks stay as they are: {}", fs::read_dir(dir).unwrap_err())
+}
+
+#[test]
+fn a_folder_that_tasks_came_from_and_that_is_not_there_is_trouble_and_takes_none_of_them() {
+    let top = dir();
+    let tasks = top.path().join("tasks");
+    let known = ["a", "b"].map(|id| id.parse().unwrap());
+    let mut folder = Folder::new(tasks.clone(), Policy::default()).knowing(known);
+    let start = Instant::now();
+    assert_eq!(told(&folder.scan(start)), [unreadable(&tasks)]);
+    assert_eq!((folder.scan(start + GRACE * 2), folder.next_gone()), (Vec::new(), None));
+    // Its disk is there again, and what is missing on it has its grace: it may be written file by file.
+    fs::create_dir(&tasks).unwrap();
+    fs::set_permissions(&tasks, Permissions::from_mode(0o700)).unwrap();
+    write(&tasks.join("a.toml"), &task("A"));
+    let back = start + GRACE * 3;
+    assert_eq!(told(&folder.scan(back)), ["good a A", "gone ?"]);
+    assert_eq!(told(&folder.scan(back + GRACE)), ["gone b"]);
+    // The same while it is followed: that a folder goes is no word about its files, that it is empty is one.
+    fs::rename(&tasks, top.path().join("elsewhere")).unwrap();
+    let away = back + GRACE * 2;
+    assert_eq!(told(&folder.scan(away)), [unreadable(&tasks)]);
+    assert_eq!((folder.scan(away + GRACE * 2), folder.next_gone()), (Vec::new(), None));
+    fs::create_dir(&tasks).unwrap();
+    assert_eq!(told(&folder.scan(away + GRACE * 3)), ["gone ?"]);
+    assert_eq!(told(&folder.scan(away + GRACE * 4)), ["gone a"]);
+    fs::remove_dir(&tasks).unwrap();
+    assert_eq!(folder.scan(away + GRACE * 5), [], "nothing comes from it any more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_the_task_folder_leaves_its_tasks_as_they_are_and_says_so() {
+    let home = Home::new("").shell_task("kept", "pwd");
+    home.serve().await.stop().await;
+    let tasks = home.path().join("tasks");
+    let doctor = async |server: &crate::harness::InProcess| {
+        let items = server.client.get("/doctor").await.1["items"].as_array().unwrap().clone();
+        items.into_iter().filter(|item| item["check"] == "tasks").collect::<Vec<_>>()
+    };
+    // Its disk is not there; or something else is in its place, which cannot be read either.
+    fs::rename(&tasks, home.path().join("elsewhere")).unwrap();
+    for place in ["missing", "other"] {
+        if place == "other" {
+            fs::write(&tasks, "").unwrap();
+        }
+        let server = home.serve().await;
+        let kept = server.client.get("/tasks/kept").await.1;
+        assert_eq!((&kept["enabled"], &kept["error"]), (&json!(true), &Value::Null), "{place}: {kept}");
+        let said = doctor(&server).await;
+        assert_eq!((said.len(), &said[0]["level"]), (1, &json!("trouble")), "{place}: {said:?}");
+        let text = said[0]["text"].as_str().unwrap();
+        assert!(text.starts_with(&format!("{}: the folder cannot be read", tasks.display())), "{place}: {text}");
+        server.stop().await;
+    }
+    fs::remove_file(&tasks).unwrap();
+    fs::rename(home.path().join("elsewhere"), &tasks).unwrap();
+    let server = home.serve().await;
+    let said = doctor(&server).await;
+    assert_eq!((said.len(), &said[0]["level"]), (1, &json!("ok")), "{said:?}");
+    server.stop().await;
+    // An empty one is another thing.
+    fs::remove_file(tasks.join("kept.toml")).unwrap();
+    let server = home.serve().await;
+    assert_eq!(server.client.get("/tasks/kept").await.1["enabled"], false);
+    server.stop().await;
+}
+
+#[test]
+fn files_that_went_while_nobody_looked_are_gone_at_the_first_look_and_what_cannot_be_read_is_not() {
+    let dir = dir();
+    write(&dir.path().join("a.toml"), &task("A"));
+    // Whoever runs this may read everything; what a link leads to in a circle nobody can.
+    symlink("b.toml", dir.path().join("b.toml")).unwrap();
+    let known = ["a", "b", "c"].map(|id| id.parse().unwrap());
+    let mut folder = Folder::new(dir.path().to_owned(), Policy::default()).knowing(known);
+    let told = told(&folder.scan(Instant::now()));
+    assert_eq!((told.len(), told[0].as_str(), told[2].as_str()), (3, "good a A", "gone c"), "{told:?}");
+    assert!(told[1].starts_with("bad b Too many levels of symbolic links"), "{told:?}");
 }
 
 #[test]
@@ -148,7 +233,7 @@ async fn next(changes: &mut Receiver<Vec<Change>>) -> Vec<String> {
 async fn the_folder_is_told_as_it_stands_then_as_it_changes() {
     let dir = dir();
     let file = dir.path().join("a.toml");
-    let mut changes = watch(dir.path().to_owned(), Policy::default(), CancellationToken::new());
+    let mut changes = watch(Folder::new(dir.path().to_owned(), Policy::default()), CancellationToken::new());
     assert_eq!(next(&mut changes).await, [""; 0]);
     // The clock is paused: whether the system's word comes first or the 30 s are over, it is told.
     write(&file, &task("A"));
@@ -165,7 +250,7 @@ async fn the_folder_is_told_as_it_stands_then_as_it_changes() {
 async fn a_folder_that_is_made_later_is_found() {
     let dir = dir();
     let tasks = dir.path().join("tasks");
-    let mut changes = watch(tasks.clone(), Policy::default(), CancellationToken::new());
+    let mut changes = watch(Folder::new(tasks.clone(), Policy::default()), CancellationToken::new());
     assert_eq!(next(&mut changes).await, [""; 0]);
     fs::create_dir(&tasks).unwrap();
     fs::set_permissions(&tasks, Permissions::from_mode(0o700)).unwrap();
@@ -176,7 +261,7 @@ async fn a_folder_that_is_made_later_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_told_by_the_system_without_waiting_for_the_next_look() {
     let dir = dir();
-    let mut changes = watch(dir.path().to_owned(), Policy::default(), CancellationToken::new());
+    let mut changes = watch(Folder::new(dir.path().to_owned(), Policy::default()), CancellationToken::new());
     assert_eq!(next(&mut changes).await, [""; 0]);
     let before = std::time::Instant::now();
     write(&dir.path().join("a.toml"), &task("A"));
@@ -188,7 +273,7 @@ async fn a_change_is_told_by_the_system_without_waiting_for_the_next_look() {
 async fn the_watcher_ends_when_it_is_told_to_and_when_nobody_listens() {
     let dir = dir();
     let stop = CancellationToken::new();
-    let mut changes = watch(dir.path().to_owned(), Policy::default(), stop.clone());
+    let mut changes = watch(Folder::new(dir.path().to_owned(), Policy::default()), stop.clone());
     next(&mut changes).await;
     stop.cancel();
     assert_eq!(changes.recv().await, None);

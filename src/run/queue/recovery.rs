@@ -1,5 +1,7 @@
 //! What becomes of the runs that an earlier server left behind: ended, taken up, or put into the line again.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use rusqlite::Connection;
 use tracing::info;
@@ -12,6 +14,7 @@ use crate::run::external::{lasted, lost_result};
 use crate::run::process;
 use crate::run::runner::reasoned;
 use crate::stream::topic::Offer;
+use crate::task::definition::Overlap;
 
 /// What the result of a call says whose end nobody saw.
 const LOST: &str = "The server ended while this call was under way.";
@@ -39,7 +42,25 @@ impl Runs {
         for run in open.iter().filter(|open| open.state == "queued") {
             self.requeue(run).await?;
         }
+        self.replace_again(&open);
         Ok(())
+    }
+
+    /// Has the newest slot of each task that replaces take the place of what waits: the server may have ended between the
+    /// commit that made its run and the end of those before it.
+    fn replace_again(&self, open: &[Open]) {
+        let replaces = |open: &&Open| {
+            let task = self.shared.registry.get(&open.task);
+            task.is_some_and(|task| task.definition.policy.overlap == Overlap::Replace)
+        };
+        let is_first = |run: &Run| run.scheduled_for.is_some() && run.attempt == 1 && run.started_at.is_none();
+        let waiting =
+            open.iter().filter(replaces).filter_map(|open| self.open_run(&open.task, open.id)).filter(is_first);
+        // In the order of their ids, so that the last one stays.
+        let newest: BTreeMap<TaskId, RunId> = waiting.map(|run| (run.task, run.id)).collect();
+        for (task, by) in newest {
+            self.replace(&task, by);
+        }
     }
 
     async fn interrupt(&self, open: &Open) -> Result<(), RunError> {

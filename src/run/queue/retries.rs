@@ -125,7 +125,12 @@ impl Runs {
             rows::note_failure(connection, no, false)?;
             return Ok(Following::default());
         }
-        let stop = self.lists().stop_of(run.id);
+        let stop = {
+            let mut lists = self.lists();
+            // Asked again, as it could not be saved, it may be decided otherwise.
+            lists.followed.remove(&run.id);
+            lists.stop_of(run.id)
+        };
         if stop.given_up().is_some() {
             return Ok(Following::default());
         }
@@ -168,6 +173,14 @@ impl Runs {
         wait: Duration,
         stop: Stop,
     ) -> Result<Following, StoreError> {
+        {
+            let mut lists = self.lists();
+            // Whoever stopped the run until now is heard; whoever does from here on waits for what is saved.
+            if stop.given_up().is_some() {
+                return Ok(Following::default());
+            }
+            lists.followed.insert(run.id);
+        }
         let now = self.publisher().clock().now();
         let not_before = SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok());
         let attempt = run.attempt.saturating_add(1);
@@ -190,8 +203,9 @@ impl Runs {
         let (tracker, runtime) = (self.shared.tracker.clone(), self.shared.runtime.clone());
         let after = move || {
             failpoint::hit("retry-saved");
+            runs.lists().followed.remove(&of);
             info!(run = %id, %of, %task, attempt, wait_ms = wait.as_millis(), "the run is tried again");
-            // Until it is saved, who stops the run finds no retry, and means it all the same.
+            // Until it is saved, who stops the run finds no retry, and means it all the same; so does a newer slot.
             if let Err(reason) = runs.note_queued_unless(id, task.clone(), || stop.given_up()) {
                 let topic = runs.publisher().topic(&task);
                 let off = async move {

@@ -16,7 +16,8 @@ use crate::task::slots;
 
 impl Runs {
     /// Stops a run: at once, whatever the store or its queue is doing. A run that waits is over when this
-    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped.
+    /// returns; one at work says its stages and ends. Of one that is over and is tried again, the retry is stopped; so
+    /// it is of one whose end is being saved, and is over when this returns.
     ///
     /// # Errors
     /// [`RunError`]: no such run, it ended otherwise, or its end cannot be saved.
@@ -40,10 +41,17 @@ impl Runs {
     }
 
     async fn stop_now(&self, id: RunId) -> Result<Run, RunError> {
-        let (at_work, waited) = {
+        let (at_work, waited, followed) = {
             let mut lists = self.lists();
-            (lists.raise(id, StopCause::Asked), lists.places.take_out(id))
+            (lists.raise(id, StopCause::Asked), lists.places.take_out(id), lists.followed.contains(&id))
         };
+        if followed {
+            // What is answered holds over a kill: its retry is there then, or, where nothing can be saved, is not made.
+            match self.publisher().settled().await {
+                Ok(()) | Err(StoreError::NotWritable(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let done = self.end_unless_at_work(id, at_work).await;
         if let (Err(error), Some(task)) = (&done, waited)
             && !matches!(error, RunError::Over(_))

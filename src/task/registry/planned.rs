@@ -1,14 +1,17 @@
 //! How far tasks are planned, and the newest time that is stored of that, by which a clock is believed or not.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
+use tracing::warn;
 
 use super::{Registry, Task, TaskError};
-use crate::schedule::plan;
+use crate::schedule::plan::{self, JumpWatch, Plan, ScheduleState};
 use crate::schedule::timing::Timing;
 use crate::store::{REMOVED, TaskNo};
+use crate::stream::topic::{Offer, Topic};
 use crate::task::slots;
 
 /// No clock is right that shows an earlier time than this: 1 January 2026. A machine without a clock starts in 1970.
@@ -16,6 +19,31 @@ pub(super) const EARLIEST: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 /// How many tasks are set right in one transaction when a clock is accepted.
 const ACCEPTED_AT_ONCE: usize = 512;
+
+/// What the clock showed when somebody looked at it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// What it shows.
+    pub now: Timestamp,
+    /// What it would show had it not jumped, as long as it is not believed that it is right.
+    carried: Option<Timestamp>,
+}
+
+impl Look {
+    /// Whether it did not jump forward, or that is believed.
+    pub fn is_believed(&self) -> bool {
+        self.carried.is_none()
+    }
+}
+
+/// When something was changed that counts from then on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Given {
+    /// It is at least so late.
+    pub(super) since: Timestamp,
+    /// What the clock shows, which is later as long as a jump of it is not believed.
+    pub(super) shown: Timestamp,
+}
 
 impl Registry {
     /// The newest time that is stored of schedules: a clock far behind it is wrong.
@@ -35,11 +63,34 @@ impl Registry {
         self.shared.seen.store(now.as_microsecond(), Ordering::Relaxed);
     }
 
-    /// From when a schedule counts that is given now. Behind a clock that is held it is at least as late as what is
-    /// stored.
-    pub(super) fn given_at(&self) -> Timestamp {
-        let now = self.shared.publisher.clock().now();
-        plan::held_until(self.last_stored(), now).unwrap_or(now)
+    /// Looks at the clock. One that jumped forward by more than an hour is believed if it still says so in a minute.
+    pub fn look(&self) -> Look {
+        let mut jumps = self.jumps();
+        let (now, passed) = self.shared.publisher.clock().look();
+        jumps.believes(now, passed);
+        if jumps.has_just_seen_one() {
+            warn!(%now, "the clock jumped forward by more than an hour: it is believed if it still says so in a minute");
+        }
+        Look { now, carried: jumps.carried(passed) }
+    }
+
+    /// Somebody says that the clock is right: a jump needs no more proof.
+    pub fn believe_clock(&self) {
+        *self.jumps() = JumpWatch::default();
+    }
+
+    fn jumps(&self) -> MutexGuard<'_, JumpWatch> {
+        self.shared.jumps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From when on something counts that is changed now. Behind a clock that is held it is at least as late as what is
+    /// stored. By a clock that is not believed it is only known between which times it lies: which of them counts is settled
+    /// when one is believed, by `schedule::plan`.
+    pub(super) fn given_at(&self) -> Given {
+        let Look { now, carried } = self.look();
+        let passed = carried.unwrap_or(now);
+        let since = plan::held_until(self.last_stored(), passed).unwrap_or(passed);
+        Given { since, shown: now.max(since) }
     }
 
     /// Takes the clock for right, whatever is stored: what was planned behind now is forgotten, what runs were made of
@@ -49,7 +100,8 @@ impl Registry {
     /// [`TaskError`]: the store cannot be written.
     pub async fn accept_clock(&self, now: Timestamp) -> Result<(usize, usize), TaskError> {
         let _edit = self.shared.edits.lock().await;
-        let ahead: Vec<_> = self.all().into_iter().filter(|task| task.planned.max(task.anchor) > now).collect();
+        let is_ahead = |task: &Arc<Task>| task.planned.max(task.anchor) > now || task.resumed > Some(now);
+        let ahead: Vec<_> = self.all().into_iter().filter(is_ahead).collect();
         let mut forgotten = 0;
         for batch in ahead.chunks(ACCEPTED_AT_ONCE) {
             let tasks = batch.to_vec();
@@ -66,8 +118,8 @@ impl Registry {
                 // One that was removed meanwhile has nothing left to change.
                 let _ = self.change(&task.id, |task| {
                     task.anchor = task.timing.as_ref().map_or(now, |timing| timing.anchor_before(task.anchor, now));
-                    task.planned = now;
-                    task.next = task.timing.as_ref().and_then(|timing| next_planned(timing, task.anchor, now));
+                    (task.planned, task.resumed) = (now, None);
+                    task.next = task.timing.as_ref().and_then(|timing| next_look(timing, task.anchor, now, None));
                 });
             }
         }
@@ -81,84 +133,165 @@ impl Registry {
     }
 
     /// Notes in memory how far a task, as it was read, is planned, once the store has it.
-    pub fn note_planned(&self, read: &Task, planned: Timestamp, next: Option<Timestamp>) {
+    pub fn note_planned(&self, read: &Task, planned: Planned) {
         // A task that was removed meanwhile needs no note, and one whose schedule was edited has its own.
         let _ = self.change(&read.id, |task| {
-            if (task.no, task.anchor, task.planned) == (read.no, read.anchor, read.planned) {
-                (task.planned, task.next) = (planned, next);
+            if Planned::of(task).is_of(read) {
+                planned.put_into(task, read.no);
             }
         });
     }
 }
 
-/// When the first slot behind a moment is planned for.
-pub(super) fn next_planned(timing: &Timing, anchor: Timestamp, after: Timestamp) -> Option<Timestamp> {
-    timing.next_after(anchor, after).map(|slot| timing.planned_for(anchor, slot))
+/// When a task is to be looked at next: when the first slot behind a moment is planned for; at once, where it is not
+/// settled from when on it runs, as a clock was in doubt.
+pub(super) fn next_look(
+    timing: &Timing,
+    anchor: Timestamp,
+    planned: Timestamp,
+    resumed: Option<Timestamp>,
+) -> Option<Timestamp> {
+    if anchor > planned || resumed.is_some() {
+        return Some(planned);
+    }
+    timing.next_after(anchor, planned).map(|slot| timing.planned_for(anchor, slot))
 }
 
-/// How far a task is planned, as the store has it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// How far a task is planned, and from when on it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Planned {
-    /// From when its schedule counts.
+    /// From when its schedule counts; see [`plan::ScheduleState::anchor`].
     pub anchor: Timestamp,
     /// Every slot up to here has its row.
     pub to: Timestamp,
-    /// Slots behind that which have theirs too, first and last of each, in order: a clock was ahead.
-    pub claimed: Vec<(Timestamp, Timestamp)>,
+    /// Until when it was paused, where that is not settled yet.
+    pub resumed: Option<Timestamp>,
+    /// When it is to be looked at next.
+    pub next: Option<Timestamp>,
 }
 
-/// How far a task is planned, as the store has it.
+impl Planned {
+    fn of(task: &Task) -> Self {
+        Self { anchor: task.anchor, to: task.planned, resumed: task.resumed, next: task.next }
+    }
+
+    /// Whether a task, as it was read, is planned so far.
+    pub fn is_of(&self, task: &Task) -> bool {
+        (self.anchor, self.to, self.resumed) == (task.anchor, task.planned, task.resumed)
+    }
+
+    /// Another task of the same name is left alone.
+    pub(super) fn put_into(self, task: &mut Task, no: TaskNo) {
+        if task.no == no {
+            (task.anchor, task.planned, task.resumed, task.next) = (self.anchor, self.to, self.resumed, self.next);
+        }
+    }
+}
+
+/// How far a task is planned, as the store has it; and the slots behind that which have their row too, first and last of
+/// each, in order: a clock was ahead.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Planned>> {
+pub fn planned(
+    connection: &Connection,
+    no: TaskNo,
+) -> rusqlite::Result<Option<(Planned, Vec<(Timestamp, Timestamp)>)>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let row: Option<(i64, i64, Option<i64>)> = connection
-        .prepare_cached("SELECT anchor, planned, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
-        .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+    let row: Option<(i64, i64, [Option<i64>; 3])> = connection
+        .prepare_cached("SELECT anchor, planned, resumed, next, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
+        .query_row(params![no.0, REMOVED], |row| {
+            Ok((row.get(0)?, row.get(1)?, [row.get(2)?, row.get(3)?, row.get(4)?]))
+        })
         .optional()?;
-    let Some((anchor, to, claimed)) = row else { return Ok(None) };
-    let (anchor, to) = (time(anchor), time(to));
+    let Some((anchor, to, rest)) = row else { return Ok(None) };
+    let [resumed, next, claimed] = rest.map(|micros| micros.map(time));
+    let planned = Planned { anchor: time(anchor), to: time(to), resumed, next };
     let claimed = match claimed {
-        Some(through) if time(through) > to => slots::claimed_after(connection, no, to)?,
+        Some(through) if through > planned.to => slots::claimed_after(connection, no, planned.to)?,
         _ => Vec::new(),
     };
-    Ok(Some(Planned { anchor, to, claimed }))
+    Ok(Some((planned, claimed)))
 }
 
 /// Notes how far a task is planned, in the transaction of its slots.
 ///
 /// # Errors
 /// When the store cannot be written.
-pub fn set_planned(
-    connection: &Connection,
-    no: TaskNo,
-    planned: Timestamp,
-    next: Option<Timestamp>,
-) -> rusqlite::Result<()> {
+pub fn set_planned(connection: &Connection, no: TaskNo, planned: &Planned) -> rusqlite::Result<()> {
+    let Planned { anchor, to, resumed, next } = planned;
     connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, next = ?3 WHERE no = ?1")?
-        .execute(params![no.0, planned.as_microsecond(), next.map(Timestamp::as_microsecond)])
+        .prepare_cached("UPDATE tasks SET anchor = ?2, planned = ?3, resumed = ?4, next = ?5 WHERE no = ?1")?
+        .execute(params![
+            no.0,
+            anchor.as_microsecond(),
+            to.as_microsecond(),
+            resumed.map(Timestamp::as_microsecond),
+            next.map(Timestamp::as_microsecond)
+        ])
         .map(drop)
+}
+
+/// Writes down what passed of a task's slots while it was paused, in the transaction that lets it go on: nothing of it is
+/// caught up, whoever looks at the clock next.
+pub(super) fn end_pause(
+    connection: &Connection,
+    task: &Task,
+    topic: &Arc<Topic>,
+    given: Given,
+    said: &mut Vec<(Arc<Topic>, Offer)>,
+) -> rusqlite::Result<Option<Planned>> {
+    let Some(timing) = &task.timing else { return Ok(None) };
+    let Some((stored, claimed)) = planned(connection, task.no)? else { return Ok(None) };
+    let Given { since, shown } = given;
+    let mut planned = Planned { resumed: Some(shown).filter(|shown| *shown > since), ..stored };
+    // One that has not begun by now has no slots yet.
+    if stored.anchor <= since {
+        let state = ScheduleState {
+            last_planned: stored.to,
+            anchor: stored.anchor,
+            resumed: None,
+            last_stored: since,
+            enabled: false,
+            active: false,
+            queued: 0,
+            claimed: &claimed,
+        };
+        let Plan { rows, anchor, planned_to, next } = plan::paused(timing, &state, since);
+        let generation = topic.tail().generation;
+        for row in &rows {
+            let noted = slots::note(connection, task.no, generation, row, None)?;
+            let bodies = slots::said(&noted, row, &task.id);
+            said.extend(bodies.iter().map(|body| (Arc::clone(topic), Offer::new(None, shown, body))));
+        }
+        (planned.anchor, planned.to, planned.next) = (anchor, planned_to, next);
+    }
+    if planned.resumed.is_some() {
+        planned.next = next_look(timing, planned.anchor, planned.to, planned.resumed);
+    }
+    set_planned(connection, task.no, &planned)?;
+    Ok(Some(planned))
 }
 
 /// Forgets what is planned of a task behind now; gives how many rows of slots went.
 fn forget_plan(connection: &Connection, task: &Task, now: Timestamp) -> rusqlite::Result<usize> {
     let Some(timing) = &task.timing else {
         connection
-            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2 WHERE no = ?1")?
+            .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?2, resumed = NULL WHERE no = ?1")?
             .execute(params![task.no.0, now.as_microsecond()])?;
         return Ok(0);
     };
     let (claimed, gone) = slots::forget_after(connection, task.no, timing, task.anchor, now)?;
     let anchor = timing.anchor_before(task.anchor, now);
     connection
-        .prepare_cached("UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5 WHERE no = ?1")?
+        .prepare_cached(
+            "UPDATE tasks SET planned = ?2, anchor = ?3, next = ?4, claimed = ?5, resumed = NULL WHERE no = ?1",
+        )?
         .execute(params![
             task.no.0,
             now.as_microsecond(),
             anchor.as_microsecond(),
-            next_planned(timing, anchor, now).map(Timestamp::as_microsecond),
+            next_look(timing, anchor, now, None).map(Timestamp::as_microsecond),
             claimed.map(Timestamp::as_microsecond)
         ])?;
     Ok(gone)

@@ -42,6 +42,7 @@ pub(super) struct Row {
     pub(super) paused: bool,
     pub(super) anchor: Timestamp,
     pub(super) planned: Timestamp,
+    pub(super) resumed: Option<Timestamp>,
     pub(super) seed: u64,
     pub(super) fold: Fold,
 }
@@ -49,7 +50,8 @@ pub(super) struct Row {
 pub(super) fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     let time = |micros: i64| Timestamp::from_microsecond(micros).unwrap_or_default();
     let mut statement = connection.prepare(
-        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed
+        "SELECT no, id, gen, oldest, head, bytes, source, definition, enabled, paused, anchor, planned, seed,
+           resumed
          FROM tasks WHERE id < ?1 ORDER BY id",
     )?;
     let rows = statement.query_map([REMOVED], |row| {
@@ -69,6 +71,7 @@ pub(super) fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
             anchor: time(row.get_unwrap(10)),
             planned: time(row.get_unwrap(11)),
             seed: row.get_unwrap::<_, i64>(12).cast_unsigned(),
+            resumed: row.get_unwrap::<_, Option<i64>>(13).map(time),
             fold: Fold::default(),
         }))
     })?;
@@ -96,7 +99,7 @@ pub fn is_enabled(connection: &Connection, no: TaskNo) -> rusqlite::Result<Optio
 }
 
 /// Whether a task that is there may run at all, and whether it is paused.
-fn switches(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(bool, bool)>> {
+pub(super) fn switches(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(bool, bool)>> {
     connection
         .prepare_cached("SELECT enabled, paused FROM tasks WHERE no = ?1 AND id < ?2")?
         .query_row(params![no.0, REMOVED], |row| Ok((row.get(0)?, row.get(1)?)))
