@@ -284,7 +284,8 @@ pub struct ScheduleDefaults {
     pub on_crash: OnCrash,
     /// See [`Policy::pause_after`].
     pub pause_after: u32,
-    /// How often due slots are looked for in any case, should nothing wake the planner.
+    /// How often due slots are looked for in any case. Time that passes is meant, which nobody can set: a clock that was
+    /// set is noticed within this, whatever becomes of the bell.
     #[serde(deserialize_with = "units::as_duration::deserialize")]
     pub look_again: Duration,
 }
@@ -328,7 +329,7 @@ impl Default for ScheduleDefaults {
             retry_on: policy.retry_on,
             on_crash: policy.on_crash,
             pause_after: policy.pause_after,
-            look_again: Duration::from_secs(30),
+            look_again: Duration::from_secs(1),
         }
     }
 }

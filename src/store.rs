@@ -32,6 +32,21 @@ const LOCK_PASSES: Duration = Duration::from_secs(2);
 /// keeps the descriptor of one that is closed while another has a lock, for the next that is opened.
 const KEPT_READERS: usize = 8;
 
+/// What a data folder consists of; copies and what a restore has replaced are no part of it.
+const PARTS: [&str; 11] = [
+    "rejoin.db",
+    "rejoin.db-wal",
+    "rejoin.db-shm",
+    "rejoin.db-journal",
+    "opens",
+    "output",
+    "restoring",
+    "lock",
+    "token",
+    "metrics-token",
+    "rejoin.sock",
+];
+
 /// After how many of SQLite's steps it is asked whether to go on: a few times a second.
 const PROGRESS_STEPS: i32 = 100_000;
 
@@ -404,6 +419,19 @@ fn count_wal_pages(writer: &mut Connection) -> rusqlite::Result<Arc<AtomicU32>> 
         Ok(())
     }))?;
     Ok(counted)
+}
+
+/// Whether a file, which need not be there, is one of those that a data folder consists of: in it, or through a link. A
+/// folder without a store is none.
+pub fn is_part_of(dir: &Path, file: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let is_same = |one: &Path, other: &Path| identity(one).is_some_and(|one| identity(other) == Some(one));
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let has_its_name =
+        is_same(parent, dir) && file.file_name().is_some_and(|name| PARTS.iter().any(|part| name == *part));
+    let is_one = has_its_name || PARTS.iter().any(|part| is_same(&dir.join(part), file));
+    is_one && dir.join("rejoin.db").exists()
 }
 
 fn make_private_dir(dir: &Path) -> Result<()> {

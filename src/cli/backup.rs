@@ -45,13 +45,8 @@ impl Drop for Part {
 /// has the name in the end is whole, or there is nothing.
 pub async fn backup(session: &Session, asked: &Backup) -> Result<()> {
     let file = &asked.file;
-    if file.exists() && !asked.force {
-        let words = format!("{} is there already: give another name, or --force to take its place.", file.display());
-        return Err(Failure::Conflict(words));
-    }
-    if file.is_dir() {
-        return Err(Failure::Usage(format!("{} is a folder: name the file to make in it.", file.display())));
-    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    refuse_taken(session, asked, folder)?;
     let part = beside(file)?;
     // Left by one that was killed.
     let _ = std::fs::remove_file(&part.0);
@@ -66,12 +61,35 @@ pub async fn backup(session: &Session, asked: &Backup) -> Result<()> {
     crate::failpoint::hit("backup-copied");
     let bytes = std::fs::metadata(&part.0)?.len();
     std::fs::rename(&part.0, file).with_context(|| format!("cannot put it at {}", file.display()))?;
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).context("cannot sync the folder")?;
     if session.screen.json {
-        return session.screen.document(&json!({ "file": file, "bytes": bytes, "outputs": outputs }));
+        return session.screen.document(&json!({ "file": file.to_string_lossy(), "bytes": bytes, "outputs": outputs }));
     }
     session.screen.say(&format!("{}: {}", file.display(), size_words(bytes)));
+    Ok(())
+}
+
+/// Looks at what has the name that a copy is to have.
+fn refuse_taken(session: &Session, asked: &Backup, folder: &Path) -> Result<()> {
+    let (file, name) = (&asked.file, asked.file.display());
+    // The folder of a server that is elsewhere is not known, but that of the file may be one of a server here.
+    let own = if let Place::Data(own) = session.client.place() { own } else { folder };
+    if let Some(data) = [own, folder].into_iter().find(|data| store::is_part_of(data, file)) {
+        let data = data.display();
+        let words = format!("{name} is a file of the data folder {data}, which its server needs: give another name.");
+        return Err(Failure::Usage(words));
+    }
+    if let Ok(meta) = std::fs::metadata(file)
+        && !meta.is_file()
+    {
+        let what = if meta.is_dir() { "a folder" } else { "a device, a pipe or a socket" };
+        return Err(Failure::Usage(format!("{name} is {what}: name a file to make.")));
+    }
+    // Not followed: a link to what is not there now is there all the same.
+    if std::fs::symlink_metadata(file).is_ok() && !asked.force {
+        let words = format!("{name} is there already: give another name, or --force to take its place.");
+        return Err(Failure::Conflict(words));
+    }
     Ok(())
 }
 
@@ -134,11 +152,11 @@ pub fn restore(screen: &Screen, place: &Where, file: &Path) -> Result<()> {
     })?;
     if screen.json {
         return screen.document(&json!({
-            "data_dir": folder,
+            "data_dir": folder.to_string_lossy(),
             "tasks": restored.tasks,
             "made_at": restored.label.as_ref().map(|label| &label.at),
             "outputs": restored.label.as_ref().map(|label| label.outputs),
-            "replaced": restored.replaced,
+            "replaced": restored.replaced.as_deref().map(Path::to_string_lossy),
         }));
     }
     let of = restored.label.map_or_else(String::new, |label| format!(" of {}", label.at));

@@ -70,7 +70,12 @@ impl Channel {
     pub async fn send(&self, parcel: &Parcel<'_>, now: Timestamp) -> Result<(), Trouble> {
         let values = self.values()?;
         let redactor = Redactor::new(values.all()).map_err(|error| error.to_string())?;
-        let line = Line { allow_hosts: &self.config.allow_hosts, own_port: self.own_port, timeout: self.timeout };
+        let line = Line {
+            allow_hosts: &self.config.allow_hosts,
+            own_port: self.own_port,
+            timeout: self.timeout,
+            redactor: &redactor,
+        };
         let clean = |why: String| super::notice::line(&redactor.text(&why));
         let work = async {
             match &self.config.way {

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use reqwest::header::HeaderMap;
-use reqwest::{Method, Url};
+use reqwest::{Method, Response, Url};
 use sha2::{Digest as _, Sha256};
 
 use super::notice::Notice;
 use crate::config::channels::Text;
 use crate::egress;
+use crate::run::secrets::Redactor;
 
-/// How much of what a receiver says about a failure is read, in bytes.
+/// How much of what a receiver says about a failure is read, in bytes; what comes together is read together.
 const MAX_ANSWER: usize = 1024;
 
 /// How many characters of it are kept.
@@ -69,6 +70,8 @@ pub(super) struct Line<'c> {
     pub(super) own_port: Option<u16>,
     /// How long its receiver may take.
     pub(super) timeout: Duration,
+    /// Takes the channel's secrets out of what its receiver says.
+    pub(super) redactor: &'c Redactor,
 }
 
 impl Line<'_> {
@@ -82,13 +85,7 @@ impl Line<'_> {
         if status.is_success() {
             return Ok(());
         }
-        let mut said = Vec::new();
-        while said.len() < MAX_ANSWER
-            && let Ok(Some(chunk)) = response.chunk().await
-        {
-            said.extend_from_slice(&chunk[..chunk.len().min(MAX_ANSWER - said.len())]);
-        }
-        let said: String = String::from_utf8_lossy(&said).trim().chars().take(MAX_SAID).collect();
+        let said = self.what_it_says(&mut response).await;
         let said = if said.is_empty() { said } else { format!(": {said}") };
         let why = match status.as_u16() {
             300..=399 => {
@@ -101,6 +98,27 @@ impl Line<'_> {
             400 | 410 | 413 | 422 => Trouble::Never(why),
             _ => Trouble::Later(why),
         })
+    }
+
+    /// The beginning of what a receiver says about a failure. Secrets are taken out before it is cut: of one that goes over
+    /// the cut its beginning stays out too.
+    async fn what_it_says(&self, response: &mut Response) -> String {
+        let mut clean = self.redactor.stream();
+        let (mut read, mut said) = (0, Vec::new());
+        while read < MAX_ANSWER {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    read += chunk.len();
+                    said.extend(clean.push(&chunk));
+                }
+                Ok(None) => {
+                    said.extend(clean.finish());
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        String::from_utf8_lossy(&said).trim().chars().take(MAX_SAID).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Knows nothing of steps, events or storage: the record of a supervisor is a closure, the stages of a stop go to a
 //! channel, the output is two readers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -31,6 +31,7 @@ pub(crate) mod wire;
 pub use survivors::{Ended, end_survivors};
 pub use wire::Left;
 
+use tree::Process;
 use wire::{Order, Report};
 
 /// How many orders to one supervisor may be under way: three signals and a question, twice over.
@@ -42,6 +43,9 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// How long a supervisor may take to name what is left.
 const LIST_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long what a lost supervisor leaves may take to end, beyond which it is not waited for: a second more than is tried.
+const LOST_WITHIN: Duration = Duration::from_secs(6);
 
 /// A supervisor that is there and has started nothing yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,8 +110,8 @@ pub struct StopStages {
     pub terminate: Duration,
     /// SIGKILL.
     pub kill: Duration,
-    /// What is left by now is in uninterruptible sleep: it is named and no longer waited for. Stages that would come
-    /// later do not come.
+    /// What is left by now cannot be killed: it is named and no longer waited for. A supervisor that does not answer is
+    /// ended with all that is below it. Stages that would come later do not come.
     pub give_up: Duration,
 }
 
@@ -223,9 +227,31 @@ struct Live {
 /// How a command's driver is reached.
 #[derive(Clone, Debug)]
 struct Line {
-    /// The supervisor's process id.
-    pid: i32,
+    supervisor: Supervisor,
     asks: mpsc::Sender<Ask>,
+}
+
+/// A supervisor as a process, which names itself by its id and its start time.
+#[derive(Clone, Copy, Debug)]
+struct Supervisor {
+    pid: i32,
+    start_ticks: u64,
+}
+
+impl Supervisor {
+    /// Whoever stopped it (SIGSTOP) keeps it from hearing: it goes on.
+    fn wake(self) {
+        if let Some(process) = Process::look(self.pid).filter(|process| process.start_ticks == self.start_ticks) {
+            process.signal(Signal::SIGCONT);
+        }
+    }
+
+    /// Ends it and all below it, those included that carry no mark: while it is there they are its own.
+    async fn end(self) -> Vec<Left> {
+        let recorded = [(self.pid, self.start_ticks)];
+        let ended = tokio::task::spawn_blocking(move || end_survivors(&HashSet::new(), &recorded)).await;
+        ended.map(|ended| ended.left).unwrap_or_default()
+    }
 }
 
 /// What a command's driver is asked to do.
@@ -308,12 +334,13 @@ impl Processes {
         let cwd = spec.cwd.into_os_string();
         let (asks, asked) = mpsc::channel(ORDERS);
         // From here on the command is found by a stop; a stop that came before is seen under the same lock.
-        let line = Line { pid, asks };
+        let supervisor = Supervisor { pid, start_ticks };
+        let line = Line { supervisor, asks };
         let place = shared.enter(line.clone())?;
         let (alive, dropped) = oneshot::channel();
         let (exit, exited) = watch::channel(None);
         let (report_start, started) = oneshot::channel();
-        let driver = Driver { shared: shared.clone(), place, link, child, call: spec.call, exit };
+        let driver = Driver { shared: shared.clone(), place, link, child, supervisor, call: spec.call, exit };
         let order = Order::Start { command: spec.command, env, cwd };
         tokio::spawn(driver.drive(order, report_start, asked, dropped));
         let stages = shared.stages;
@@ -326,7 +353,7 @@ impl Processes {
     }
 
     /// Lets no further command start, and ends those that run with everything they started: SIGINT, SIGTERM and
-    /// SIGKILL at the times of [`StopStages`], each followed by SIGCONT. Each stage that is reached goes to
+    /// SIGKILL at the times of [`StopStages`], each followed by SIGCONT, which supervisors get too. Each stage that is reached goes to
     /// `stages`; where that is full (3 places are enough) it is not waited for.
     ///
     /// Returns as soon as nothing is left, with an empty list; or, when it is time to give up, with what is left
@@ -417,7 +444,7 @@ pub struct Running {
 impl Running {
     /// The process id of the command's supervisor.
     pub fn supervisor(&self) -> i32 {
-        self.line.pid
+        self.line.supervisor.pid
     }
 
     /// Waits for the end of the command itself; others of its tree may hold its pipes open a little longer.
@@ -464,6 +491,7 @@ async fn walk_stages(
         for line in lines {
             // Full only if a supervisor takes no orders; the next stage tries again.
             let _ = line.asks.try_send(Ask::Signal(stage));
+            line.supervisor.wake();
         }
         if let Some(stages) = stages {
             let _ = stages.try_send(stage);
@@ -477,8 +505,11 @@ async fn walk_stages(
             Ok(Ok(some)) => left.extend(some),
             // Ended in this moment.
             Ok(Err(_)) if line.asks.is_closed() => {}
-            // It does not even answer, so all that is known is that it is there.
-            _ => left.push(Left { pid: line.pid, name: "rejoin-superv".to_owned(), state: '?' }),
+            // It does not even answer, although it was woken. Without it the driver ends what is left elsewhere by its marks.
+            _ => {
+                left.extend(line.supervisor.end().await);
+                let _ = timeout(LOST_WITHIN, line.asks.closed()).await;
+            }
         }
     }
     left
@@ -543,6 +574,7 @@ struct Driver {
     place: u64,
     link: Link,
     child: Child,
+    supervisor: Supervisor,
     call: String,
     exit: watch::Sender<Option<Exit>>,
 }
@@ -589,15 +621,22 @@ impl Driver {
                         self.link.tell(&Order::List).await;
                     }
                 },
-                _ = &mut dropped, if self.link.orders.is_some() => self.link.orders = None,
+                _ = &mut dropped, if self.link.orders.is_some() => {
+                    self.link.orders = None;
+                    self.supervisor.wake();
+                }
             }
         }
-        let _ = self.child.wait().await;
-        if !gone {
+        // One to whom nobody listens any more cannot say that all are gone, but it ends well only then.
+        let ended = self.child.wait().await;
+        if !gone && !ended.is_ok_and(|status| status.success()) {
             // Somebody killed the supervisor. Its tree fell to init; it is still known by its marks.
             let (run, call) = (self.shared.run, self.call.clone());
             tracing::warn!(%run, call, "the supervisor of a command was lost: ending what is left");
-            let _ = tokio::task::spawn_blocking(move || survivors::end_command(run, &call)).await;
+            let ended = tokio::task::spawn_blocking(move || survivors::end_command(run, &call)).await;
+            for left in ended.unwrap_or_default().left {
+                tracing::warn!(%run, %left, "a process of a command cannot be ended");
+            }
         }
         self.shared.leave(self.place);
         // Dropping `exit` and `asked` last: who waits on them finds the tree gone.

@@ -308,7 +308,7 @@ impl Workshop {
         };
         let ending = async {
             let left = processes.stop(stages).await;
-            left.into_iter().map(|left| format!("{} ({})", left.pid, left.name)).collect::<Vec<_>>()
+            left.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         // The agent is polled on: it notices the end of its commands and says their results.
         let settle = async {
@@ -499,7 +499,7 @@ pub(super) fn stopped(task: &TaskId, cause: StopCause, left: Vec<String>) -> Sta
         StopCause::Shutdown => (State::Interrupted, "the server was stopped".to_owned()),
     };
     if !left.is_empty() {
-        reason = format!("{reason}; still there, in uninterruptible sleep: {}", left.join(", "));
+        reason = format!("{reason}; still there: {}", left.join(", "));
     }
     let word = match state {
         State::Cancelled => "cancelled",

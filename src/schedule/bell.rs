@@ -1,7 +1,7 @@
 //! The bell: once a second it wakes whoever plans. It owns no time and decides nothing.
 //!
-//! It rings so that a suspended machine or a stepped clock is noticed within a second; who plans also sleeps until
-//! the next due slot and looks by itself in any case, so that a bell that falls silent costs nothing.
+//! It goes by the time of day: one that was set back silences it until that time has come again. Who plans also sleeps
+//! until the next due slot and looks by itself in any case, so that a bell that falls silent costs nothing.
 
 use std::sync::Arc;
 

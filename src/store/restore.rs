@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -74,10 +75,13 @@ pub struct Restored {
 /// [`Unfit`].
 pub fn examine(file: &Path) -> Result<Option<Label>, Unfit> {
     let path = file.to_owned();
-    if let Err(error) = File::open(file).and_then(|mut file| file.read(&mut [0])) {
-        return Err(Unfit::Unreadable { path, why: error.to_string() });
-    }
+    let unreadable = |error: std::io::Error| Unfit::Unreadable { path: path.clone(), why: error.to_string() };
     let damaged = |why: String| Unfit::Damaged { path: path.clone(), why };
+    // Asked before it is opened: a pipe that nobody writes to would be waited for.
+    if !std::fs::metadata(file).map_err(unreadable)?.is_file() {
+        return Err(damaged("it has to be a plain file, which a folder, a pipe or a device is not".to_owned()));
+    }
+    File::open(file).and_then(|mut file| file.read(&mut [0])).map_err(unreadable)?;
     let sqlite = |error: rusqlite::Error| damaged(error.to_string());
     let mut log = file.as_os_str().to_owned();
     log.push("-wal");
@@ -109,15 +113,8 @@ pub fn examine(file: &Path) -> Result<Option<Label>, Unfit> {
 /// Opens a file that nobody writes to, where nothing can be written either.
 fn open_unchanging(file: &Path) -> rusqlite::Result<Connection> {
     let name = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    let escaped: String = name.to_string_lossy().chars().fold(String::new(), |mut text, c| {
-        match c {
-            '%' => text.push_str("%25"),
-            '?' => text.push_str("%3f"),
-            '#' => text.push_str("%23"),
-            c => text.push(c),
-        }
-        text
-    });
+    // Byte by byte: a name need not be UTF-8, and what stands in a URI for something else stands here for itself.
+    let escaped: String = name.as_os_str().as_bytes().iter().map(|byte| format!("%{byte:02x}")).collect();
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
 }

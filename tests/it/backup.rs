@@ -1,6 +1,8 @@
 //! `rejoin backup` and `rejoin restore`: the real program, beside a server that is written to, and on data folders.
 
-use std::os::unix::fs::PermissionsExt;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use serde_json::json;
 use crate::harness::{Archive, Home, InProcess, REJOIN};
 
 /// Runs the program on a data folder.
-pub fn rejoin(data: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn rejoin(data: &Path, arguments: &[impl AsRef<OsStr>], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(REJOIN);
     command.args(arguments).arg("--data-dir").arg(data).env_remove("REJOIN_SERVER");
     command.envs(environment.iter().copied()).output().unwrap()
@@ -195,6 +197,72 @@ async fn what_is_no_whole_backup_of_a_known_version_is_refused_and_nothing_is_ch
     said(&rejoin(&data(&home), &["backup", path(&bad)], &[]), 6);
     said(&rejoin(&data(&home), &["backup", path(&bad), "--force"], &[]), 0);
     said(&rejoin(&data(&home), &["restore", path(&bad)], &[]), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_whose_path_is_not_utf_8_is_made_and_restored_like_any() {
+    let (home, _) = backed_up().await;
+    let folder = home.path().join(OsStr::from_bytes(b"\xff 100%41?#"));
+    std::fs::create_dir(&folder).unwrap();
+    let file = folder.join(OsStr::from_bytes(b"\xfe.db"));
+    let act = |verb: &str, more: &str| {
+        let words = [OsStr::new(verb), file.as_os_str(), OsStr::new(more)];
+        said(&rejoin(&data(&home), &words[..if more.is_empty() { 2 } else { 3 }], &[]), 0);
+    };
+    act("backup", "");
+    act("backup", "--force");
+    act("restore", "");
+    act("restore", "--json");
+    std::fs::remove_file(&file).unwrap();
+    act("backup", "--json");
+    assert!(file.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_never_takes_the_place_of_what_a_server_needs_or_of_what_is_no_file() {
+    let home = Home::new("").shell_task("job", "echo hello");
+    let server = home.serve().await;
+    let folder = data(&home);
+    let own = std::fs::metadata(home.database()).unwrap().ino();
+    let refused = async |to: PathBuf, code: i32, part: &str| {
+        let (folder, name) = (folder.clone(), to.clone());
+        let forced = beside(move || rejoin(&folder, &["backup", path(&name), "--force"], &[])).await;
+        let words = said(&forced, code);
+        assert!(words.contains(part), "{}: {words}", to.display());
+    };
+    for name in ["rejoin.db", "rejoin.db-wal", "rejoin.db-shm", "rejoin.db-journal", "opens", "token", "lock"] {
+        refused(folder.join(name), 2, "its server needs").await;
+    }
+    // The same by another name.
+    let link = |name: &str| home.path().join(name);
+    symlink(&folder, link("folder")).unwrap();
+    symlink(home.database(), link("symbolic.db")).unwrap();
+    std::fs::hard_link(home.database(), link("hard.db")).unwrap();
+    for name in ["folder/rejoin.db", "symbolic.db", "hard.db"] {
+        refused(link(name), 2, "its server needs").await;
+    }
+    // The server is asked by its address, so that its folder is not known.
+    let (address, token, to) = (format!("http://{}", server.client.address), home.token(), home.database());
+    let asked = move || {
+        let mut command = Command::new(REJOIN);
+        command.args(["backup", path(&to), "--force", "--server", &address]).env("REJOIN_TOKEN", token);
+        command.output().unwrap()
+    };
+    assert!(said(&beside(asked).await, 2).contains("its server needs"));
+    assert_eq!(std::fs::metadata(home.database()).unwrap().ino(), own);
+
+    let pipe = link("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    refused(pipe.clone(), 2, "a pipe").await;
+    refused(home.path().to_owned(), 2, "a folder").await;
+    symlink("/nowhere/at/all.db", link("away.db")).unwrap();
+    let (data_dir, away) = (folder.clone(), link("away.db"));
+    said(&beside(move || rejoin(&data_dir, &["backup", path(&away)], &[])).await, 6);
+    assert!(link("away.db").is_symlink());
+    ran(&server, "job").await;
+    server.stop().await;
+    // Nobody writes to it: it is not waited for.
+    assert!(said(&rejoin(&folder, &["restore", path(&pipe)], &[]), 2).contains("plain file"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

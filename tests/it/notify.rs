@@ -534,6 +534,28 @@ async fn a_push_has_its_title_priority_and_page_and_its_secrets_are_in_nothing_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_secret_that_a_receiver_quotes_nothing_is_shown_wherever_its_words_are_cut() {
+    // Cut by how much is shown, by how much is read, and where the line ends in the middle of it.
+    let words = [175, 190, 1015].map(|before| format!("{}{SECRET}{}", "p".repeat(before), "q".repeat(2000)));
+    let blanks = [999, 1015].map(|before| format!("{}{SECRET}", " ".repeat(before)));
+    let whole = format!("you sent {SECRET} and it is wrong");
+    let all = [words.as_slice(), blanks.as_slice(), &[whole]].concat();
+    let answers: Vec<Answer> = all.iter().map(|words| Answer::Says(500, words.clone())).collect();
+    let receiver = Receiver::answering(&answers).await;
+    let home = home(&hook(&receiver, ""));
+    let server = home.serve().await;
+    for words in &all {
+        let (_, delivery) = server.client.post("/notify/hook/test", json!({})).await;
+        let shown = delivery["last_error"].as_str().unwrap();
+        assert!(shown.contains("500") && !shown.contains(&SECRET[..4]), "{shown}\n{words}");
+    }
+    let (_, list) = server.client.get("/notifications?limit=1").await;
+    let last = list["items"][0]["last_error"].as_str().unwrap();
+    assert!(last.ends_with("you sent [redacted] and it is wrong"), "{last}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn signs_of_life_are_start_success_and_exit_code_for_tasks_that_have_a_check() {
     let mut receiver = Receiver::answering(&[]).await;
     let config = format!(

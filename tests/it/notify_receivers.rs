@@ -17,6 +17,8 @@ use crate::harness::PATIENCE;
 pub enum Answer {
     /// With this status.
     Status(u16),
+    /// With this status and these words.
+    Says(u16, String),
     /// With this status and address.
     Redirect(u16, String),
     /// Never.
@@ -101,16 +103,18 @@ async fn serve(
         stream.read_exact(&mut body).await.ok()?;
         let answer = answers.lock().unwrap().pop_front().unwrap_or(Answer::Status(200));
         let _ = requests.send(Request { path, headers, body: String::from_utf8(body).ok()? });
-        let (status, location) = match answer {
+        let no = || "no".to_owned();
+        let (status, location, words) = match answer {
             Answer::Hang => std::future::pending().await,
-            Answer::Status(status) => (status, String::new()),
+            Answer::Status(status) => (status, String::new(), no()),
+            Answer::Says(status, words) => (status, String::new(), words),
             Answer::WhenTold(told, status) => {
                 told.notified().await;
-                (status, String::new())
+                (status, String::new(), no())
             }
-            Answer::Redirect(status, to) => (status, format!("Location: {to}\r\n")),
+            Answer::Redirect(status, to) => (status, format!("Location: {to}\r\n"), no()),
         };
-        let answer = format!("HTTP/1.1 {status} X\r\n{location}Content-Length: 2\r\n\r\nno");
+        let answer = format!("HTTP/1.1 {status} X\r\n{location}Content-Length: {}\r\n\r\n{words}", words.len());
         stream.get_mut().write_all(answer.as_bytes()).await.ok()?;
     }
 }

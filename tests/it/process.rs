@@ -158,6 +158,65 @@ async fn what_does_not_go_is_named_when_it_is_time_to_give_up() {
     assert_eq!(marked(run), HashSet::new());
 }
 
+/// Stops the supervisor of a command as SIGSTOP does: it hears nothing.
+async fn halt(running: &Running) {
+    let supervisor = running.supervisor();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(supervisor), nix::sys::signal::Signal::SIGSTOP).unwrap();
+    until("the supervisor is stopped", || state_of(supervisor) == Some('T')).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_28_a_supervisor_that_was_stopped_goes_on_to_hear_of_a_stop() {
+    let run = RunId::new();
+    // At the real times, so that a busy machine does not reach the second.
+    let processes = Processes::new(run, BTreeMap::new(), program(), no_record());
+    let running = started(&processes, "echo up; exec sleep 1000").await;
+    halt(&running).await;
+    let (stages, mut reached) = mpsc::channel(3);
+    assert_eq!(processes.stop(stages).await, []);
+    assert_eq!(reached.recv().await, Some(Stage::Interrupt));
+    assert_eq!(reached.recv().await, None);
+    assert_eq!(running.wait().await.words(), "SIGINT");
+    assert_eq!(marked(run), HashSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn t_28_a_supervisor_that_does_not_answer_is_ended_with_all_that_is_below_it() {
+    // One that is stopped again each time it is woken; one that is not woken stands for it.
+    let never = Duration::from_secs(60);
+    let stages = StopStages { interrupt: never, terminate: never, kill: never, give_up: Duration::from_millis(300) };
+    let run = RunId::new();
+    let processes = Processes::with_stages(run, BTreeMap::new(), program(), no_record(), stages);
+    // One of them without our mark.
+    let command = format!(
+        "trap '' INT TERM
+         setsid env -i \"$(command -v sh)\" -c 'sleep 1000; : {run}' &
+         echo up
+         while :; do sleep 1001; done"
+    );
+    let running = started(&processes, &command).await;
+    until("all of the tree is there", || marked(run).len() >= 4).await;
+    halt(&running).await;
+    assert_eq!(processes.stop(mpsc::channel(3).0).await, []);
+    assert_eq!(marked(run), HashSet::new());
+    assert_eq!(running.wait().await, Exit { code: None, signal: None });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_supervisor_was_lost_nothing_is_looked_for_by_its_mark() {
+    let run = RunId::new();
+    let processes = processes(run);
+    let running = started(&processes, "echo up; exec sleep 1000").await;
+    let mut stranger = Command::new("sleep");
+    stranger.arg("1000").env("REJOIN_RUN", run.to_string()).env("REJOIN_CALL", "c1");
+    let mut stranger = stranger.spawn().unwrap();
+    drop(running);
+    processes.settled().await;
+    assert_eq!(stranger.try_wait().unwrap(), None);
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_command_is_stopped_alone() {
     let run = RunId::new();

@@ -3,6 +3,7 @@
 //! Both ends are the same program file, so there is no version in it.
 
 use std::ffi::OsString;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,9 +75,35 @@ pub struct Left {
     pub state: char,
 }
 
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, name, state } = self;
+        match state {
+            'D' => write!(f, "{pid} ({name}, in uninterruptible sleep)"),
+            'T' | 't' => write!(f, "{pid} ({name}, stopped)"),
+            'R' | 'S' | 'I' => write!(f, "{pid} ({name}, not killed)"),
+            _ => write!(f, "{pid} ({name})"),
+        }
+    }
+}
+
 /// One message as the line that is sent.
 pub(crate) fn line(message: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     Ok(line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_named_with_the_state_it_is_in() {
+        let words = |state| Left { pid: 7, name: "x".to_owned(), state }.to_string();
+        assert_eq!(words('D'), "7 (x, in uninterruptible sleep)");
+        assert_eq!(words('T'), "7 (x, stopped)");
+        assert_eq!(words('S'), "7 (x, not killed)");
+        assert_eq!(words('?'), "7 (x)");
+    }
 }
