@@ -332,13 +332,21 @@ impl Notifier {
         reached
     }
 
+    /// The channel of this name.
+    ///
+    /// # Errors
+    /// [`TestError::NoChannel`].
+    pub fn channel(&self, name: &str) -> Result<&Arc<Channel>, TestError> {
+        let channel = self.shared.channels.get(name).map(|(channel, _)| channel);
+        channel.ok_or_else(|| TestError::NoChannel(name.chars().take(80).collect()))
+    }
+
     /// Sends a test now, past queue and quiet hours, and gives it as it was delivered or not.
     ///
     /// # Errors
     /// [`TestError`]: nothing was sent.
     pub async fn test(&self, name: &str, task: Option<&TaskId>) -> Result<Delivery, TestError> {
-        let (channel, _) =
-            self.shared.channels.get(name).ok_or_else(|| TestError::NoChannel(name.chars().take(80).collect()))?;
+        let channel = self.channel(name)?;
         let _permit = self.shared.tests.try_acquire().map_err(|_| TestError::Busy)?;
         let now = self.shared.publisher.clock().now();
         let mut notice = Notice::new(Occasion::Test, now, notice::words(Occasion::Test, "", None, &blank(now)));
