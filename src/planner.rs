@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -37,6 +38,8 @@ const BREATH: Duration = Duration::from_millis(5);
 const NOTE_CLOCK: SignedDuration = SignedDuration::from_mins(10);
 /// How long to wait after the store refused: it says nothing by itself to those who only plan.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is said that the store refuses.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Plans the slots of all tasks.
 #[derive(Debug)]
@@ -94,6 +97,22 @@ impl Trust {
     }
 }
 
+/// What goes wrong again and again: it is said at once, and then now and then. The log may be on the disk that is full.
+#[derive(Debug, Default)]
+struct Trouble {
+    said: Option<Instant>,
+}
+
+impl Trouble {
+    fn is_to_be_said(&mut self, now: Instant) -> bool {
+        let is_due = self.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
+        if is_due {
+            self.said = Some(now);
+        }
+        is_due
+    }
+}
+
 /// What planning one task gave.
 struct Planned {
     task: Arc<Task>,
@@ -108,6 +127,7 @@ impl Planner {
     /// Plans until told to stop.
     pub async fn run(self, stop: CancellationToken) {
         let mut jumps = JumpWatch::default();
+        let mut trouble = Trouble::default();
         loop {
             let (now, passed) = self.publisher.clock().look();
             if self.trust.accepted.swap(false, Ordering::AcqRel) {
@@ -121,12 +141,15 @@ impl Planner {
             let pause = if believed {
                 match self.plan_due(now).await {
                     Ok(until) => {
+                        trouble = Trouble::default();
                         self.note_hold(until);
                         self.trust.note_look(now);
                         if until.is_some() { self.look_again } else { self.until_next() }
                     }
                     Err(error) => {
-                        warn!(%error, "slots could not be written down; tried again in a second");
+                        if trouble.is_to_be_said(Instant::now()) {
+                            warn!(%error, "slots could not be written down; tried again every second");
+                        }
                         RETRY
                     }
                 }
@@ -337,4 +360,17 @@ fn said(noted: &Noted, row: &Row, task: &TaskId) -> Vec<Body> {
     status.count = Some(row.count);
     bodies.push(Body::Status(status));
     bodies
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_every_second_is_said_at_once_and_then_every_minute() {
+        let (mut trouble, begin) = (Trouble::default(), Instant::now());
+        let said: Vec<u64> =
+            (0..=130).filter(|second| trouble.is_to_be_said(begin + Duration::from_secs(*second))).collect();
+        assert_eq!(said, [0, 60, 120]);
+    }
 }
