@@ -343,14 +343,26 @@ impl Notifier {
         reached
     }
 
+    /// The channel of this name.
+    ///
+    /// # Errors
+    /// [`TestError::NoChannel`].
+    pub fn channel(&self, name: &str) -> Result<&Arc<Channel>, TestError> {
+        self.known(name).map(|(channel, _)| channel)
+    }
+
+    /// The channel of this name, and what wakes its courier.
+    fn known(&self, name: &str) -> Result<&(Arc<Channel>, Arc<Notify>), TestError> {
+        self.shared.channels.get(name).ok_or_else(|| TestError::NoChannel(name.chars().take(80).collect()))
+    }
+
     /// Sends a test now, past queue and quiet hours, and gives it as it was delivered or not. It is written down before
     /// it is sent: where that cannot be done, nothing is.
     ///
     /// # Errors
     /// [`TestError`]: nothing was sent, or it is not known any more what became of it.
     pub async fn test(&self, name: &str, task: Option<&TaskId>) -> Result<Delivery, TestError> {
-        let (channel, bell) =
-            self.shared.channels.get(name).ok_or_else(|| TestError::NoChannel(name.chars().take(80).collect()))?;
+        let (channel, bell) = self.known(name)?;
         let now = self.shared.publisher.clock().now();
         let mut notice = Notice::new(Occasion::Test, now, notice::words(Occasion::Test, "", None, &blank(now)));
         notice.url = Some(self.shared.witness.page.trim_end_matches('/').to_owned());

@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -39,6 +40,8 @@ const BREATH: Duration = Duration::from_millis(5);
 const NOTE_CLOCK: SignedDuration = SignedDuration::from_mins(10);
 /// How long to wait after the store refused: it says nothing by itself to those who only plan.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is said that the store refuses.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// Plans the slots of all tasks.
 #[derive(Debug)]
@@ -89,6 +92,22 @@ impl Trust {
     }
 }
 
+/// What goes wrong again and again: it is said at once, and then now and then. The log may be on the disk that is full.
+#[derive(Debug, Default)]
+struct Trouble {
+    said: Option<Instant>,
+}
+
+impl Trouble {
+    fn is_to_be_said(&mut self, now: Instant) -> bool {
+        let is_due = self.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
+        if is_due {
+            self.said = Some(now);
+        }
+        is_due
+    }
+}
+
 /// What a look has claimed of one task.
 struct Claimed {
     task: Arc<Task>,
@@ -101,6 +120,7 @@ struct Claimed {
 impl Planner {
     /// Plans until told to stop.
     pub async fn run(self, stop: CancellationToken) {
+        let mut trouble = Trouble::default();
         loop {
             let look = self.registry.look();
             let (now, believed) = (look.now, look.is_believed());
@@ -108,12 +128,15 @@ impl Planner {
             let pause = if believed {
                 match self.plan_due(now).await {
                     Ok(until) => {
+                        trouble = Trouble::default();
                         self.note_hold(until);
                         self.trust.note_look(now);
                         if until.is_some() { self.look_again } else { self.until_next() }
                     }
                     Err(error) => {
-                        warn!(%error, "slots could not be written down; tried again in a second");
+                        if trouble.is_to_be_said(Instant::now()) {
+                            warn!(%error, "slots could not be written down; tried again every second");
+                        }
                         RETRY
                     }
                 }
@@ -299,5 +322,18 @@ fn run_of(row: &Row) -> Option<&'static str> {
             Some(if late { "catchup" } else { "schedule" })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_every_second_is_said_at_once_and_then_every_minute() {
+        let (mut trouble, begin) = (Trouble::default(), Instant::now());
+        let said: Vec<u64> =
+            (0..=130).filter(|second| trouble.is_to_be_said(begin + Duration::from_secs(*second))).collect();
+        assert_eq!(said, [0, 60, 120]);
     }
 }

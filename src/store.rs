@@ -33,7 +33,7 @@ const LOCK_PASSES: Duration = Duration::from_secs(2);
 const KEPT_READERS: usize = 8;
 
 /// What a data folder consists of; copies and what a restore has replaced are no part of it.
-const PARTS: [&str; 11] = [
+const PARTS: [&str; 12] = [
     "rejoin.db",
     "rejoin.db-wal",
     "rejoin.db-shm",
@@ -44,6 +44,7 @@ const PARTS: [&str; 11] = [
     "lock",
     "token",
     "metrics-token",
+    "backup-mark",
     "rejoin.sock",
 ];
 

@@ -23,10 +23,9 @@ use crate::config::units;
 use crate::event::RunId;
 use crate::run::attention::{self, Answer, Which};
 use crate::store::{Store, StoreError, TaskNo};
+use crate::stream::log::LONGEST_SNOOZE;
 use crate::stream::publish::Publisher;
 
-/// The longest snooze: what is put away for longer is better acknowledged, or mended.
-const LONGEST_SNOOZE: Duration = Duration::from_secs(90 * 86_400);
 /// How often the clock is asked while something is snoozed: it may be set, and the machine may sleep.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -112,10 +111,11 @@ fn snooze_span(body: &Value) -> Result<SignedDuration, ApiError> {
     let text = body.get("for").and_then(Value::as_str);
     let text = text.ok_or_else(|| wrong("for is how long, like \"4h\" or \"1d\"".to_owned()))?;
     let span = units::duration(text).map_err(wrong)?;
-    if span < Duration::from_secs(1) || span > LONGEST_SNOOZE {
+    let span = SignedDuration::try_from(span).map_err(|error| wrong(error.to_string()))?;
+    if span < SignedDuration::from_secs(1) || span > LONGEST_SNOOZE {
         return Err(wrong(format!("{text:?} is not from one second to 90 days: acknowledge it instead, or mend it")));
     }
-    SignedDuration::try_from(span).map_err(|error| wrong(error.to_string()))
+    Ok(span)
 }
 
 /// Answers a finding, once under its key; gives it as it is now.

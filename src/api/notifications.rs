@@ -25,7 +25,7 @@ pub struct ListQuery {
 /// Deliveries, the newest first, in pages.
 ///
 /// # Errors
-/// 400 for a state or cursor that is none.
+/// 400 for a state or cursor that is none, 404 for a channel that is not there and of which nothing is kept.
 pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
     let most = limit(query.limit.as_deref(), 50, 500)?;
     let state = match query.state.as_deref() {
@@ -40,8 +40,11 @@ pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Res
         None => None,
     };
     let task = query.task.as_deref().map(task_id).transpose()?.map(|id| id.to_string());
-    let query = ledger::Query { task, channel: query.channel, state, before };
-    let mut items = api.notifier.list(query, most + 1).await?;
+    let asked = ledger::Query { task, channel: query.channel.clone(), state, before };
+    let mut items = api.notifier.list(asked, most + 1).await?;
+    if let Some(channel) = query.channel.filter(|_| items.is_empty()) {
+        api.notifier.channel(&channel)?;
+    }
     let more = items.len() > most;
     items.truncate(most);
     let next = items.last().filter(|_| more).map(|delivery| delivery.n.to_string());

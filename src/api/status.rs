@@ -59,7 +59,7 @@ pub async fn status(State(api): State<Api>) -> Json<Value> {
 }
 
 /// `POST /api/v1/clock/accept`: somebody says that the clock is right. What was planned behind now is forgotten; what runs
-/// were made of is not made again. A clock that nobody doubts is left as it is.
+/// were made of is not made again. Nothing waits any more for what it showed before. A clock that nobody doubts is left as it is.
 ///
 /// # Errors
 /// The store's.
@@ -69,6 +69,8 @@ pub async fn accept_clock(State(api): State<Api>) -> Result<Json<Value>, ApiErro
     let (tasks, forgotten) = if newest > now { registry.accept_clock(now).await? } else { (0, 0) };
     warn!(%now, %newest, tasks, forgotten, "the clock is said to be right");
     registry.believe_clock();
+    api.runs.accept_clock();
+    api.snoozed.notify_one();
     api.planner.notify_one();
     Ok(Json(json!({ "now": rfc3339(now), "newest": rfc3339(newest), "tasks": tasks, "forgotten": forgotten })))
 }

@@ -16,6 +16,7 @@ use super::once::{Key, Once};
 use super::socket::Came;
 use super::wire::TaskView;
 use super::{Api, One, json_body, limit};
+use crate::config::units;
 use crate::event::TaskId;
 use crate::schedule::{timing, words};
 use crate::task::definition::Definition;
@@ -80,31 +81,61 @@ impl DryQuery {
     }
 }
 
+/// How a task is made.
+#[derive(Debug, Deserialize)]
+pub struct AddQuery {
+    #[serde(flatten)]
+    dry: DryQuery,
+    again: Option<String>,
+}
+
+/// Counts a distance from now, up to a full second, where a schedule has one in place of its time.
+fn count_from_now(schedule: Option<&mut Value>, now: Timestamp) {
+    let Some(at) = schedule.and_then(|schedule| schedule.get_mut("at")) else { return };
+    let Some(distance) = at.as_str().and_then(|text| units::duration(text).ok()) else { return };
+    let then = now.as_microsecond().saturating_add(i64::try_from(distance.as_micros()).unwrap_or(i64::MAX));
+    let second = then.saturating_add(999_999).div_euclid(1_000_000);
+    if let Ok(then) = Timestamp::from_second(second) {
+        *at = then.to_string().into();
+    }
+}
+
 /// Makes a task. Without a schedule it runs at once, unless told not to. With `?dry_run=true` nothing is made: the
-/// answer is the definition as it would be, or what is wrong with it.
+/// answer is the definition as it would be, or what is wrong with it. With `?again=true` it is given only if it was made
+/// under the same key before.
 ///
 /// # Errors
-/// 400 with the field, 409 for an id or a key that is taken.
+/// 400 with the field, 404 for what was not made before, 409 for an id or a key that is taken.
 pub async fn add(
     State(api): State<Api>,
     ConnectInfo(came): ConnectInfo<Came>,
     Extension(credential): Extension<Credential>,
-    Query(query): Query<DryQuery>,
+    Query(query): Query<AddQuery>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let body = json_body(&headers, &body)?;
+    let mut body = json_body(&headers, &body)?;
+    // As it was sent: a distance means another time whenever it is sent again.
+    let asked = format!("POST /tasks {body}");
+    count_from_now(body.get_mut("schedule"), api.publisher.clock().now());
     let posted = parse::from_json(&body, api.viewer.registry.terms())?;
-    if query.is_dry() {
+    if query.dry.is_dry() {
         if let Some(id) = posted.id.filter(|id| api.viewer.registry.get(id).is_some()) {
             return Err(TaskError::Exists(id).into());
         }
         return Ok((StatusCode::OK, Json(would_be(&api, &posted.definition)?)));
     }
     let runs_now = posted.run && posted.definition.schedule.is_none();
-    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("POST /tasks {body}"), &credential).await?;
+    let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
     let id = match once.done().await? {
         Some(done) => done.task,
+        None if query.again.as_deref() == Some("true") => {
+            return Err(ApiError::new(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "no task was made under this Idempotency-Key",
+            ));
+        }
         None => {
             let note = once.note();
             let also = move |connection: &rusqlite::Connection, id: &TaskId| -> Result<(), TaskError> {
@@ -145,7 +176,9 @@ pub async fn patch(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Json<Value>, ApiError> {
-    let body = json_body(&headers, &body)?;
+    let mut body = json_body(&headers, &body)?;
+    let asked = format!("PATCH /tasks/{id} {body}");
+    count_from_now(body.get_mut("schedule"), api.publisher.clock().now());
     if query.is_dry() {
         let task = known(&api, &id)?;
         refuse_file(&task)?;
@@ -156,7 +189,7 @@ pub async fn patch(
         }
         return would_be(&api, &definition).map(Json);
     }
-    let once = api.acts.keys.enter(Key::of(&headers)?, &format!("PATCH /tasks/{id} {body}"), &credential).await?;
+    let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
     if once.done().await?.is_none() {
         let (task, registry) = (task_id(&id)?, api.viewer.registry.clone());
         let also = noting(&once, &task);
@@ -238,7 +271,7 @@ pub async fn remove(
             return Err(error.into());
         }
     } else if api.runs.has_runs(&task.id) {
-        let detail = "the task has runs that are not over: stop them, or call with ?stop=true";
+        let detail = "the task has runs that are not over: stop them, or remove it with --stop (over HTTP ?stop=true)";
         return Err(ApiError::new(StatusCode::CONFLICT, "task_running", detail));
     }
     for run in api.viewer.registry.remove(&task.id, noting(&once, &task.id)).await? {
@@ -347,8 +380,9 @@ pub async fn preview(State(api): State<Api>, headers: HeaderMap, body: Bytes) ->
     let n = n
         .filter(|n| (1..=MAX_NEXT).contains(n))
         .ok_or_else(|| ApiError::invalid("n", "n must be a number from 1 to 500"))?;
-    let schedule = parse::schedule_from_json(&body)?;
     let now = api.publisher.clock().now();
+    count_from_now(Some(&mut body), now);
+    let schedule = parse::schedule_from_json(&body)?;
     let timing = timing::check(&schedule, api.viewer.registry.zone(), now)
         .map_err(|wrong| ApiError::invalid(wrong.key, wrong.message))?;
     // By how much `jitter` and `stagger` move it is drawn when the task is made.
@@ -380,4 +414,22 @@ pub async fn slots(
     slots.truncate(most);
     let next = slots.last().filter(|_| more).map(|slot| crate::clock::rfc3339(slot.scheduled_for));
     Ok(Json(json!({ "items": slots, "next": next })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distance_is_counted_from_now_and_a_time_stays_as_it_is() {
+        let now: Timestamp = "2026-11-20T20:00:00.5Z".parse().unwrap();
+        let counted = |at: &str| {
+            let mut schedule = json!({ "at": at });
+            count_from_now(Some(&mut schedule), now);
+            schedule["at"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(counted("20m"), "2026-11-20T20:20:01Z");
+        assert_eq!(counted("2026-12-01T03:00"), "2026-12-01T03:00");
+        assert_eq!(counted("tomorrow"), "tomorrow");
+    }
 }

@@ -136,26 +136,16 @@ struct TellingFlags {
 impl ScheduleFlags {
     /// The `schedule` member of a task; none without flags.
     fn as_json(&self) -> Option<Value> {
-        let at = self.at.as_deref().map(|at| absolute(at, Timestamp::now()));
         let schedule = members([
             ("cron", self.cron.clone().map(Value::from)),
             ("every", self.every.clone().map(Value::from)),
-            ("at", at.map(Value::from)),
+            ("at", self.at.clone().map(Value::from)),
             ("tz", self.tz.clone().map(Value::from)),
             ("jitter", self.jitter.clone().map(Value::from)),
             ("stagger", self.stagger.then_some(Value::from(true))),
         ]);
         (!schedule.is_empty()).then_some(Value::Object(schedule))
     }
-}
-
-/// A time as the server takes it: a distance is counted from now, up to a full second; all else is a time as it
-/// stands.
-fn absolute(at: &str, now: Timestamp) -> String {
-    let Ok(distance) = crate::config::units::duration(at) else { return at.to_owned() };
-    let then = now.as_microsecond().saturating_add(i64::try_from(distance.as_micros()).unwrap_or(i64::MAX));
-    let second = then.saturating_add(999_999).div_euclid(1_000_000);
-    Timestamp::from_second(second).map_or_else(|_| at.to_owned(), |then| then.to_string())
 }
 
 impl PolicyFlags {
@@ -222,7 +212,13 @@ pub async fn add(session: Session, add: Add) -> Result<()> {
     let plan = if Path::new(&add.text).extension().is_some_and(|extension| extension == "toml") {
         plan_of_file(&add)?
     } else {
-        plan_of_words(&add, &all(&session).await?)?
+        match (plan_of_words(&add, &all(&session).await?), &add.once) {
+            (Err(Failure::Conflict(taken)), Some(key)) if !add.dry_run => {
+                let answer = made_before(&session, &add, key, taken).await?;
+                return report(session, answer, add.until).await;
+            }
+            (plan, _) => plan?,
+        }
     };
     if add.dry_run {
         return dry_run(&session, &plan).await;
@@ -233,6 +229,15 @@ pub async fn add(session: Session, add: Add) -> Result<()> {
         Plan::Make { body } => session.client.post(&["tasks"], &Value::Object(body), once).await?,
     };
     report(session, answer, add.until).await
+}
+
+/// The task that has the title may be the very one that this line has made, sent again under its key.
+async fn made_before(session: &Session, add: &Add, key: &str, taken: String) -> Result<Value> {
+    let Plan::Make { body } = make(add)? else { return Err(Failure::Conflict(taken)) };
+    match session.client.post_again(&["tasks"], &Value::Object(body), key).await {
+        Err(Failure::NotFound(_)) => Err(Failure::Conflict(taken)),
+        answer => answer,
+    }
 }
 
 /// `tasks run`: runs a task now.
@@ -575,14 +580,6 @@ mod tests {
                 "params": {"who": {"default": "me"}},
             })
         );
-    }
-
-    #[test]
-    fn a_distance_is_counted_from_now_and_a_time_stays_as_it_is() {
-        let now: Timestamp = "2026-11-20T20:00:00.5Z".parse().unwrap();
-        assert_eq!(absolute("20m", now), "2026-11-20T20:20:01Z");
-        assert_eq!(absolute("2026-12-01T03:00", now), "2026-12-01T03:00");
-        assert_eq!(absolute("tomorrow", now), "tomorrow");
     }
 
     #[test]

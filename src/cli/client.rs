@@ -148,7 +148,25 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn post(&self, segments: &[&str], body: &Value, once: Option<&str>) -> Result<Value> {
-        let mut call = self.call(Method::POST, segments, &[]).json(body);
+        self.post_with(segments, &[], body, once).await
+    }
+
+    /// Gives what was done under this key before; [`Failure::NotFound`] if nothing was.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post_again(&self, segments: &[&str], body: &Value, key: &str) -> Result<Value> {
+        self.post_with(segments, &[("again", "true")], body, Some(key)).await
+    }
+
+    async fn post_with(
+        &self,
+        segments: &[&str],
+        query: &[(&str, &str)],
+        body: &Value,
+        once: Option<&str>,
+    ) -> Result<Value> {
+        let mut call = self.call(Method::POST, segments, query).json(body);
         if let Some(key) = once {
             let key = HeaderValue::from_str(key)
                 .map_err(|_| Failure::Usage("--once takes letters, digits and signs in one line".into()))?;

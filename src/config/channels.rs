@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
+use lettre::message::Mailbox;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -182,9 +183,9 @@ pub struct Mail {
     /// With what.
     pub password: Option<SecretSource>,
     /// Who it is from.
-    pub from: String,
+    pub from: Mailbox,
     /// Who gets it.
-    pub to: Vec<String>,
+    pub to: Vec<Mailbox>,
 }
 
 /// How the line to a mail server is encrypted.
@@ -471,14 +472,14 @@ fn mail(written: &mut Written) -> Result<Mail, String> {
         MailTls::Tls => 465,
         MailTls::None => 25,
     });
-    Ok(Mail {
-        host,
-        port,
-        tls,
-        user,
-        password,
-        from: written.from.take().ok_or("from is missing: who the mail is from")?,
-        to,
+    let to = to.iter().map(|to| mailbox("to", to)).collect::<Result<_, _>>()?;
+    let from = mailbox("from", &written.from.take().ok_or("from is missing: who the mail is from")?)?;
+    Ok(Mail { host, port, tls, user, password, from, to })
+}
+
+fn mailbox(key: &str, text: &str) -> Result<Mailbox, String> {
+    text.parse().map_err(|error| {
+        format!("{key}: {text:?} is no address like \"you@example.org\" or \"You <you@example.org>\": {error}")
     })
 }
 

@@ -7,7 +7,7 @@ use lettre::address::Envelope;
 use lettre::message::header::ContentType;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
-use lettre::{Address, AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
+use lettre::{AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor};
 
 use super::digest;
 use super::sending::{Line, Parcel, Trouble, Values};
@@ -51,29 +51,30 @@ pub(super) async fn send(
     let transport = transport(line, values, server).await?;
     let (mut is_taken, mut put_off, mut refused) = (false, None, None);
     for mailbox in &server.to {
-        let left = arrived.left(parcel, mailbox);
+        let name = mailbox.to_string();
+        let left = arrived.left(parcel, &name);
         if left.members.is_empty() {
             is_taken = true;
             continue;
         }
-        let (message, to) = (message(server, &left)?, addressee(mailbox)?);
-        let envelope = Envelope::new(message.envelope().from().cloned(), vec![to])
-            .map_err(|error| format!("{mailbox}: {error}"))?;
+        let message = message(server, &left)?;
+        let envelope = Envelope::new(message.envelope().from().cloned(), vec![mailbox.email.clone()])
+            .map_err(|error| format!("{name}: {error}"))?;
         let bytes = message.formatted();
         match tokio::time::timeout(line.timeout, transport.send_raw(&envelope, &bytes)).await {
             Ok(Ok(_)) => {
                 is_taken = true;
-                arrived.note(&left, mailbox);
+                arrived.note(&left, &name);
             }
             Ok(Err(error)) => {
-                let why = format!("{mailbox}: {}: {}", server.host, words(&error));
+                let why = format!("{name}: {}: {}", server.host, words(&error));
                 // The mailbox is not there, or wants nothing of it.
                 let is_refused = error.status().is_some_and(|code| matches!(u16::from(code), 550..=554));
                 let kept = if is_refused { &mut refused } else { &mut put_off };
                 kept.get_or_insert(why);
             }
             Err(_) => {
-                put_off.get_or_insert_with(|| format!("{mailbox}: no answer within {:?}", line.timeout));
+                put_off.get_or_insert_with(|| format!("{name}: no answer within {:?}", line.timeout));
             }
         }
     }
@@ -111,24 +112,17 @@ async fn transport(
     Ok(transport.build())
 }
 
-fn addressee(mailbox: &str) -> Result<Address, String> {
-    let parsed = mailbox.parse::<lettre::message::Mailbox>();
-    parsed.map(|parsed| parsed.email).map_err(|error| format!("to: {mailbox:?} is no address: {error}"))
-}
-
 fn message(server: &Mail, parcel: &Parcel<'_>) -> Result<Message, String> {
-    let address =
-        |key: &str, text: &str| text.parse().map_err(|error| format!("{key}: {text:?} is no address: {error}"));
     let digest::Message { title, body, url } = digest::message(&parcel.notices());
-    let domain = server.from.rsplit('@').next().unwrap_or("localhost").trim_end_matches('>');
+    let domain = server.from.email.domain();
     let mut message = Message::builder()
-        .from(address("from", &server.from)?)
+        .from(server.from.clone())
         // The same at each try: a mailbox that has it may tell.
         .message_id(Some(format!("<{}@{domain}>", parcel.id())))
         .subject(title)
         .header(ContentType::TEXT_PLAIN);
     for to in &server.to {
-        message = message.to(address("to", to)?);
+        message = message.to(to.clone());
     }
     let url = url.map(|url| format!("\n\n{url}")).unwrap_or_default();
     message.body(format!("{body}{url}\n")).map_err(|error| format!("the mail cannot be written: {error}"))

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::event::{RunId, TaskId};
 use crate::record::wire_time;
 use crate::store::{TaskNo, from_sql, sql};
+use crate::stream::log::LONGEST_SNOOZE;
 
 /// How many open findings of one task are counted: a task that looks every second has thousands in a night.
 const MOST_COUNTED: i64 = 1000;
@@ -41,12 +42,16 @@ impl Answer {
         }
     }
 
-    /// The rows in this state; `?1` is now.
-    const fn condition(self) -> &'static str {
+    /// The rows in this state; `?1` is now. What is snoozed for longer than anything can be was snoozed by a clock that was
+    /// ahead, and is open.
+    fn condition(self) -> String {
+        let latest = format!("?1 + {}", LONGEST_SNOOZE.as_micros());
         match self {
-            Self::Open => "acknowledged IS NULL AND (snoozed IS NULL OR snoozed <= ?1)",
-            Self::Snoozed => "acknowledged IS NULL AND snoozed > ?1",
-            Self::Acknowledged => "acknowledged IS NOT NULL",
+            Self::Open => {
+                format!("acknowledged IS NULL AND (snoozed IS NULL OR snoozed <= ?1 OR snoozed > {latest})")
+            }
+            Self::Snoozed => format!("acknowledged IS NULL AND snoozed > ?1 AND snoozed <= {latest}"),
+            Self::Acknowledged => "acknowledged IS NOT NULL".to_owned(),
         }
     }
 }
@@ -124,7 +129,7 @@ pub struct Which {
 /// # Errors
 /// When the store cannot be read.
 pub fn list(connection: &Connection, which: &Which, now: Timestamp, limit: usize) -> rusqlite::Result<Vec<Finding>> {
-    let condition = which.state.map_or("?1 IS NOT NULL", Answer::condition);
+    let condition = which.state.map_or_else(|| "?1 IS NOT NULL".to_owned(), Answer::condition);
     let before = which.before.map_or_else(|| "~".to_owned(), |run| run.to_string());
     let (micros, limit) = (now.as_microsecond(), sql(limit as u64));
     let mut given: Vec<&dyn ToSql> = vec![&micros, &before, &limit];
@@ -182,16 +187,17 @@ pub fn snooze(connection: &Connection, task: TaskNo, run: RunId, until: Timestam
         .map(drop)
 }
 
-/// The tasks of which a snooze ended after one moment and up to another.
+/// The tasks of which a snooze ended after one moment and up to another, or because the clock was set back.
 ///
 /// # Errors
 /// When the store cannot be read.
 pub fn woken(connection: &Connection, after: Timestamp, upto: Timestamp) -> rusqlite::Result<Vec<TaskId>> {
     let mut statement = connection.prepare_cached(
         "SELECT DISTINCT id FROM findings JOIN tasks ON tasks.no = findings.task
-         WHERE snoozed > ?1 AND snoozed <= ?2 AND acknowledged IS NULL",
+         WHERE ((snoozed > ?1 AND snoozed <= ?2) OR snoozed > ?3) AND acknowledged IS NULL",
     )?;
-    let rows = statement.query_map([after.as_microsecond(), upto.as_microsecond()], |row| row.get::<_, String>(0))?;
+    let range = [after.as_microsecond(), upto.as_microsecond(), latest(upto).as_microsecond()];
+    let rows = statement.query_map(range, |row| row.get::<_, String>(0))?;
     rows.filter_map(|row| row.map(|id| id.parse().ok()).transpose()).collect()
 }
 
@@ -201,9 +207,16 @@ pub fn woken(connection: &Connection, after: Timestamp, upto: Timestamp) -> rusq
 /// When the store cannot be read.
 pub fn next_end(connection: &Connection, after: Timestamp) -> rusqlite::Result<Option<Timestamp>> {
     connection
-        .prepare_cached("SELECT min(snoozed) FROM findings WHERE snoozed > ?1 AND acknowledged IS NULL")?
-        .query_row([after.as_microsecond()], |row| row.get::<_, Option<i64>>(0))
+        .prepare_cached(
+            "SELECT min(snoozed) FROM findings WHERE snoozed > ?1 AND snoozed <= ?2 AND acknowledged IS NULL",
+        )?
+        .query_row([after.as_microsecond(), latest(after).as_microsecond()], |row| row.get::<_, Option<i64>>(0))
         .map(|micros| micros.map(time))
+}
+
+/// Until when what is snoozed now can be at most.
+fn latest(now: Timestamp) -> Timestamp {
+    now.saturating_add(LONGEST_SNOOZE).unwrap_or(Timestamp::MAX)
 }
 
 fn time(micros: i64) -> Timestamp {
@@ -216,8 +229,9 @@ fn finding(row: &Row<'_>, now: Timestamp) -> rusqlite::Result<Option<Finding>> {
         return Ok(None);
     };
     let acknowledged_at = row.get::<_, Option<i64>>(4)?.map(time);
+    let is_ahead = |until: &Timestamp| *until > now && *until <= latest(now);
     let snoozed_until =
-        row.get::<_, Option<i64>>(5)?.map(time).filter(|until| acknowledged_at.is_none() && *until > now);
+        row.get::<_, Option<i64>>(5)?.map(time).filter(|until| acknowledged_at.is_none() && is_ahead(until));
     let state = match (acknowledged_at, snoozed_until) {
         (Some(_), _) => Answer::Acknowledged,
         (None, Some(_)) => Answer::Snoozed,

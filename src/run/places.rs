@@ -453,6 +453,18 @@ impl Places {
         any
     }
 
+    /// Lets no retry wait longer by the clock of the machine than by the time that passes.
+    pub fn bring_near(&mut self, wall: Timestamp, now: Instant) {
+        for (_, id) in std::mem::take(&mut self.later.at) {
+            let Some(Waiting { kind: Kind::Retry { due: Some(due) }, .. }) = self.waiting.get_mut(&id) else {
+                continue;
+            };
+            let latest = wall.saturating_add(due.by.saturating_duration_since(now)).unwrap_or(due.at);
+            due.at = due.at.min(latest);
+            self.later.at.insert((due.at, id));
+        }
+    }
+
     /// When the next retry is due, by each clock.
     pub fn next_due(&self) -> Option<Due> {
         let ((at, _), (by, _)) = (self.later.at.first()?, self.later.by.first()?);

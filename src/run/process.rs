@@ -297,44 +297,52 @@ impl Processes {
     /// Starts a command: first its supervisor, then the record of it, then the command itself.
     ///
     /// # Errors
-    /// [`SpawnError`]; nothing of the command has run then. Dropping the future before it is done has the same
-    /// effect, or ends what was started.
+    /// [`SpawnError`]; nothing of the command has run then, or a stop has given up on it. Dropping the future before it is
+    /// done has the same effect, or ends what was started.
     pub async fn spawn(&self, spec: CommandSpec) -> Result<Running, SpawnError> {
-        let mut stopping = self.shared.stopping.subscribe();
+        let prepared = tokio::select! {
+            biased;
+            () = self.stopping() => return Err(SpawnError::Stopping),
+            prepared = self.prepare(&spec) => prepared?,
+        };
+        // From here on a stop finds it, and ends it in stages: it is not let go.
         tokio::select! {
             biased;
-            _ = stopping.wait_for(|stopping| *stopping) => Err(SpawnError::Stopping),
-            started = self.start(spec) => started,
+            started = self.start(spec, prepared) => started,
+            () = self.given_up() => Err(SpawnError::Stopping),
         }
     }
 
-    async fn start(&self, spec: CommandSpec) -> Result<Running, SpawnError> {
+    /// A supervisor that is there and written down.
+    async fn prepare(&self, spec: &CommandSpec) -> Result<Prepared, SpawnError> {
         let shared = &self.shared;
-        let failed = |what: &str, error: &dyn fmt::Display| {
-            SpawnError::Start(format!("the command's supervisor {what}: {error}"))
-        };
         let mut marks = shared.marks.clone();
         marks.insert("REJOIN_CALL".into(), spec.call.clone().into());
         let (mut child, mut link) =
-            supervisor(&shared.exe, &marks).map_err(|error| failed("could not be started", &error))?;
+            supervisor(&shared.exe, &marks).map_err(|error| lost("could not be started", &error))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
 
         let ready = timeout(READY_WITHIN, link.hear()).await;
         let (pid, start_ticks) = match ready {
             Ok(Some(Report::Ready { pid, start_ticks })) => (pid, start_ticks),
-            Ok(_) => return Err(failed("ended at once", &first_words(stderr).await)),
-            Err(late) => return Err(failed("did not answer", &late)),
+            Ok(_) => return Err(lost("ended at once", &first_words(stderr).await)),
+            Err(late) => return Err(lost("did not answer", &late)),
         };
         let spawned = Spawned { call: spec.call.clone(), pid, start_ticks };
         (shared.record)(spawned).await.map_err(SpawnError::Record)?;
+        let supervisor = Supervisor { pid, start_ticks };
+        Ok(Prepared { supervisor, child, link, stdout, stderr, marks })
+    }
 
+    async fn start(&self, spec: CommandSpec, prepared: Prepared) -> Result<Running, SpawnError> {
+        let Prepared { supervisor, child, link, stdout, stderr, marks } = prepared;
+        let shared = &self.shared;
         let mut env = spec.env;
         env.extend(marks);
         let env = env.into_iter().collect();
         let cwd = spec.cwd.into_os_string();
         let (asks, asked) = mpsc::channel(ORDERS);
         // From here on the command is found by a stop; a stop that came before is seen under the same lock.
-        let supervisor = Supervisor { pid, start_ticks };
         let line = Line { supervisor, asks };
         let place = shared.enter(line.clone())?;
         let (alive, dropped) = oneshot::channel();
@@ -348,13 +356,13 @@ impl Processes {
         match started.await {
             Ok(Ok(_)) => Ok(running),
             Ok(Err(reason)) => Err(SpawnError::Start(reason)),
-            Err(_) => Err(failed("was lost", &"it ended before the command began")),
+            Err(_) => Err(lost("was lost", &"it ended before the command began")),
         }
     }
 
     /// Lets no further command start, and ends those that run with everything they started: SIGINT, SIGTERM and
-    /// SIGKILL at the times of [`StopStages`], each followed by SIGCONT, which supervisors get too. Each stage that is reached goes to
-    /// `stages`; where that is full (3 places are enough) it is not waited for.
+    /// SIGKILL at the times of [`StopStages`], each followed by SIGCONT, which supervisors get too. Each stage that is
+    /// reached goes to `stages`; where that is full (3 places are enough) it is not waited for.
     ///
     /// Returns as soon as nothing is left, with an empty list; or, when it is time to give up, with what is left
     /// (uninterruptible: state `D`). Beginning a second stop while one is under way repeats its stages.
@@ -425,6 +433,16 @@ impl Shared {
     fn lines(&self) -> Vec<Line> {
         self.live().commands.values().cloned().collect()
     }
+}
+
+/// A supervisor that is written down and has no command yet.
+struct Prepared {
+    supervisor: Supervisor,
+    child: Child,
+    link: Link,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+    marks: BTreeMap<OsString, OsString>,
 }
 
 /// A command that was started. Dropping it ends the command and its tree.
@@ -536,6 +554,10 @@ impl Link {
             self.orders = None;
         }
     }
+}
+
+fn lost(what: &str, error: &dyn fmt::Display) -> SpawnError {
+    SpawnError::Start(format!("the command's supervisor {what}: {error}"))
 }
 
 /// Starts a supervisor: its standard input is our socket, its environment the marks and nothing else.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -365,6 +365,10 @@ pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlit
     note_finding(transaction, task, run)
 }
 
+/// The longest snooze: what is put away for longer is better acknowledged, or mended. One that ends later was given by a
+/// clock that was ahead, and counts as over.
+pub const LONGEST_SNOOZE: SignedDuration = SignedDuration::from_hours(90 * 24);
+
 /// Notes what a run that is over has found. The same of the same task as what is snoozed is snoozed with it: a task
 /// that looks every minute would wake its person every minute.
 fn note_finding(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlite::Result<()> {
@@ -373,10 +377,17 @@ fn note_finding(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlite::
         .prepare_cached(
             "INSERT INTO findings (run, task, at, summary, snoozed)
              VALUES (?1, ?2, ?3, ?4, (SELECT max(snoozed) FROM findings
-                                      WHERE task = ?2 AND acknowledged IS NULL AND snoozed > ?3 AND summary = ?4))
+                                      WHERE task = ?2 AND acknowledged IS NULL AND snoozed > ?3 AND snoozed <= ?5
+                                        AND summary = ?4))
              ON CONFLICT (run) DO NOTHING",
         )?
-        .execute(params![run.id.to_string(), task.0, at.as_microsecond(), attention.summary])
+        .execute(params![
+            run.id.to_string(),
+            task.0,
+            at.as_microsecond(),
+            attention.summary,
+            at.saturating_add(LONGEST_SNOOZE).unwrap_or(Timestamp::MAX).as_microsecond()
+        ])
         .map(drop)
 }
 

@@ -143,6 +143,29 @@ async fn a_snooze_ends_by_itself_and_all_who_look_are_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn see_02_a_snooze_given_by_a_clock_that_was_ahead_is_over_when_it_is_set_right() {
+    let home = home();
+    let ahead: Timestamp = "2027-06-01T12:00:00Z".parse().unwrap();
+    let clock = Clock::standing_at(ahead);
+    let server = home.serve_at(clock.clone()).await;
+    let client = &server.client;
+    let first = find(client, "a disk is full").await;
+    let mut watcher = looker(&server).await;
+    client.post(&format!("/runs/{first}/snooze"), json!({ "for": "1h" })).await;
+    told(&mut watcher, Value::is_null).await;
+    clock.set("2025-06-01T12:00:00Z".parse().unwrap());
+    client.post("/clock/accept", json!({})).await;
+    // Told without being asked.
+    assert_eq!(told(&mut watcher, |attention| !attention.is_null()).await["count"], 1);
+    assert_eq!(in_state(client, "snoozed").await, [""; 0]);
+    let second = find(client, "a disk is full").await;
+    let shown = attention(client).await;
+    assert_eq!((&shown["run"], &shown["count"]), (&json!(second), &json!(2)), "the same once more is news");
+    assert_eq!(in_state(client, "open").await, [second, first]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_found_and_answered_is_known_after_a_restart() {
     let home = home();
     let server = home.serve().await;

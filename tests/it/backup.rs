@@ -230,7 +230,9 @@ async fn a_backup_never_takes_the_place_of_what_a_server_needs_or_of_what_is_no_
         let words = said(&forced, code);
         assert!(words.contains(part), "{}: {words}", to.display());
     };
-    for name in ["rejoin.db", "rejoin.db-wal", "rejoin.db-shm", "rejoin.db-journal", "opens", "token", "lock"] {
+    for name in
+        ["rejoin.db", "rejoin.db-wal", "rejoin.db-shm", "rejoin.db-journal", "opens", "token", "lock", "backup-mark"]
+    {
         refused(folder.join(name), 2, "its server needs").await;
     }
     // The same by another name.

@@ -440,6 +440,34 @@ async fn the_same_key_starts_one_run() {
 }
 
 #[tokio::test]
+async fn t_18_the_same_key_makes_one_task_with_or_without_an_id_and_whenever_it_is_due() {
+    let house = House::new().await;
+    for line in [
+        vec!["tasks", "add", "Every hour", "--run", "true", "--every", "1h", "--once", "k1"],
+        vec!["tasks", "add", "At once", "--run", "true", "--once", "k2"],
+        vec!["tasks", "add", "Soon", "--run", "true", "--at", "20m", "--once", "k3"],
+        vec!["tasks", "add", "Soon too", "--id", "soon-2", "--run", "true", "--at", "20m", "--once", "k4"],
+    ] {
+        let line = [line, vec!["--json"]].concat();
+        let begun = jiff::Timestamp::now().as_second();
+        let first = house.json(&line).await;
+        // Distances are counted in full seconds.
+        while jiff::Timestamp::now().as_second() < begun + 2 {
+            let again = house.json(&line).await;
+            assert_eq!(first["task"]["id"], again["task"]["id"], "{line:?}");
+            assert_eq!(first["task"]["next_at"], again["task"]["next_at"], "{line:?}");
+            assert_eq!(first["run"]["id"], again["run"]["id"], "{line:?}");
+        }
+    }
+    assert_eq!(house.json(&["tasks", "list", "--json"]).await["items"].as_array().unwrap().len(), 3 + 4);
+    // Another key is another request, and the title is taken.
+    let other = ["tasks", "add", "At once", "--run", "true", "--once", "k5"];
+    assert!(house.prints(&other, 6).await.contains("rejoin tasks remove at-once"));
+    let changed = ["tasks", "add", "At once", "--run", "false", "--once", "k2"];
+    assert!(house.prints(&changed, 6).await.contains("another request"));
+}
+
+#[tokio::test]
 async fn over_http_a_token_is_needed_and_is_enough() {
     let house = House::new().await;
     let link = house.json(&["open", "--print", "--json"]).await;

@@ -97,7 +97,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("tokio_tungstenite", &["api::live", "api::outgoing", "api::websocket", "cli::client", "cli::live"]),
-    ("lettre", &["notify::mail"]),
+    ("lettre", &["config::channels", "notify::mail"]),
     ("hmac", &["notify::webhook"]),
     ("reqwest", &["agent::steps::http", "cli::client", "cli::place", "egress", "notify", "task::parse"]),
 ];

@@ -408,7 +408,9 @@ async fn copies_are_made_when_they_are_due_and_so_many_are_kept() {
         assert_eq!(of(&all, "backup")["last"]["ok"], true, "{all}");
     }
     let copies = home.path().join("copies");
-    assert_eq!(names(&copies), ["rejoin-20261121T140000Z.db", "rejoin-20261121T150000Z.db"]);
+    let mark = std::fs::read_to_string(home.path().join("data/backup-mark")).unwrap();
+    let named = ["14", "15"].map(|hour| format!("rejoin-20261121T{hour}0000Z-{mark}.db"));
+    assert_eq!(names(&copies), named);
     for name in names(&copies) {
         use std::os::unix::fs::PermissionsExt;
         let file = copies.join(name);
@@ -417,6 +419,35 @@ async fn copies_are_made_when_they_are_due_and_so_many_are_kept() {
         assert!(label.outputs);
     }
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_share_a_folder_for_their_copies_remove_only_their_own() {
+    let shared = tempfile::tempdir().unwrap();
+    let config = format!("[backup]\nfolder = \"{}\"\nkeep = 1\nevery = \"1000h\"", shared.path().display());
+    let homes = [Home::new(&config), Home::new(&config)];
+    let clock = Clock::standing_at("2026-11-21T12:00:00Z".parse().unwrap());
+    let servers = [homes[0].serve_at(clock.clone()).await, homes[1].serve_at(clock.clone()).await];
+    let copies = |home: &Home| {
+        let mark = std::fs::read_to_string(home.path().join("data/backup-mark")).unwrap_or("none".to_owned());
+        names(shared.path()).into_iter().filter(|name| name.ends_with(&format!("-{mark}.db"))).count()
+    };
+    // The first copies of both are of the same second.
+    for server in &servers {
+        assert_eq!(done(&server.client, "backup").await["ok"], true);
+    }
+    // One that another server writes at this moment.
+    let part = shared.path().join(".rejoin-20261121T120000Z-00000000.db.part");
+    std::fs::write(&part, "").unwrap();
+    for _ in 0..2 {
+        clock.pass(Duration::from_secs(60));
+        assert_eq!(done(&servers[0].client, "backup").await["ok"], true);
+    }
+    assert_eq!([copies(&homes[0]), copies(&homes[1])], [1, 1], "{:?}", names(shared.path()));
+    assert!(part.exists());
+    for server in servers {
+        server.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

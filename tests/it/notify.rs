@@ -720,6 +720,8 @@ async fn a_test_is_sent_at_once_and_says_whether_it_arrived() {
     );
     assert_eq!(rest["next"], Value::Null);
     assert_eq!(server.client.get("/notifications?state=lost").await.0, 400);
+    let (status, unknown) = server.client.get("/notifications?channel=nobody").await;
+    assert_eq!((status, &unknown["code"]), (404, &json!("not_found")), "{unknown}");
     server.stop().await;
 }
 
@@ -922,6 +924,9 @@ fn a_channel_that_cannot_be_is_refused_with_its_place_and_the_way_out() {
         ("kind = \"ntfy\"\ntopic = \"t\"\ntpoic = \"t\"", "unknown field"),
         ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b\"\nto = \"c@d\"\ntls = \"none\"", "on this machine"),
         ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b\"\nto = \"c@d\"\nuser = \"u\"", "go together"),
+        ("kind = \"mail\"\nhost = \"a\"\nfrom = \"nope\"\nto = \"c@d.org\"", "from: \"nope\" is no address"),
+        ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b.org\"\nto = [\"c@d.org\", \"d\"]", "to: \"d\" is no address"),
+        ("kind = \"mail\"\nhost = \"a\"\nfrom = \"a@b.org\\nx\"\nto = \"c@d.org\"", "is no address"),
         ("kind = \"healthchecks\"\non = [\"failed\"]", "do not go with healthchecks"),
     ] {
         let said = refused(text);

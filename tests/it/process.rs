@@ -351,6 +351,37 @@ async fn a_stop_while_the_record_is_written_starts_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn t_28_a_stop_that_meets_the_start_of_a_command_ends_it_in_stages_too() {
+    let supervisor = Arc::new(Mutex::new(None));
+    let kept = Arc::clone(&supervisor);
+    let record: Record = Arc::new(move |spawned: Spawned| {
+        // It is told to start the command, and does not hear it yet.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawned.pid), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        *kept.lock().unwrap() = Some(spawned.pid);
+        Box::pin(async { Ok(()) })
+    });
+    let run = RunId::new();
+    let processes = Processes::with_stages(run, BTreeMap::new(), program(), record, FAST);
+    let spawning = tokio::spawn({
+        let processes = processes.clone();
+        async move { processes.spawn(spec("trap '' INT; sleep 1000")).await }
+    });
+    until("it waits for the start", || format!("{processes:?}").contains("live: 1")).await;
+    let (stages, mut reached) = mpsc::channel(3);
+    let stopping = tokio::spawn({
+        let processes = processes.clone();
+        async move { processes.stop(stages).await }
+    });
+    assert_eq!(reached.recv().await, Some(Stage::Interrupt));
+    let pid = supervisor.lock().unwrap().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGCONT).unwrap();
+    let running = spawning.await.unwrap().expect("it is not let go");
+    assert_eq!(stopping.await.unwrap(), []);
+    assert_ne!(running.wait().await, Exit { code: None, signal: None }, "its end is known");
+    assert_eq!(marked(run), HashSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_command_begins_with_clean_signals_descriptors_and_its_own_session() {
     let processes = processes(RunId::new());
     // By `exec`, because a shell may clean up before it starts another program.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::external::{EXTERNAL, feed};
-use crate::harness::{Client, Home, PATIENCE, REJOIN, is_terminal};
+use crate::harness::{Client, Home, InProcess, PATIENCE, REJOIN, is_terminal};
 use crate::producer::Producer;
 
 /// A task of one command.
@@ -377,6 +377,30 @@ async fn a_pending_retry_survives_the_server_and_starts_when_it_is_due_and_not_b
     let clock = Clock::standing_at(now + SignedDuration::from_hours(2));
     let server = home.serve_at(clock).await;
     assert_eq!(runs(&server.client, "again").await.len(), 2, "and once");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_waits_no_longer_when_a_clock_that_was_ahead_is_set_right() {
+    let home = Home::new("").task("again", &task("retries = 1\nbackoff = \"1h\"", "[ $REJOIN_ATTEMPT = 2 ]"));
+    let clock = Clock::standing_at("2027-07-01T12:00:00Z".parse().unwrap());
+    let server = home.serve_at(clock.clone()).await;
+    let first = server.client.run("again").await;
+    let retry = text(&pending_retry(&server.client, &first).await["id"]);
+    let right: Timestamp = "2025-07-01T12:00:00Z".parse().unwrap();
+    clock.set(right);
+    let until =
+        async |server: &InProcess| time(&server.client.get(&format!("/runs/{retry}")).await.1["waits"]["until"]);
+    server.client.post("/clock/accept", json!({})).await;
+    // What it had left, and what a clock may be slowed down by.
+    let latest = right + SignedDuration::from_mins(68);
+    assert!(until(&server).await <= latest, "{}", until(&server).await);
+    server.stop().await;
+    let server = home.serve_at(clock.clone()).await;
+    assert!(until(&server).await <= latest, "also over a start: {}", until(&server).await);
+    clock.set(latest);
+    let over = server.client.ended(&retry).await;
+    assert_eq!((&over["state"], &over["attempt"]), (&json!("succeeded"), &json!(2)));
     server.stop().await;
 }
 

@@ -65,7 +65,14 @@ impl Runs {
         // Over a start of the server too a clock that was set back does not make the wait longer than it was drawn.
         let left = until(self.publisher().clock().now()).min(until(run.queued_at));
         let by = Instant::now() + left + left / SET_BACK + LOOK_AGAIN;
+        let at = at.min(self.publisher().clock().now().saturating_add(left).unwrap_or(at));
         Kind::Retry { due: (!left.is_zero()).then_some(Due { at, by }) }
+    }
+
+    /// Lets no retry wait for what the clock showed before it was set back: each waits for as long as it has left.
+    pub fn accept_clock(&self) {
+        let (wall, now) = (self.publisher().clock().now(), Instant::now());
+        self.lists().places.bring_near(wall, now);
     }
 
     /// The run that does once more what this one was to do; none, as long as nobody did.
