@@ -311,13 +311,17 @@ async fn of_many_slots_due_at_once_the_first_start_and_no_others_before_all_have
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_slots_are_written_down_no_run_starts_and_then_all_do() {
-    let home = Home::new("").shell_task("job", "true");
+    let home = Home::new("");
+    let gate = Gate::new(home.path(), "gate");
+    let home = home.shell_task("job", &gate.wait());
     let server = home.serve().await;
     let still = server.server.api().runs.keep_still();
     let run = server.client.run("job").await;
     assert_eq!(server.client.get(&format!("/runs/{run}")).await.1["state"], "queued");
     let let_go = Timestamp::now();
     drop(still);
+    assert_eq!(server.server.api().runs.counts(), (1, 0), "it has its place as soon as it may");
+    gate.open().await;
     let ended = server.client.ended(&run).await;
     assert_eq!(ended["state"], "succeeded");
     let started = time(&ended["started_at"]);
