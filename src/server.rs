@@ -59,7 +59,8 @@ use crate::task::registry::{Registry, Source, Task, TaskError};
 
 /// How often the write-ahead log is looked at.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
-/// How often memory is given back: what the stream no longer needs, and what is free to the system.
+/// How often memory is given back: what the stream and the readers of the store no longer need, and what is free to the
+/// system.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 /// How many sockets are told per second that the server goes down.
 const GOODBYES_PER_SECOND: usize = 500;
@@ -266,6 +267,7 @@ impl Server {
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();
                     publisher.tidy();
+                    store.tidy();
                     shutdown::give_memory_back();
                 }
             }

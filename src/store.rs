@@ -283,6 +283,17 @@ impl Store {
         Ok(result?)
     }
 
+    /// Gives back what readers that are not reading keep, of pages and of plans: each would fill with time, however seldom
+    /// it is used. O(what they keep), at most a millisecond, in which nobody begins to read.
+    pub fn tidy(&self) {
+        for reader in self.readers.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            reader.flush_prepared_statement_cache();
+            if let Err(error) = reader.execute_batch("PRAGMA shrink_memory") {
+                warn!(%error, "a reader of the store keeps its memory");
+            }
+        }
+    }
+
     /// The permits for pages: whoever must keep readers away for a moment takes them all.
     pub fn permits(&self) -> &Arc<Semaphore> {
         &self.permits

@@ -135,7 +135,7 @@ impl Sub {
             viewer.publisher.metrics().reconnects.add(1);
         }
         let Some(after) = after else {
-            return self.reset(viewer, limits, Why::Generation, Seq(0), true).await;
+            return self.reset(viewer, limits, Why::Generation, position, true).await;
         };
         let (verdict, log) = self.reader.verdict_within(&viewer.store, generation, after, limits, span).await?;
         match verdict {
@@ -154,7 +154,7 @@ impl Sub {
                 if why == Why::Future && viewer.publisher.renew(self.reader.topic(), log.generation).await?.is_none() {
                     return Ok(Answer::NotFound(self.not_found()));
                 }
-                self.reset(viewer, limits, why, after, true).await
+                self.reset(viewer, limits, why, position, true).await
             }
         }
     }
@@ -173,11 +173,11 @@ impl Sub {
         limits: ReplayLimits,
         lost: Lost,
     ) -> Result<Answer, StoreError> {
-        let have = self.reader.next().prev();
+        let position = Position { generation: Some(self.reader.generation()), after: Some(self.reader.next().prev()) };
         match lost {
             Lost::Deleted => Ok(Answer::NotFound(self.not_found())),
-            Lost::Replaced => self.reset(viewer, limits, Why::Generation, have, true).await,
-            Lost::Retention => self.reset(viewer, limits, Why::Retention, have, false).await,
+            Lost::Replaced => self.reset(viewer, limits, Why::Generation, position, true).await,
+            Lost::Retention => self.reset(viewer, limits, Why::Retention, position, false).await,
         }
     }
 
@@ -188,7 +188,7 @@ impl Sub {
         viewer: &Viewer,
         limits: ReplayLimits,
         why: Why,
-        have: Seq,
+        position: Position,
         again: bool,
     ) -> Result<Answer, StoreError> {
         let snapshot = match why {
@@ -200,6 +200,9 @@ impl Sub {
         if self.reader.topic().is_closed() {
             return Ok(Answer::NotFound(self.not_found()));
         }
+        // The log may have been replaced since it was judged.
+        let why = why.in_log(position.generation, generation);
+        let have = position.after.unwrap_or(Seq(0));
         self.reader.seek(generation, seq.next());
         self.reader.show_again();
         let log = Bounds { generation, head, ..self.reader.bounds() };

@@ -59,6 +59,15 @@ impl Why {
             Self::Future => "future",
         }
     }
+
+    /// The reason in the log that is told of, for a position in a log that may be another by now: what was missing in
+    /// that one says nothing of this one. A newcomer has no position, and a position beyond the end replaced the log.
+    pub fn in_log(self, known: Option<Gen>, log: Gen) -> Self {
+        match self {
+            Self::TooFar | Self::Retention if known != Some(log) => Self::Generation,
+            why => why,
+        }
+    }
 }
 
 /// What the resume table says.
@@ -407,6 +416,18 @@ mod tests {
     use super::*;
 
     const LOG: Bounds = Bounds { generation: Gen(7), oldest: Seq(11), head: Seq(20), bytes: 0 };
+
+    #[test]
+    fn what_was_missing_in_a_log_is_no_reason_in_the_one_that_took_its_place() {
+        let (this, other) = (Some(Gen(7)), Some(Gen(8)));
+        for why in [Why::TooFar, Why::Retention] {
+            assert_eq!(why.in_log(this, Gen(7)), why);
+            assert_eq!(why.in_log(other, Gen(7)), Why::Generation);
+        }
+        for why in [Why::Future, Why::FromStart, Why::Generation] {
+            assert_eq!(why.in_log(other, Gen(7)), why);
+        }
+    }
 
     #[test]
     fn the_rows_of_the_resume_table_are_tried_in_their_order() {

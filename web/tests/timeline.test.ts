@@ -176,12 +176,20 @@ describe('several runs', () => {
   });
 });
 
-test('200,000 events take less than two seconds to arrange', () => {
-  const timeline = new Timeline();
-  const began = performance.now();
-  for (let batch = 0; batch < 200_000 / 256; batch += 1) {
-    timeline.append(Array.from({ length: 256 }, () => event('r1', 'thought', { text: 'x' })));
-  }
-  expect(timeline.rows().length).toBeGreaterThan(199_000);
-  expect(performance.now() - began).toBeLessThan(2_000);
+/** The least of three times that so many events take to arrange, in milliseconds. */
+function timeOf(events: number): number {
+  const times = Array.from({ length: 3 }, () => {
+    const timeline = new Timeline();
+    const began = performance.now();
+    for (let batch = 0; batch < events / 250; batch += 1) {
+      timeline.append(Array.from({ length: 250 }, () => event('r1', 'thought', { text: 'x' })));
+    }
+    expect(timeline.rows().length).toBeGreaterThanOrEqual(events);
+    return performance.now() - began;
+  });
+  return Math.min(...times);
+}
+
+test('ten times the events take about ten times as long to arrange, 200,000 too', { timeout: 60_000 }, () => {
+  expect(timeOf(200_000)).toBeLessThan(40 * timeOf(20_000));
 });
