@@ -329,20 +329,27 @@ impl Reader {
         limits: ReplayLimits,
     ) -> Result<Snapshot, StoreError> {
         let (no, id, log) = (self.topic.no, self.topic.id.clone(), self.bounds());
-        let first = store.read(move |connection| log::start_of_last_work(connection, no)).await?;
-        let from = first.unwrap_or(log.head.next()).max(log.oldest);
-        let work = Span { first: from, last: None };
-        if from > log.head || !self.fits(store, &log, work, limits).await? {
-            return self.snapshot_at_head(store).await;
-        }
-        let seq = from.prev();
         let read = move |connection: &rusqlite::Connection| {
+            // One look: retention may take events meanwhile, and the file knows of that before memory does.
+            let file = log::bounds(connection, no)?.filter(|file| file.generation == log.generation);
+            let Some(Bounds { oldest, .. }) = file else { return Ok(None) };
+            let first = log::start_of_last_work(connection, no)?;
+            let from = first.unwrap_or(log.head.next()).max(oldest);
+            if from > log.head
+                || log.head.0 - from.0 + 1 > limits.events
+                || log::bytes_from(connection, no, &log, from)? > limits.bytes
+            {
+                return Ok(None);
+            }
+            let seq = from.prev();
             let fold = log::fold_at(connection, &id, no, seq)?;
             let runs = log::runs_at(connection, no, seq, &fold, SNAPSHOT_RUNS)?;
-            Ok((runs, fold.calls().to_vec()))
+            Ok(Some(Snapshot { generation: log.generation, seq, head: log.head, runs, calls: fold.calls().to_vec() }))
         };
-        let (runs, calls) = store.read(read).await?;
-        Ok(Snapshot { generation: log.generation, seq, head: log.head, runs, calls })
+        match store.read(read).await? {
+            Some(snapshot) => Ok(snapshot),
+            None => self.snapshot_at_head(store).await,
+        }
     }
 
     /// Whether there is something to pull, without the lock. A lost position shows only in a pull.
