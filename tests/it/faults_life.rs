@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rejoin::api::sub::{Answer, Position, Sub};
 use rejoin::event::{Body, TaskId};
+use rejoin::stream::forwarder::Peer;
+use rejoin::stream::reader::{Lost, Span};
 use rejoin::stream::topic::Topic;
 use serde_json::{Value, json};
 use tokio::net::TcpSocket;
@@ -435,5 +438,28 @@ async fn a_flood_of_pings_is_too_many_requests() {
     assert!(code.is_none_or(|code| code == 4013), "{code:?}");
     sockets(&server, 0).await;
     let _ = ping.await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_position_is_lost_while_its_task_goes_is_told_that_it_is_gone_and_nothing_of_what_is_left() {
+    let home = Home::new("");
+    let server = home.serve().await;
+    let steps = json!([{ "name": "one", "run": "true" }]);
+    server.client.post("/tasks", json!({ "title": "job", "steps": steps, "run": false })).await;
+    let run = server.client.run("job").await;
+    server.client.ended(&run).await;
+    let api = server.server.api();
+    let peer = std::sync::Arc::new(Peer::new(u64::MAX, "u".into(), "c".into()));
+    let mut sub = Sub::enter(&api.viewer, topic(&server, "job"), &peer, Some(1)).unwrap();
+    // It has noticed that it has to start again, and the task goes before it does.
+    assert_eq!(server.client.delete("/tasks/job").await.0, 204);
+    let is_gone = |answer| matches!(answer, Answer::NotFound(said) if said.text.contains("not_found"));
+    let limits = api.live.limits.replay;
+    for lost in [Lost::Retention, Lost::Replaced, Lost::Deleted] {
+        assert!(is_gone(sub.start_again(&api.viewer, limits, lost).await.unwrap()), "{lost:?}");
+    }
+    let answer = sub.answer(&api.viewer, limits, Position::NONE, Span::ALL).await.unwrap();
+    assert!(is_gone(answer), "who comes back with a position of another log");
     server.stop().await;
 }

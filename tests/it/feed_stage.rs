@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::harness::{Client, PATIENCE, events_of};
 
@@ -192,22 +192,25 @@ impl Stream {
 
     /// Reads on until an event is as wanted; gives all that came, the wanted last.
     pub async fn until_that(&mut self, good: impl Fn(&Said) -> bool) -> Vec<Said> {
-        let mut all = Vec::new();
+        let (mut all, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
             let said = self.next().await.unwrap_or_else(|| panic!("ended before what was waited for: {all:?}"));
             assert!(said.name == "cursor" || said.frame()["type"] == said.name, "its name is its type: {said:?}");
-            let done = good(&said);
+            let (done, is_heartbeat) = (good(&said), said.name == "heartbeat");
             all.push(said);
             if done {
                 return all;
             }
+            // They come for ever, and make nobody wait longer for something else.
+            assert!(!is_heartbeat || Instant::now() < deadline, "what was waited for never came: {all:?}");
         }
     }
 
     /// Reads to the end of the stream; gives all that came.
     pub async fn rest(&mut self) -> Vec<Said> {
-        let mut all = Vec::new();
+        let (mut all, deadline) = (Vec::new(), Instant::now() + PATIENCE);
         while let Some(said) = self.next().await {
+            assert!(said.name != "heartbeat" || Instant::now() < deadline, "it did not end: {all:?}");
             all.push(said);
         }
         all

@@ -217,7 +217,8 @@ pub struct InProcess {
 impl InProcess {
     /// Stops it in order.
     pub async fn stop(self) {
-        self.server.stop().await.unwrap();
+        // Longer than runs at work may take to be stopped.
+        timeout(2 * PATIENCE, self.server.stop()).await.expect("the server does not stop").unwrap();
     }
 
     /// Has the writer wait at the first point, from now on, of which `here` says so.
@@ -444,13 +445,15 @@ impl Watcher {
         self.socket.send(Message::text(frame.to_string())).await.unwrap();
     }
 
-    /// The next frame; heartbeats are answered and left out.
+    /// The next frame; heartbeats are answered and left out, and make nobody wait longer for it.
     pub async fn next(&mut self) -> Value {
+        let deadline = Instant::now() + PATIENCE;
         loop {
             let frame = self.next_of_any().await.unwrap_or_else(|close| panic!("closed: {close:?}"));
             if frame["type"] != "heartbeat" {
                 return frame;
             }
+            assert!(Instant::now() < deadline, "nothing came but heartbeats");
             self.send(json!({ "type": "pong", "at": frame["at"] })).await;
         }
     }

@@ -460,6 +460,41 @@ async fn the_end_of_a_run_does_not_overtake_its_start_that_did_not_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_what_did_not_arrive_as_one_message_only_what_is_too_old_is_given_up() {
+    let mut receiver = Receiver::answering(&[Answer::Status(500)]).await;
+    let config = format!(
+        "{AT_ONCE}\n[notify.channels.phone]\nkind = \"ntfy\"\nurl = \"{}\"\ntopic = \"mine\"\n\
+         allow_hosts = [\"127.0.0.1\"]",
+        receiver.url()
+    );
+    let home = Home::new(&config).shell_task("one", "exit 1");
+    let server = home.serve().await;
+    let now = Timestamp::now();
+    let wait = move |store: &rusqlite::Connection| -> Result<_, StoreError> {
+        let draft = |n: i64| {
+            let notice = Notice::new(Occasion::Failed, now, "x");
+            ledger::Draft { channel: "phone".into(), kind: "ntfy", subject: n.to_string(), notice }
+        };
+        ledger::add_all(store, &[draft(0)], now - SignedDuration::from_hours(24))?;
+        ledger::add_all(store, &[draft(1), draft(2), draft(3)], now)?;
+        Ok(((), Vec::new()))
+    };
+    server.server.api().publisher.transact(wait).await.unwrap();
+    // Somebody rings.
+    ended(&server.client, "one").await;
+    let fates = |list: &Value| {
+        let states: Vec<&str> =
+            list["items"].as_array().unwrap().iter().filter_map(|one| one["state"].as_str()).collect();
+        states == ["sent", "sent", "sent", "sent", "failed"]
+    };
+    let list = server.client.until("/notifications", fates).await;
+    let tries: Vec<&Value> = (1..5).map(|n| &list["items"][n]["attempts"]).collect();
+    assert_eq!(tries, [2, 2, 2, 1], "{list}");
+    receiver.next().await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_held_back_is_told_when_the_clock_is_set_back() {
     let mut receiver = Receiver::answering(&[]).await;
     let config = hook(&receiver, "").replacen("[notify]", "[notify]\nhourly = 1", 1);

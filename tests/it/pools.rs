@@ -2,7 +2,11 @@
 
 use std::process::Output;
 
+#[cfg(feature = "failpoints")]
+use jiff::SignedDuration;
 use jiff::Timestamp;
+#[cfg(feature = "failpoints")]
+use rejoin::clock::Clock;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -264,15 +268,60 @@ async fn a_pool_that_is_not_there_is_refused_in_file_api_and_command() {
     server.stop().await;
 }
 
+/// More than the planner writes down in its first two transactions: 64 and 256.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_slots_due_at_once_the_first_start_and_no_others_before_all_have_their_rows() {
+    let begin: Timestamp = "2026-03-02T10:00:00Z".parse().unwrap();
+    let at = begin + SignedDuration::from_secs(10);
+    let due = |pool: &str| {
+        let step = "[[steps]]\nwrite = { path = \"../out\", content = \"x\" }\n";
+        format!("title = \"Due\"\n[schedule]\nat = \"{at}\"\n[policy]\nconcurrency = {pool:?}\n{step}")
+    };
+    let home = Home::new("[runs]\nconcurrency = 2\n[pools]\nnarrow = 1\nwide = 2\n");
+    let home = (0..64).fold(home, |home, n| home.task(&format!("first-{n}"), &due("narrow")));
+    let home = (0..257).fold(home, |home, n| home.task(&format!("then-{n}"), &due("wide")));
+    let clock = Clock::standing_at(begin);
+    let server = home.serve_at(clock.clone()).await;
+    let api = server.server.api();
+    let publisher = api.publisher.clone();
+    let last_is_left = move |point: &str| point == "in-commit" && publisher.metrics().slots_due.get() == 64 + 256;
+    let mut hold = server.hold_writer(last_is_left).await;
+    clock.set(at);
+    api.planner.notify_one();
+    hold.reached().await;
+    let line_up = async {
+        loop {
+            let (running, queued) = api.runs.counts();
+            // The first of all may be over.
+            if running + queued >= 64 + 256 - 1 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, line_up).await.expect("those that have their rows do not stand in line");
+    // A place is free, and the first of the others would take it.
+    api.runs.start_ready();
+    assert!(api.runs.counts().0 <= 1, "one of the others is at work");
+    drop(hold);
+    server.client.until("/tasks/then-0/runs", |page| page["items"][0]["state"] == "succeeded").await;
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_slots_are_written_down_no_run_starts_and_then_all_do() {
-    let home = Home::new("").shell_task("job", "true");
+    let home = Home::new("");
+    let gate = Gate::new(home.path(), "gate");
+    let home = home.shell_task("job", &gate.wait());
     let server = home.serve().await;
     let still = server.server.api().runs.keep_still();
     let run = server.client.run("job").await;
     assert_eq!(server.client.get(&format!("/runs/{run}")).await.1["state"], "queued");
     let let_go = Timestamp::now();
     drop(still);
+    assert_eq!(server.server.api().runs.counts(), (1, 0), "it has its place as soon as it may");
+    gate.open().await;
     let ended = server.client.ended(&run).await;
     assert_eq!(ended["state"], "succeeded");
     let started = time(&ended["started_at"]);
