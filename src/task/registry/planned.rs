@@ -188,15 +188,14 @@ impl Planned {
     }
 }
 
-/// How far a task is planned, as the store has it; and the slots behind that which have their row too, first and last of
-/// each, in order: a clock was ahead.
+/// Slots that have their row, first and last of each, in order.
+pub type Stretches = Vec<(Timestamp, Timestamp)>;
+
+/// How far a task is planned, as the store has it; and the slots behind that which have their row too: a clock was ahead.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn planned(
-    connection: &Connection,
-    no: TaskNo,
-) -> rusqlite::Result<Option<(Planned, Vec<(Timestamp, Timestamp)>)>> {
+pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(Planned, Stretches)>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
     let row: Option<(i64, i64, [Option<i64>; 3])> = connection
         .prepare_cached("SELECT anchor, planned, resumed, next, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
