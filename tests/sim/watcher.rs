@@ -931,8 +931,8 @@ impl Watcher {
                         again.push(sub.task.clone());
                     }
                     sub.behind_at = behind.then_some(at.sent);
-                    // What it still has to be told may have been before that.
-                    if !behind {
+                    // What it still has to be told may have been before that; on a slow line that it ended, too.
+                    if !behind && session.link.is_calm() {
                         sub.since = sub.since.max(said);
                     }
                 }
