@@ -176,20 +176,11 @@ describe('several runs', () => {
   });
 });
 
-/** The least of three times that so many events take to arrange, in milliseconds. */
-function timeOf(events: number): number {
-  const times = Array.from({ length: 3 }, () => {
-    const timeline = new Timeline();
-    const began = performance.now();
-    for (let batch = 0; batch < events / 250; batch += 1) {
-      timeline.append(Array.from({ length: 250 }, () => event('r1', 'thought', { text: 'x' })));
-    }
-    expect(timeline.rows().length).toBeGreaterThanOrEqual(events);
-    return performance.now() - began;
-  });
-  return Math.min(...times);
-}
-
-test('ten times the events take about ten times as long to arrange, 200,000 too', { timeout: 60_000 }, () => {
-  expect(timeOf(200_000)).toBeLessThan(40 * timeOf(20_000));
+// What it takes is no figure of speed: this is for what takes minutes because each event costs what all before it cost.
+test('200,000 events are arranged while one waits', { timeout: 20_000 }, () => {
+  const timeline = new Timeline();
+  for (let batch = 0; batch < 200_000 / 250; batch += 1) {
+    timeline.append(Array.from({ length: 250 }, () => event('r1', 'thought', { text: 'x' })));
+  }
+  expect(timeline.rows().length).toBeGreaterThanOrEqual(200_000);
 });
