@@ -115,7 +115,7 @@ impl Story {
         self.world.trace("story", "settled");
         for emitter in &mut emitters {
             emitter.conclude(3).await;
-            if !self.within(PROMPT, "see the last words at once").await {
+            if !self.come_to(PROMPT, PROMPT, "see the last words at once").await {
                 return;
             }
         }
@@ -378,31 +378,22 @@ impl Story {
         }
     }
 
-    /// Waits until every watcher shows what is true.
     /// Waits until every watcher shows what is true. One on a slow line may take long, as long as it gets on.
     async fn settle(&self) -> bool {
-        let begin = tokio::time::Instant::now();
-        let (mut stood, mut since) = (None, begin);
-        loop {
-            self.world.tick();
-            let Some(lagging) = self.lagging() else { return true };
-            if stood.as_ref() != Some(&lagging) {
-                (stood, since) = (Some(lagging.clone()), tokio::time::Instant::now());
-            }
-            if since.elapsed() > SETTLED || begin.elapsed() > MOVING {
-                self.world.wrong("story", &format!("watchers do not settle: {lagging}"));
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(250)).await;
-        }
+        self.come_to(SETTLED, MOVING, "settle").await
     }
 
-    async fn within(&self, long: Duration, what: &str) -> bool {
+    /// Waits until every watcher shows what is true: none may stand still for so long, and all of it takes at most so long.
+    async fn come_to(&self, still: Duration, most: Duration, what: &str) -> bool {
         let begin = tokio::time::Instant::now();
+        let (mut seen, mut since) = (None, begin);
         loop {
             self.world.tick();
             let Some(lagging) = self.lagging() else { return true };
-            if begin.elapsed() > long {
+            if seen.as_ref() != Some(&lagging) {
+                (seen, since) = (Some(lagging.clone()), tokio::time::Instant::now());
+            }
+            if since.elapsed() > still || begin.elapsed() > most {
                 self.world.wrong("story", &format!("watchers do not {what}: {lagging}"));
                 return false;
             }
