@@ -23,9 +23,11 @@ use crate::truth::Log;
 use crate::watcher::{Handle, Shown, Watcher, Wish};
 use crate::world::World;
 
-/// How long everybody may take to come to the same once the faults are over: a half-open connection is noticed after
-/// 35 s, the longest delay of a client is 30 s, twice in a row by bad luck.
+/// How long somebody may stand still once the faults are over, until all have come to the same: a half-open connection is
+/// noticed after 35 s, the longest delay of a client is 30 s, twice in a row by bad luck.
 const SETTLED: Duration = Duration::from_secs(240);
+/// How long they may take in any case, however slow their lines are.
+const MOVING: Duration = Duration::from_secs(1200);
 /// After this a line that was dead is known to be dead by both of its ends.
 const DEAD: Duration = Duration::from_secs(60);
 /// The last words are there within this, by no heartbeat.
@@ -102,18 +104,18 @@ impl Story {
             }
             emitter.check_taken();
         }
-        if !self.within(SETTLED, "settle").await {
+        if !self.settle().await {
             return;
         }
         // Who is on a line that is dead shows what is true until the next word: after this, each knows.
         tokio::time::sleep(DEAD).await;
-        if !self.within(SETTLED, "settle").await {
+        if !self.settle().await {
             return;
         }
         self.world.trace("story", "settled");
         for emitter in &mut emitters {
             emitter.conclude(3).await;
-            if !self.within(PROMPT, "see the last words at once").await {
+            if !self.come_to(PROMPT, PROMPT, "see the last words at once").await {
                 return;
             }
         }
@@ -376,13 +378,22 @@ impl Story {
         }
     }
 
-    /// Waits until every watcher shows what is true.
-    async fn within(&self, long: Duration, what: &str) -> bool {
+    /// Waits until every watcher shows what is true. One on a slow line may take long, as long as it gets on.
+    async fn settle(&self) -> bool {
+        self.come_to(SETTLED, MOVING, "settle").await
+    }
+
+    /// Waits until every watcher shows what is true: none may stand still for so long, and all of it takes at most so long.
+    async fn come_to(&self, still: Duration, most: Duration, what: &str) -> bool {
         let begin = tokio::time::Instant::now();
+        let (mut seen, mut since) = (None, begin);
         loop {
             self.world.tick();
             let Some(lagging) = self.lagging() else { return true };
-            if begin.elapsed() > long {
+            if seen.as_ref() != Some(&lagging) {
+                (seen, since) = (Some(lagging.clone()), tokio::time::Instant::now());
+            }
+            if since.elapsed() > still || begin.elapsed() > most {
                 self.world.wrong("story", &format!("watchers do not {what}: {lagging}"));
                 return false;
             }
