@@ -188,6 +188,7 @@ impl Notifier {
                 channel: Arc::clone(channel),
                 store: Arc::clone(&self.shared.store),
                 publisher: self.shared.publisher.clone(),
+                registry: self.shared.registry.clone(),
                 bell: Arc::clone(bell),
                 retry: self.shared.retry,
                 give_up: self.shared.give_up,
@@ -231,7 +232,7 @@ impl Notifier {
         let (standings, happenings) = self.shared.store.read(read).await?;
         let Some(last) = happenings.last().map(|happening| happening.n) else { return Ok(false) };
         failpoint::hit("ended-not-decided");
-        let now = self.shared.publisher.clock().now();
+        let now = self.now();
         let decided = self.shared.witness.decide(&happenings, &self.tasks(), standings, now);
         let rung: Vec<String> = decided.drafts.iter().map(|draft| draft.channel.clone()).collect();
         let keep = self.shared.keep;
@@ -253,7 +254,7 @@ impl Notifier {
 
     /// Tells what was held back, where there is room again. Gives when there is next.
     async fn tell_held_back(&self, next: Option<Timestamp>) -> Result<Option<Timestamp>, StoreError> {
-        let now = self.shared.publisher.clock().now();
+        let now = self.now();
         if next.is_some_and(|next| ledger::is_ahead(next, now, rules::LONGEST_HOLD)) {
             return self.shared.store.read(ledger::next_standing).await;
         }
@@ -285,6 +286,11 @@ impl Notifier {
         let (next, _) = self.shared.publisher.transact(act).await?;
         self.ring(&rung);
         Ok(next)
+    }
+
+    /// What is taken for the time, of which all that is told goes: see `courier`.
+    fn now(&self) -> Timestamp {
+        self.shared.registry.look().believed()
     }
 
     fn ring(&self, channels: &[String]) {
@@ -363,7 +369,7 @@ impl Notifier {
     /// [`TestError`]: nothing was sent, or it is not known any more what became of it.
     pub async fn test(&self, name: &str, task: Option<&TaskId>) -> Result<Delivery, TestError> {
         let (channel, bell) = self.known(name)?;
-        let now = self.shared.publisher.clock().now();
+        let now = self.now();
         let mut notice = Notice::new(Occasion::Test, now, notice::words(Occasion::Test, "", None, &blank(now)));
         notice.url = Some(self.shared.witness.page.trim_end_matches('/').to_owned());
         if let Some(task) = task.and_then(|id| self.shared.registry.get(id)) {

@@ -16,6 +16,7 @@ use super::{quiet, rules};
 use crate::failpoint;
 use crate::store::{Store, StoreError};
 use crate::stream::publish::{Publisher, Writable};
+use crate::task::registry::Registry;
 
 /// How many deliveries are read at once.
 const BATCH: usize = 64;
@@ -35,6 +36,8 @@ pub struct Courier {
     pub store: Arc<Store>,
     /// Where what became of them is written.
     pub publisher: Publisher,
+    /// Who knows whether the clock is believed.
+    pub registry: Registry,
     /// Rung when there is a new one.
     pub bell: Arc<Notify>,
     /// The first pause before another try.
@@ -94,15 +97,20 @@ impl Courier {
                 () = self.bell.notified() => return,
                 () = tokio::time::sleep(LOOK), if next.is_some() => {}
             }
-            let now = self.publisher.clock().now();
+            let now = self.now();
             if next.is_some_and(|next| !ledger::is_ahead(next, now, ledger::LONGEST_WAIT)) {
                 return;
             }
         }
     }
 
+    /// What is taken for the time: what a jump of the clock makes old or due waits until that is believed.
+    fn now(&self) -> Timestamp {
+        self.registry.look().believed()
+    }
+
     async fn bring_due(&self) -> Result<Round, StoreError> {
-        let now = self.publisher.clock().now();
+        let now = self.now();
         let name = self.channel.name.clone();
         let quiet_until = self.channel.config.quiet.as_ref().and_then(|hours| quiet::until(hours, now));
         let read = move |connection: &rusqlite::Connection| {
@@ -150,7 +158,7 @@ impl Courier {
             Err(Trouble::Later(why)) => {
                 debug!(channel, id = first.id, why, "a notification did not arrive");
                 // The clock may have gone on while the receiver was waited for.
-                let now = self.publisher.clock().now();
+                let now = self.now();
                 self.note(due, |delivery| self.again(delivery, &why, now)).await?;
                 Ok(Round::Failed)
             }
@@ -173,7 +181,7 @@ impl Courier {
     /// again.
     async fn note(&self, deliveries: &[Delivery], outcome: impl Fn(&Delivery) -> Outcome) -> Result<(), StoreError> {
         let outcomes: Vec<(i64, Outcome)> = deliveries.iter().map(|delivery| (delivery.n, outcome(delivery))).collect();
-        let (kind, now) = (self.channel.kind(), self.publisher.clock().now());
+        let (kind, now) = (self.channel.kind(), self.now());
         loop {
             let act = || {
                 let outcomes = outcomes.clone();

@@ -229,7 +229,7 @@ async fn what_is_told_in_quiet_hours_is_held_and_told_as_one_when_they_end() {
     assert!(receiver.has_more().is_none(), "somebody was woken");
     until_counted(&home, &server.client, "ntfy", [0, 0, 0, 2, 0]).await;
 
-    clock.set("2026-05-02T07:00:00Z".parse().unwrap());
+    clock.pass(std::time::Duration::from_secs(8 * 3600));
     let message: Value = serde_json::from_str(&receiver.next().await.body).unwrap();
     let said = message["message"].as_str().unwrap();
     assert!(said.contains("one failed") && said.contains("two failed"), "{message}");
@@ -517,6 +517,30 @@ async fn what_was_held_back_is_told_when_the_clock_is_set_back() {
     }
     clock.set(start - SignedDuration::from_hours(24));
     assert_eq!(verified(&receiver.next().await)["type"], "recovered");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_a_clock_that_jumped_nothing_is_tried_early_or_given_up_before_it_is_believed() {
+    let mut receiver = Receiver::answering(&[Answer::Status(503)]).await;
+    let home = home(&hook(&receiver, "")).shell_task("one", "exit 1").shell_task("two", "exit 1");
+    let start: Timestamp = "2026-05-01T12:00:00Z".parse().unwrap();
+    let clock = Clock::standing_at(start);
+    let server = home.serve_at(clock.clone()).await;
+    ended(&server.client, "one").await;
+    assert_eq!(verified(&receiver.next().await)["data"]["task"], "one");
+    let tried = |list: &Value| list["items"][0]["attempts"] == 1;
+    server.client.until("/notifications?task=one", tried).await;
+    clock.set(start + SignedDuration::from_hours(72));
+    ended(&server.client, "two").await;
+    assert_eq!(verified(&receiver.next().await)["data"]["task"], "two", "the one before waits longer");
+    until_state(&server.client, "?task=two", "sent").await;
+    let list = server.client.get("/notifications?task=one").await.1;
+    assert!(tried(&list) && list["items"][0]["state"] == "pending", "{list}");
+    clock.set(start);
+    clock.pass(std::time::Duration::from_secs(1));
+    assert_eq!(verified(&receiver.next().await)["data"]["task"], "one");
+    until_state(&server.client, "?task=one", "sent").await;
     server.stop().await;
 }
 

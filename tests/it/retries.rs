@@ -381,6 +381,30 @@ async fn a_pending_retry_survives_the_server_and_starts_when_it_is_due_and_not_b
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_not_begun_early_by_a_clock_that_jumped_and_is_not_believed() {
+    let home = Home::new("")
+        .task("again", &task("retries = 1\nbackoff = \"20m\"", "[ $REJOIN_ATTEMPT = 2 ]"))
+        .task("soon", &task("retries = 1\nbackoff = \"1s\"", "[ $REJOIN_ATTEMPT = 2 ]"));
+    let start: Timestamp = "2026-11-20T20:00:00Z".parse().unwrap();
+    let clock = Clock::standing_at(start);
+    let server = home.serve_at(clock.clone()).await;
+    let first = server.client.run("again").await;
+    let retry = text(&pending_retry(&server.client, &first).await["id"]);
+    clock.set(start + SignedDuration::from_hours(72));
+    // Once this one is due, so would be the other.
+    let first = server.client.run("soon").await;
+    let soon = text(&pending_retry(&server.client, &first).await["id"]);
+    assert_eq!(server.client.ended(&soon).await["state"], "succeeded");
+    let waits = server.client.get(&format!("/runs/{retry}")).await.1;
+    assert_eq!((&waits["state"], &waits["waits"]["for"]), (&json!("queued"), &json!("retry")), "{waits}");
+    // Set right again it comes when it was to come.
+    clock.set(start);
+    clock.pass(Duration::from_secs(20 * 60));
+    assert_eq!(server.client.ended(&retry).await["state"], "succeeded");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_retry_waits_no_longer_when_a_clock_that_was_ahead_is_set_right() {
     let home = Home::new("").task("again", &task("retries = 1\nbackoff = \"1h\"", "[ $REJOIN_ATTEMPT = 2 ]"));
     let clock = Clock::standing_at("2027-07-01T12:00:00Z".parse().unwrap());
@@ -398,7 +422,7 @@ async fn a_retry_waits_no_longer_when_a_clock_that_was_ahead_is_set_right() {
     server.stop().await;
     let server = home.serve_at(clock.clone()).await;
     assert!(until(&server).await <= latest, "also over a start: {}", until(&server).await);
-    clock.set(latest);
+    clock.pass(Duration::from_secs(68 * 60));
     let over = server.client.ended(&retry).await;
     assert_eq!((&over["state"], &over["attempt"]), (&json!("succeeded"), &json!(2)));
     server.stop().await;

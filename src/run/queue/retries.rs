@@ -108,7 +108,7 @@ impl Runs {
 
     /// Puts those into the line that are due; gives how long until the next.
     fn line_up_due(&self) -> Option<Duration> {
-        let (wall, now) = (self.publisher().clock().now(), Instant::now());
+        let (wall, now) = (self.registry().look().believed(), Instant::now());
         let (due, next) = {
             let mut lists = self.lists();
             (lists.places.line_up_due(wall, now), lists.places.next_due())

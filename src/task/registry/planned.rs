@@ -34,6 +34,11 @@ impl Look {
     pub fn is_believed(&self) -> bool {
         self.carried.is_none()
     }
+
+    /// What is taken for the time: what it shows; as long as a jump is not believed, what it would show without.
+    pub fn believed(&self) -> Timestamp {
+        self.carried.unwrap_or(self.now)
+    }
 }
 
 /// When something was changed that counts from then on.
@@ -87,10 +92,10 @@ impl Registry {
     /// stored. By a clock that is not believed it is only known between which times it lies: which of them counts is settled
     /// when one is believed, by `schedule::plan`.
     pub(super) fn given_at(&self) -> Given {
-        let Look { now, carried } = self.look();
-        let passed = carried.unwrap_or(now);
+        let look = self.look();
+        let passed = look.believed();
         let since = plan::held_until(self.last_stored(), passed).unwrap_or(passed);
-        Given { since, shown: now.max(since) }
+        Given { since, shown: look.now.max(since) }
     }
 
     /// Takes the clock for right, whatever is stored: what was planned behind now is forgotten, what runs were made of
