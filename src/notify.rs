@@ -411,7 +411,7 @@ impl Notifier {
             }
         };
         let note = move |connection: &Connection| -> Result<_, StoreError> {
-            ledger::note_outcome(connection, kind, &[n], &outcome, now)?;
+            ledger::note_outcome(connection, kind, n, &outcome, now)?;
             ledger::forget_oldest(connection, keep)?;
             Ok((ledger::one(connection, n)?, Vec::new()))
         };

@@ -187,7 +187,7 @@ impl Courier {
                 let outcomes = outcomes.clone();
                 move |connection: &rusqlite::Connection| -> Result<_, StoreError> {
                     for (n, outcome) in &outcomes {
-                        ledger::note_outcome(connection, kind, &[*n], outcome, now)?;
+                        ledger::note_outcome(connection, kind, *n, outcome, now)?;
                     }
                     Ok(((), Vec::new()))
                 }

@@ -486,27 +486,27 @@ pub fn next_due(connection: &Connection, channel: &str, now: Timestamp) -> rusql
     statement.query_row(params![channel, now.as_microsecond(), never(now, LONGEST_WAIT)], |row| time(row, 0))
 }
 
-/// What became of deliveries that were tried, or of those that were not.
+/// What became of a delivery that was tried, or of one that was not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// They arrived.
+    /// It arrived.
     Sent,
-    /// They did not, and are tried again then.
+    /// It did not, and is tried again then.
     Again(Timestamp, String),
-    /// They did not, and are not tried again.
+    /// It did not, and is not tried again.
     GivenUp(String),
-    /// They wait for the end of quiet hours; they were not tried.
+    /// It waits for the end of quiet hours; it was not tried.
     Held(Timestamp),
 }
 
-/// Writes down what became of deliveries by a channel of this kind.
+/// Writes down what became of a delivery by a channel of this kind.
 ///
 /// # Errors
 /// When the store cannot be written.
 pub fn note_outcome(
     connection: &Connection,
     kind: &'static str,
-    numbers: &[i64],
+    n: i64,
     outcome: &Outcome,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
@@ -516,13 +516,12 @@ pub fn note_outcome(
         Outcome::GivenUp(why) => (State::Failed, "failed", 1, None, None, Some(why)),
         Outcome::Held(next) => (State::Held, "held", 0, Some(*next), None, None),
     };
-    let mut noted = 0;
-    let mut statement = connection.prepare_cached(
-        "UPDATE notifications SET state = ?2, attempts = attempts + ?3, next = ?4, sent = ?5, error = ?6
-         WHERE n = ?1 AND next IS NOT NULL",
-    )?;
-    for n in numbers {
-        noted += statement.execute(params![
+    let noted = connection
+        .prepare_cached(
+            "UPDATE notifications SET state = ?2, attempts = attempts + ?3, next = ?4, sent = ?5, error = ?6
+             WHERE n = ?1 AND next IS NOT NULL",
+        )?
+        .execute(params![
             n,
             state.as_str(),
             tried,
@@ -530,7 +529,6 @@ pub fn note_outcome(
             sent.map(Timestamp::as_microsecond),
             error
         ])?;
-    }
     count(kind, result, noted);
     Ok(())
 }
@@ -765,7 +763,9 @@ mod tests {
         forget_oldest(&store, 1).unwrap();
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len() as i64, MOST_WAITING + 1);
         let all: Vec<i64> = list(&store, &Query::default(), 5000).unwrap().into_iter().map(|one| one.n).collect();
-        note_outcome(&store, "ntfy", &all, &Outcome::Sent, now).unwrap();
+        for n in all {
+            note_outcome(&store, "ntfy", n, &Outcome::Sent, now).unwrap();
+        }
         forget_oldest(&store, 10).unwrap();
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len(), 10);
     }
@@ -783,19 +783,21 @@ mod tests {
         let turns = |at| due(&store, "c", at, 9).unwrap().into_iter().map(|one| one.n).collect::<Vec<_>>();
         assert_eq!(turns(now), [1, 2, 3]);
         // The first of a task is tried again later: the others of it wait with it, those of another task do not.
-        note_outcome(&store, "ntfy", &[1], &Outcome::Again(later(10), "away".to_owned()), now).unwrap();
+        note_outcome(&store, "ntfy", 1, &Outcome::Again(later(10), "away".to_owned()), now).unwrap();
         assert_eq!(turns(later(5)), [3]);
-        note_outcome(&store, "ntfy", &[3], &Outcome::Again(later(7), "away".to_owned()), now).unwrap();
+        note_outcome(&store, "ntfy", 3, &Outcome::Again(later(7), "away".to_owned()), now).unwrap();
         assert_eq!(next_due(&store, "c", later(5)).unwrap(), Some(later(7)));
         assert_eq!(turns(later(10)), [3, 1, 2]);
         // In quiet hours it is held with what is held already.
-        note_outcome(&store, "ntfy", &[1], &Outcome::Held(later(3600)), now).unwrap();
+        note_outcome(&store, "ntfy", 1, &Outcome::Held(later(3600)), now).unwrap();
         assert_eq!(turns(later(60)), [3]);
         let to_hold = due_to_hold(&store, "c", later(60), 9).unwrap();
         assert_eq!(to_hold.iter().map(|one| one.n).collect::<Vec<_>>(), [3, 2]);
-        note_outcome(&store, "ntfy", &[2, 3], &Outcome::Held(later(3600)), now).unwrap();
+        for n in [2, 3] {
+            note_outcome(&store, "ntfy", n, &Outcome::Held(later(3600)), now).unwrap();
+        }
         assert_eq!(next_due(&store, "c", later(60)).unwrap(), Some(later(3600)));
-        note_outcome(&store, "ntfy", &[1], &Outcome::Sent, now).unwrap();
+        note_outcome(&store, "ntfy", 1, &Outcome::Sent, now).unwrap();
         assert_eq!(turns(later(3600)), [2, 3]);
     }
 
