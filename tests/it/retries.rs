@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rejoin::clock::Clock;
-use rejoin::record::RunState;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -180,7 +179,10 @@ async fn t_28_a_stop_in_the_moment_in_which_the_failure_is_saved_stops_its_retry
     assert!(early.is_err(), "{early:?}");
     drop(hold);
     let stopped = stop.await.unwrap();
-    assert_eq!((stopped.state, stopped.retry_of.map(|of| of.to_string())), (RunState::Cancelled, Some(run.clone())));
+    assert_eq!(
+        (stopped.state, stopped.retry_of.map(|of| of.to_string())),
+        (rejoin::record::RunState::Cancelled, Some(run.clone()))
+    );
     let over = attempts(&server.client, &run).await;
     let ends: Vec<_> = over.iter().map(|run| (&run["state"], &run["reason"], run["started_at"].is_null())).collect();
     let stopped = (&json!("cancelled"), &json!("stopped before it started"), true);
