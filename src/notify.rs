@@ -402,7 +402,7 @@ impl Notifier {
             Ok((ledger::add_brought(connection, &key, &draft, now, until)?, Vec::new()))
         };
         let (n, _) = publisher.transact(make).await?;
-        let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, now).await;
+        let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, publisher.clock().now()).await;
         failpoint::hit("sent-not-noted");
         let (became, outcome) = match done {
             Ok(()) => ("was sent".to_owned(), Outcome::Sent),
@@ -415,13 +415,12 @@ impl Notifier {
             ledger::forget_oldest(connection, keep)?;
             Ok((ledger::one(connection, n)?, Vec::new()))
         };
-        match publisher.transact(note).await {
+        let noted = publisher.transact(note).await;
+        // Where it is not written down it may be its courier's own; what else is told of the task has waited for it.
+        bell.notify_one();
+        match noted {
             Ok((delivery, _)) => Ok(delivery),
-            Err(error) => {
-                // Its courier has to know that there is something that may be its own.
-                bell.notify_one();
-                Err(TestError::Unnoted { became, error })
-            }
+            Err(error) => Err(TestError::Unnoted { became, error }),
         }
     }
 }

@@ -423,7 +423,7 @@ fn count_wal_pages(writer: &mut Connection) -> rusqlite::Result<Arc<AtomicU32>> 
 }
 
 /// Whether a file, which need not be there, is one of those that a data folder consists of: in it, or through a link. A
-/// folder without a store is none.
+/// folder in which no server ever had its store is none, whatever a copy in it is called.
 pub fn is_part_of(dir: &Path, file: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |path: &Path| std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
@@ -432,7 +432,7 @@ pub fn is_part_of(dir: &Path, file: &Path) -> bool {
     let has_its_name =
         is_same(parent, dir) && file.file_name().is_some_and(|name| PARTS.iter().any(|part| name == *part));
     let is_one = has_its_name || PARTS.iter().any(|part| is_same(&dir.join(part), file));
-    is_one && dir.join("rejoin.db").exists()
+    is_one && dir.join("lock").exists()
 }
 
 fn make_private_dir(dir: &Path) -> Result<()> {

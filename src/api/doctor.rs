@@ -247,7 +247,7 @@ fn task_files(api: &Api) -> Vec<Finding> {
     let of_tasks = of_tasks
         .chain(registry.broken())
         .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&problem)));
-    let advice = "put it right: it is looked at again by itself, and until then all tasks stay as they are";
+    let advice = "put it right: it is looked at again by itself";
     let of_none = registry.astray().into_iter().map(|problem| Finding::trouble("tasks", problem.to_string(), advice));
     let mut findings: Vec<Finding> = of_none.chain(of_tasks).take(MAX_LINES).collect();
     if findings.is_empty() {

@@ -260,7 +260,7 @@ fn each_task(api: &Api, page: &mut Page, tasks: &[(Arc<Task>, Ends)]) {
     });
     let help = "When the task is due next.";
     family("rejoin_task_next_due_timestamp_seconds", help, &|task, _| {
-        task.next.filter(|_| task.is_scheduled()).map(seconds)
+        task.due_next().filter(|_| task.is_scheduled()).map(seconds)
     });
     let help = "1 while the task is paused.";
     family("rejoin_task_paused", help, &|task, _| Some(f64::from(u8::from(task.paused))));

@@ -35,7 +35,7 @@ pub async fn status(State(api): State<Api>) -> Json<Value> {
         .all()
         .into_iter()
         .filter(|task| task.is_scheduled())
-        .filter_map(|task| Some((task.next?, task)))
+        .filter_map(|task| Some((task.due_next()?, task)))
         .min_by_key(|(planned, _)| *planned)
         .and_then(|(_, task)| Some((task.upcoming()?.0, task.id.clone())));
     let held_until = *api.trust.held().borrow();

@@ -271,8 +271,7 @@ pub async fn remove(
             return Err(error.into());
         }
     } else if api.runs.has_runs(&task.id) {
-        let detail = "the task has runs that are not over: stop them, or remove it with --stop (over HTTP ?stop=true)";
-        return Err(ApiError::new(StatusCode::CONFLICT, "task_running", detail));
+        return Err(TaskError::Running.into());
     }
     for run in api.viewer.registry.remove(&task.id, noting(&once, &task.id)).await? {
         // Not every run has any output.

@@ -39,8 +39,8 @@ impl Mark {
     /// The mark of a data folder, made when it is first asked for.
     fn of(data: &Path) -> std::io::Result<Self> {
         let file = data.join(MARK);
-        match std::fs::read_to_string(&file) {
-            Ok(text) if text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) => {
+        match std::fs::read(&file).map(String::from_utf8) {
+            Ok(Ok(text)) if text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) => {
                 return Ok(Self(text));
             }
             // A crash left a part of it: nothing was named by it yet.

@@ -133,15 +133,15 @@ impl Courier {
             due.truncate(1);
         }
         due.sort_by_key(|delivery| delivery.n);
-        self.bring(&due, now).await
+        self.bring(&due).await
     }
 
-    async fn bring(&self, due: &[Delivery], now: Timestamp) -> Result<Round, StoreError> {
+    async fn bring(&self, due: &[Delivery]) -> Result<Round, StoreError> {
         let Some(first) = due.first() else { return Ok(Round::Arrived) };
         failpoint::hit("decided-not-sent");
         let members = due.iter().map(|delivery| (delivery.id.as_str(), &delivery.notice)).collect();
         let parcel = Parcel { members };
-        let done = self.channel.send(&parcel, now).await;
+        let done = self.channel.send(&parcel, self.publisher.clock().now()).await;
         failpoint::hit("sent-not-noted");
         let channel = &self.channel.name;
         match done {

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -365,7 +365,7 @@ impl Processes {
     /// reached goes to `stages`; where that is full (3 places are enough) it is not waited for.
     ///
     /// Returns as soon as nothing is left, with an empty list; or, when it is time to give up, with what is left
-    /// (uninterruptible: state `D`). Beginning a second stop while one is under way repeats its stages.
+    /// (what cannot be killed, with its state: `D` is uninterruptible). Beginning a second stop while one is under way repeats its stages.
     pub async fn stop(&self, stages: mpsc::Sender<Stage>) -> Vec<Left> {
         self.shared.stopping.send_replace(true);
         let lines = self.shared.lines();
@@ -515,22 +515,25 @@ async fn walk_stages(
             let _ = stages.try_send(stage);
         }
     }
-    let mut left = Vec::new();
-    for line in lines.iter().filter(|line| !line.asks.is_closed()) {
-        let (answer, answered) = oneshot::channel();
-        let _ = line.asks.try_send(Ask::List(answer));
-        match timeout(LIST_WITHIN, answered).await {
-            Ok(Ok(some)) => left.extend(some),
-            // Ended in this moment.
-            Ok(Err(_)) if line.asks.is_closed() => {}
-            // It does not even answer, although it was woken. Without it the driver ends what is left elsewhere by its marks.
-            _ => {
-                left.extend(line.supervisor.end().await);
-                let _ = timeout(LOST_WITHIN, line.asks.closed()).await;
-            }
+    let lines = lines.iter().filter(|line| !line.asks.is_closed());
+    join_all(lines.map(left_of)).await.into_iter().flatten().collect()
+}
+
+/// What is left of one command when it is given up.
+async fn left_of(line: &Line) -> Vec<Left> {
+    let (answer, answered) = oneshot::channel();
+    let _ = line.asks.try_send(Ask::List(answer));
+    match timeout(LIST_WITHIN, answered).await {
+        Ok(Ok(some)) => some,
+        // Ended in this moment.
+        Ok(Err(_)) if line.asks.is_closed() => Vec::new(),
+        // It does not even answer, although it was woken. Without it the driver ends what is left elsewhere by its marks.
+        _ => {
+            let left = line.supervisor.end().await;
+            let _ = timeout(LOST_WITHIN, line.asks.closed()).await;
+            left
         }
     }
-    left
 }
 
 /// The server's end of the line to a supervisor.

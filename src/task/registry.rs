@@ -86,6 +86,11 @@ impl Task {
         self.enabled && !self.paused && self.timing.is_some()
     }
 
+    /// When it is due next. None while that is not known, as a clock is in doubt: then it is only looked at then.
+    pub fn due_next(&self) -> Option<Timestamp> {
+        self.next.filter(|next| *next > self.planned)
+    }
+
     /// The next slot: its own time, and when it is planned for.
     pub fn upcoming(&self) -> Option<(Timestamp, Timestamp)> {
         let (timing, next) = (self.timing.as_ref()?, self.next?);
@@ -107,7 +112,7 @@ pub enum TaskError {
     #[error("{0}")]
     Schedule(#[from] Wrong),
     /// It has runs that are not over.
-    #[error("the task has runs that are not over: stop them, or call with ?stop=true")]
+    #[error("the task has runs that are not over: stop them, or remove it with --stop (over HTTP ?stop=true)")]
     Running,
     /// The store failed.
     #[error(transparent)]

@@ -261,6 +261,13 @@ async fn a_backup_never_takes_the_place_of_what_a_server_needs_or_of_what_is_no_
     let (data_dir, away) = (folder.clone(), link("away.db"));
     said(&beside(move || rejoin(&data_dir, &["backup", path(&away)], &[])).await, 6);
     assert!(link("away.db").is_symlink());
+    // A copy may be called as a store is, also when there is one by now.
+    let copies = link("copies");
+    std::fs::create_dir(&copies).unwrap();
+    for _ in 0..2 {
+        let (folder, copy) = (folder.clone(), copies.join("rejoin.db"));
+        said(&beside(move || rejoin(&folder, &["backup", path(&copy), "--force"], &[])).await, 0);
+    }
     ran(&server, "job").await;
     server.stop().await;
     // Nobody writes to it: it is not waited for.

@@ -591,6 +591,26 @@ async fn a_run_by_hand_that_nobody_speaks_for_goes_to_one_of_many_who_ask() {
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_program_elsewhere_began_after_a_slot_is_not_replaced_by_that_at_the_next_start() {
+    let text = format!("{EXTERNAL}[schedule]\nevery = \"1h\"\n[policy]\noverlap = \"replace\"\n");
+    let home = Home::new("").task("elsewhere", &text);
+    let clock = Clock::standing_at("2026-11-20T20:00:00Z".parse().unwrap());
+    let server = home.serve_at(clock.clone()).await;
+    clock.pass(Duration::from_secs(3600));
+    server.client.until("/tasks/elsewhere/runs", |runs| runs["items"][0]["state"] == "queued").await;
+    clock.pass(Duration::from_secs(1));
+    let (_, answer) = server.client.post("/tasks/elsewhere/runs", json!({})).await;
+    let run = answer["run"]["id"].as_str().unwrap();
+    assert_eq!(answer["run"]["state"], "running");
+    server.stop().await;
+    let server = home.serve_at(clock).await;
+    let (status, answer) = feed(&server.client, run, end(1)).await;
+    assert_eq!((status, &answer["stop"]), (200, &json!(false)), "{answer}");
+    assert_eq!(server.client.get(&format!("/runs/{run}")).await.1["state"], "succeeded");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_scheduled_run_waits_until_it_is_asked_for_and_goes_to_one() {
     let text = format!("{EXTERNAL}[schedule]\nevery = \"1s\"\n[policy]\noverlap = \"queue\"\n");

@@ -819,6 +819,24 @@ async fn on_a_full_disk_no_test_is_sent_and_of_one_that_was_it_is_said() {
     limit_files(server.pid(), None);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_of_a_task_while_a_test_with_it_is_under_way_is_told_after_that() {
+    let told = Arc::new(Notify::new());
+    let mut receiver = Receiver::answering(&[Answer::WhenTold(told.clone(), 200)]).await;
+    let home = home(&hook(&receiver, "")).shell_task("one", "exit 1");
+    let server = home.serve().await;
+    let client = server.client.clone();
+    let asked = tokio::spawn(async move { client.post("/notify/hook/test", json!({ "task": "one" })).await });
+    assert_eq!(verified(&receiver.next().await)["type"], "test");
+    ended(&server.client, "one").await;
+    let both = |list: &Value| list["items"].as_array().is_some_and(|items| items.len() == 2);
+    server.client.until("/notifications?task=one", both).await;
+    told.notify_one();
+    assert_eq!(asked.await.unwrap().0, 200);
+    assert_eq!(verified(&receiver.next().await)["type"], "failed");
+    server.stop().await;
+}
+
 async fn command(home: &Home, words: &[&'static str]) -> (i32, String, String) {
     tokio::task::block_in_place(|| rejoin(home, words))
 }

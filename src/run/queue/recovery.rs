@@ -57,7 +57,11 @@ impl Runs {
         let waiting =
             open.iter().filter(replaces).filter_map(|open| self.open_run(&open.task, open.id)).filter(is_first);
         // In the order of their ids, so that the last one stays.
-        let newest: BTreeMap<TaskId, RunId> = waiting.map(|run| (run.task, run.id)).collect();
+        let mut newest: BTreeMap<TaskId, RunId> = waiting.map(|run| (run.task, run.id)).collect();
+        // What a program elsewhere has begun since that slot is not what it was to replace.
+        newest.retain(|task, by| {
+            !open.iter().any(|other| other.task == *task && other.state != "queued" && other.id > *by)
+        });
         for (task, by) in newest {
             self.replace(&task, by);
         }
