@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Semaphore;
 use tracing::warn;
+
+use crate::config::trust::{Untrusted, owned, trusted};
 
 pub mod backup;
 mod opens;
@@ -171,6 +173,7 @@ impl Store {
     /// each says what to do.
     pub fn open(dir: &Path, durability: Durability, page_reads: usize) -> Result<Opened> {
         make_private_dir(dir)?;
+        refuse_foreign(dir)?;
         let lock = lock(dir)?;
         restore::finish(dir)?;
         remove_unfinished(dir);
@@ -435,13 +438,32 @@ pub fn is_part_of(dir: &Path, file: &Path) -> bool {
     is_one && dir.join("lock").exists()
 }
 
+/// Makes the data folder, for its user alone. One that is there already must be nobody's to write but its owner's: who
+/// can put a store or a token there has the server.
 fn make_private_dir(dir: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .with_context(|| format!("cannot make the data folder {}", dir.display()))
+        .with_context(|| format!("cannot make the data folder {}", dir.display()))?;
+    trusted(dir).context("the data folder cannot be used")
+}
+
+/// Refuses what somebody else has left in the data folder while it could be written by others: it is acted upon. The
+/// tokens are looked at where they are read.
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    for part in PARTS.iter().filter(|part| !part.ends_with("token")) {
+        owned(&dir.join(part)).map_err(|why| match why {
+            Untrusted::Owner { path, owner, me } => anyhow!(
+                "{} belongs to {owner}, who may have put it there: if it is yours all the same, chown -R {me} '{}'",
+                path.display(),
+                dir.display()
+            ),
+            why => why.into(),
+        })?;
+    }
+    Ok(())
 }
 
 fn lock(dir: &Path) -> Result<Flock<File>> {

@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::time::Instant;
 
+use crate::config::trust::{Untrusted, trusted};
 use crate::record::wire_time;
 use crate::store::{Store, StoreError};
 use crate::stream::publish::Publisher;
@@ -131,7 +132,7 @@ fn secret<const N: usize>() -> String {
 /// The token of the data folder; made at first start, 256 bits, readable by this user only.
 ///
 /// # Errors
-/// When it cannot be made or read, or when others may read it.
+/// When it cannot be made or read, when others may read it, or when it is somebody else's.
 pub fn token(dir: &Path) -> Result<String> {
     token_in(&dir.join("token"))
 }
@@ -157,6 +158,13 @@ fn token_in(path: &Path) -> Result<String> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error).with_context(failed),
     }
+    let looked = trusted(path);
+    if let Err(Untrusted::Owner { path: whose, owner, .. }) = &looked
+        && whose == path
+    {
+        let path = path.display();
+        bail!("{path} belongs to {owner}, who knows the token in it: rm '{path}', and start again to have one made");
+    }
     let mode = std::fs::metadata(path).with_context(failed)?.permissions().mode();
     if mode & 0o077 != 0 {
         bail!(
@@ -164,6 +172,7 @@ fn token_in(path: &Path) -> Result<String> {
             path.display()
         );
     }
+    looked.with_context(failed)?;
     let token = std::fs::read_to_string(path).with_context(failed)?.trim().to_owned();
     if token.len() < 32 {
         bail!(

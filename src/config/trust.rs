@@ -1,5 +1,5 @@
-//! Who may have written a file that this server acts on. Steps are shell: whoever can write a task file can run
-//! commands as the server's user.
+//! Who may have written a file that this server acts on. Steps are shell: whoever can write a task file, or the data
+//! folder, can run commands as the server's user.
 
 use std::fs::Metadata;
 use std::io;
@@ -21,7 +21,7 @@ pub enum Untrusted {
         error: io::Error,
     },
     /// It belongs to someone who is neither the server's user nor root.
-    #[error("{path} belongs to {owner}, neither to {me} nor to root: chown {me} '{path}'", path = path.display())]
+    #[error("{path} belongs to {owner}, {not}: chown {me} '{path}'", path = path.display(), not = not_to(me))]
     Owner {
         /// What belongs to someone else.
         path: PathBuf,
@@ -64,15 +64,36 @@ pub fn trusted(path: &Path) -> Result<(), Untrusted> {
     judge(path, &metadata)
 }
 
+/// Whether a file or folder in a folder that is trusted is the server's user's or root's: who could write the folder
+/// before may have left it there. A link is looked at, and what it leads to. What is not there is nobody's.
+///
+/// # Errors
+/// [`Untrusted`], which names the path.
+pub fn owned(path: &Path) -> Result<(), Untrusted> {
+    for looked in [path.symlink_metadata(), path.metadata()] {
+        match looked {
+            Ok(metadata) => judge_owner(path, &metadata)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Untrusted::Unreadable { path: path.to_owned(), error }),
+        }
+    }
+    Ok(())
+}
+
+fn judge_owner(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
+    let (me, owner) = (Uid::effective(), Uid::from_raw(metadata.uid()));
+    if owner != me && !owner.is_root() {
+        return Err(Untrusted::Owner { path: path.to_owned(), owner: user_name(owner), me: user_name(me) });
+    }
+    Ok(())
+}
+
 /// Looks at one file or folder.
 fn judge(path: &Path, metadata: &Metadata) -> Result<(), Untrusted> {
     const WRITABLE_BY_GROUP: u32 = 0o020;
     const WRITABLE_BY_ALL: u32 = 0o002;
-    let me = Uid::effective();
+    judge_owner(path, metadata)?;
     let owner = Uid::from_raw(metadata.uid());
-    if owner != me && !owner.is_root() {
-        return Err(Untrusted::Owner { path: path.to_owned(), owner: user_name(owner), me: user_name(me) });
-    }
     if metadata.mode() & WRITABLE_BY_ALL != 0 {
         return Err(Untrusted::Writable { path: path.to_owned(), who: "everyone".into(), mend: "go-w" });
     }
@@ -95,6 +116,11 @@ fn is_private_group(group: Gid, owner: Uid) -> bool {
     let owner_name = user.map(|user| user.name);
     let same_name = owner_name.as_deref() == Some(listed.name.as_str());
     (same_name || same_number) && listed.mem.iter().all(|member| Some(member) == owner_name.as_ref())
+}
+
+/// To whom something should have belonged.
+fn not_to(me: &str) -> String {
+    if me == "root" { "not to root".to_owned() } else { format!("neither to {me} nor to root") }
 }
 
 /// The name of a user, or the number where it has none.

@@ -166,6 +166,37 @@ async fn see_02_a_snooze_given_by_a_clock_that_was_ahead_is_over_when_it_is_set_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn see_02_a_snooze_given_while_a_clock_was_wrong_for_a_moment_is_over_is_told_and_swallows_nothing_new() {
+    let home = home();
+    let right: Timestamp = "2026-06-01T12:00:00Z".parse().unwrap();
+    let wrong: Timestamp = "2028-06-01T12:00:00Z".parse().unwrap();
+    let clock = Clock::standing_at(right);
+    let server = home.serve_at(clock.clone()).await;
+    let client = &server.client;
+    let first = find(client, "a disk is full").await;
+    let mut watcher = looker(&server).await;
+    clock.set(wrong);
+    let (_, answered) = client.post(&format!("/runs/{first}/snooze"), json!({ "for": "1h" })).await;
+    assert_eq!(answered["snoozed_until"], "2028-06-01T13:00:00.000000Z");
+    told(&mut watcher, Value::is_null).await;
+    // All that was to be told by then is told before what comes of another task later.
+    client.post("/tasks/quiet/pause", json!({})).await;
+    let is_paused = |item: &Value| item["id"] == "quiet" && item["state"] == "paused";
+    watcher.until(|frame| frame["type"] == "tasks" && frame["items"].as_array().unwrap().iter().any(is_paused)).await;
+    clock.set(right + SignedDuration::from_secs(20));
+    // Nothing of the task was planned or made by the wrong clock: it is told because its snooze is over.
+    client.post("/clock/accept", json!({})).await;
+    assert_eq!(told(&mut watcher, |attention| !attention.is_null()).await["count"], 1);
+    let second = find(client, "a disk is full").await;
+    assert_eq!(attention(client).await["run"], json!(second));
+    // The day comes near to which the wrong clock had put the first away: nobody has put the second away.
+    clock.set(wrong - SignedDuration::from_hours(24));
+    assert_eq!(attention(client).await["run"], json!(second));
+    assert!(in_state(client, "open").await.contains(&second));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_found_and_answered_is_known_after_a_restart() {
     let home = home();
     let server = home.serve().await;

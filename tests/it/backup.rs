@@ -200,6 +200,26 @@ async fn what_is_no_whole_backup_of_a_known_version_is_refused_and_nothing_is_ch
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_restored_into_a_folder_that_others_may_write_and_one_that_is_made_is_private() {
+    let (home, file) = backed_up().await;
+    let folder = home.path().join("new");
+    let mode = |mode| std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    mode(0o777);
+    let words = said(&rejoin(&folder, &["restore", path(&file)], &[]), 7);
+    assert!(words.contains(&format!("can be written by everyone: chmod go-w '{}'", path(&folder))), "{words}");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing was changed");
+    // Reading needs no such care.
+    std::fs::set_permissions(data(&home), std::fs::Permissions::from_mode(0o777)).unwrap();
+    said(&rejoin(&data(&home), &["backup", path(&home.path().join("again.db"))], &[]), 0);
+    mode(0o755);
+    said(&rejoin(&folder, &["restore", path(&file)], &[]), 0);
+    let made = home.path().join("made");
+    said(&rejoin(&made, &["restore", path(&file)], &[]), 0);
+    assert_eq!(std::fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_whose_path_is_not_utf_8_is_made_and_restored_like_any() {
     let (home, _) = backed_up().await;
     let folder = home.path().join(OsStr::from_bytes(b"\xff 100%41?#"));

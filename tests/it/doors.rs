@@ -574,6 +574,66 @@ async fn what_is_kept_secret_is_readable_by_its_user_only() {
     assert!(format!("{why:#}").contains("data/token can be read by others"), "{why:#}");
 }
 
+/// That the server does not start, says this, and ends as it does for what it cannot use.
+#[track_caller]
+fn refuses(home: &Home, words: &str) {
+    let before = home.log().len();
+    let status = home.try_spawn(&[]).err().expect("it started");
+    let said = home.log()[before..].to_owned();
+    assert!(said.contains(words), "{said}");
+    assert_eq!(status.code(), Some(7), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_others_may_write_is_refused_with_the_line_that_mends_it() {
+    let home = Home::new("");
+    home.serve().await.stop().await;
+    let data = home.path().join("data");
+    let mode = |mode| std::fs::set_permissions(&data, std::fs::Permissions::from_mode(mode)).unwrap();
+    let name = data.display();
+    let line = format!("the data folder cannot be used: {name} can be written by everyone: chmod go-w '{name}'");
+    for open in [0o777, 0o1777, 0o702] {
+        mode(open);
+        refuses(&home, &line);
+    }
+    // What others may read but not write is the administrator's to say.
+    mode(0o755);
+    home.spawn(&[]).await.terminate().await;
+    assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o755, "and left as it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_has_left_in_the_data_folder_is_refused() {
+    if !nix::unistd::geteuid().is_root() {
+        return; // Only root can give files away.
+    }
+    let home = Home::new("[metrics]\nopen = false");
+    home.serve().await.stop().await;
+    let data = home.path().join("data");
+    let give = |name: &str, to: u32| std::os::unix::fs::lchown(data.join(name), Some(to), None).unwrap();
+    for name in ["token", "metrics-token"] {
+        give(name, 54_321);
+        let file = data.join(name);
+        let file = file.display();
+        refuses(&home, &format!("{file} belongs to 54321, who knows the token in it: rm '{file}'"));
+        std::fs::remove_file(data.join(name)).unwrap();
+        home.spawn(&[]).await.terminate().await;
+    }
+    for name in ["rejoin.db", "opens"] {
+        give(name, 54_321);
+        let words = format!("{} belongs to 54321, who may have put it there", data.join(name).display());
+        refuses(&home, &words);
+        give(name, 0);
+    }
+    // A link is its owner's, whatever it leads to.
+    std::fs::create_dir(home.path().join("elsewhere")).unwrap();
+    std::os::unix::fs::symlink(home.path().join("elsewhere"), data.join("output")).unwrap();
+    give("output", 54_321);
+    refuses(&home, "data/output belongs to 54321");
+    give("output", 0);
+    home.spawn(&[]).await.terminate().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_socket_of_the_data_folder_wants_the_token_too_and_its_path_may_be_long() {
     let home = Home::new("");

@@ -14,7 +14,7 @@ const KNOWS: &[(&str, &[&str])] = &[
     ("logging", &["config"]),
     ("metrics", &[]),
     ("record", &["clock", "event"]),
-    ("store", &["failpoint"]),
+    ("store", &["config::trust", "failpoint"]),
     ("config::units", &[]),
     ("config::place", &[]),
     ("config::trust", &[]),

@@ -126,10 +126,12 @@ async fn away(server: &InProcess, way: &Way, task: &str, meanwhile: impl AsyncFn
     way.open();
 }
 
-fn two_minutes(home: &Home, gates: &[&Gate]) -> String {
+/// A step for each gate; the first says something before it, and once more after the gate `seen`.
+fn two_minutes(home: &Home, seen: &Gate, gates: &[&Gate]) -> String {
     let mut text = "title = \"Run smart maintenance\"\n".to_owned();
     for (n, gate) in gates.iter().enumerate() {
-        let command = format!("echo step {n}; {}; echo step {n} done", gate.wait());
+        let before = if n == 0 { format!("echo begin; {}; ", seen.wait()) } else { String::new() };
+        let command = format!("{before}echo step {n}; {}; echo step {n} done", gate.wait());
         text += &format!("[[steps]]\nname = \"s{n}\"\nthought = \"Now {n}.\"\nrun = {}\n", Value::from(command));
     }
     assert!(home.path().is_dir());
@@ -140,12 +142,16 @@ fn two_minutes(home: &Home, gates: &[&Gate]) -> String {
 async fn spk_23_a_maintenance_run_that_is_watched_and_cut_goes_on_with_the_next_call_and_all_that_remains() {
     keep_log();
     let home = Home::new("");
+    let seen = Gate::new(home.path(), "seen");
     let gates = ["g0", "g1", "g2"].map(|name| Gate::new(home.path(), name));
-    let text = two_minutes(&home, &gates.each_ref());
+    let text = two_minutes(&home, &seen, &gates.each_ref());
     let home = home.task("smart-maintenance", &text);
     let server = home.serve().await;
     let way = Way::to(server.client.address).await;
     let mut printed = Printed::start(&home, &way, &["tasks", "add", "Run smart maintenance", "--watch"]);
+    printed.until(|event| event["kind"] == "tool_output").await;
+    // All so far may have been caught up on. Something has to come while it is there: who was never met does not come back.
+    seen.open().await;
     printed.until(|event| event["kind"] == "tool_output").await;
     // It is away while the first call ends and the second begins.
     away(&server, &way, "smart-maintenance", async || {
