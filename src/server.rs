@@ -45,17 +45,16 @@ use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
 use crate::shutdown;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::stream::checkpoint::Checkpointer;
 use crate::stream::publish::{Limits, Publisher, Writable};
 use crate::stream::reader::ReplayLimits;
 use crate::stream::ring;
 use crate::stream::topic::QueueLimits;
 use crate::stream::writer::Writer;
-use crate::task::definition::Definition;
-use crate::task::folder::{self, Change, Folder};
-use crate::task::parse::Problem;
-use crate::task::registry::{Registry, Source, Task, TaskError};
+use crate::task::files::Files;
+use crate::task::folder::{self, Folder};
+use crate::task::registry::{Registry, Source};
 
 /// How often the write-ahead log is looked at.
 const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
@@ -206,23 +205,28 @@ impl Server {
         let mut changes = folder::watch(folder, self.stop.clone());
         let (planner, runs) = (Arc::clone(&self.api.planner), self.api.runs.clone());
         let Some(first) = changes.recv().await else { return };
+        let mut files = Files::new(registry);
         // A full disk does not hold up the start.
-        let mut refused = apply(&registry, first).await;
+        files.apply(first).await;
         let (publisher, stop) = (self.api.publisher.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             loop {
                 // The folder does not tell them again, and what it tells next comes after them.
-                while !refused.is_empty() {
+                while files.wait_for_the_store() {
                     tokio::select! {
                         () = stop.cancelled() => return,
                         () = can_be_written(&publisher) => {}
                     }
-                    refused = apply(&registry, refused).await;
+                    files.apply_refused().await;
                     planner.notify_one();
                     runs.reread();
                 }
-                let Some(batch) = changes.recv().await else { return };
-                refused = apply(&registry, batch).await;
+                let batch = tokio::select! {
+                    batch = changes.recv() => batch,
+                    shown = files.shown() => Some(shown),
+                };
+                let Some(batch) = batch else { return };
+                files.apply(batch).await;
                 planner.notify_one();
                 runs.reread();
             }
@@ -473,81 +477,6 @@ fn api(config: &Config, address: SocketAddr, parts: Parts) -> Api {
 async fn can_be_written(publisher: &Publisher) {
     tokio::time::sleep(TRY_AGAIN).await;
     let _ = publisher.writable().wait_for(|writable| *writable == Writable::Yes).await;
-}
-
-/// Puts in force what the folder of task files says. Gives what the store cannot take at the moment: to be put in force
-/// when it can, before anything else of the folder.
-async fn apply(registry: &Registry, changes: Vec<Change>) -> Vec<Change> {
-    let mut refused = Vec::new();
-    for change in changes {
-        let Err(error) = put_in_force(registry, &change).await else { continue };
-        let waits = matches!(error, TaskError::Store(StoreError::NotWritable(_)));
-        match &change {
-            Change::Good { id, .. } => {
-                error!(task = %id, %error, "the task file could not be put in force");
-                let key = if waits { "" } else { "schedule" };
-                registry.set_problem(id, problem(key, error.to_string()));
-            }
-            Change::Bad { .. } => {}
-            Change::Gone { path, .. } => {
-                error!(file = %path.display(), %error, "the task of a file that is gone could not be switched off");
-            }
-        }
-        if waits {
-            refused.push(change);
-        }
-    }
-    refused
-}
-
-/// What is bad is only noted in memory: that does not fail.
-async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskError> {
-    match change {
-        Change::Good { id, definition, path } => {
-            let (definition, path) = (Definition::clone(definition), path.clone());
-            let task = match registry.get(id) {
-                Some(task) if task.source == Source::Store => {
-                    warn!(task = %id, file = %path.display(), "there is a task of this name already that is no file: rename one of them");
-                    return Ok(());
-                }
-                Some(task) if task.enabled && *task.definition == definition => registry.adopt(id, path)?,
-                Some(_) => {
-                    let change = |_: &Task| Ok::<_, TaskError>(definition);
-                    registry.redefine(id, change, Some(path), |_| Ok(())).await?
-                }
-                None => registry.add(Some(id.clone()), definition, Source::File, Some(path), |_, _| Ok(())).await?,
-            };
-            info!(task = %task.id, "task file in force");
-        }
-        Change::Bad { id, path, problems } => {
-            error!(file = %path.display(), "{problems}");
-            // A task of this name that is no file is not concerned.
-            match id {
-                Some(id) if registry.get(id).is_none_or(|task| task.source == Source::File) => {
-                    registry.set_problem(id, problems.first().clone());
-                }
-                Some(_) => {}
-                None => registry.set_astray(path.clone(), problems.first().clone()),
-            }
-        }
-        Change::Gone { id: Some(id), .. } => {
-            registry.forget_broken(id);
-            if registry.get(id).is_some_and(|task| task.source == Source::File) {
-                warn!(task = %id, "the task file is gone: the task is off and keeps its history");
-                registry.set_problem(id, problem("", "the file is gone: put it back, or remove the task".to_owned()));
-                registry.set_enabled(id, false).await?;
-            }
-        }
-        Change::Gone { id: None, path } => {
-            info!(file = %path.display(), "what was wrong with it is over");
-            registry.forget_astray(path);
-        }
-    }
-    Ok(())
-}
-
-fn problem(key: &str, message: String) -> Problem {
-    Problem { file: None, line: None, column: None, key: key.to_owned(), message }
 }
 
 /// Closes the sockets of those whose sign-in has run out, as it runs out. The time of day is looked at, not waited

@@ -2,6 +2,7 @@
 
 pub mod agenda;
 pub mod definition;
+pub mod files;
 pub mod folder;
 pub mod parse;
 pub mod registry;

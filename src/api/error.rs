@@ -192,7 +192,7 @@ impl From<RunError> for ApiError {
             RunError::NotElsewhere(_) | RunError::DoneHere(_) => {
                 Self::new(StatusCode::CONFLICT, "not_external", detail)
             }
-            RunError::Disabled(_) => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            RunError::Disabled(_) | RunError::Broken(..) => Self::new(StatusCode::CONFLICT, "conflict", detail),
             RunError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", detail),
             RunError::Store(error) => error.into(),
         }

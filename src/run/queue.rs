@@ -66,6 +66,9 @@ pub enum RunError {
     /// The task's file is gone.
     #[error("the file of task {0} is gone: put it back, or remove the task")]
     Disabled(TaskId),
+    /// The task's file never had a good version: the task, and what is wrong.
+    #[error("the file of task {0} has an error: {1}")]
+    Broken(TaskId, String),
     /// The run is carried out by the server itself.
     #[error("run {0} is carried out by the server: only runs of a task with agent = \"external\" are fed")]
     NotElsewhere(RunId),

@@ -67,6 +67,23 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// The task; none where the name of the file is no task id.
+    pub fn id(&self) -> Option<&TaskId> {
+        match self {
+            Self::Good { id, .. } => Some(id),
+            Self::Bad { id, .. } | Self::Gone { id, .. } => id.as_ref(),
+        }
+    }
+
+    /// The file, or the folder.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Good { path, .. } | Self::Bad { path, .. } | Self::Gone { path, .. } => path,
+        }
+    }
+}
+
 /// One file as it was read.
 #[derive(Clone, Debug, PartialEq)]
 struct Found {

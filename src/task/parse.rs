@@ -63,6 +63,14 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// What is said of a task whose file is no longer there.
+    pub fn file_is_gone() -> Self {
+        let message = "the file is gone: put it back, or remove the task".to_owned();
+        Self { file: None, line: None, column: None, key: String::new(), message }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {

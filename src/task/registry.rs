@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::Notify;
 
 use self::planned::{EARLIEST, Given, Planned, end_pause, next_look, read_seen};
 use self::rows::{Row, free_id, read_rows, switches};
@@ -137,7 +138,8 @@ struct Shared {
     tasks: RwLock<Tasks>,
     /// Files that never had a good version.
     broken: RwLock<BTreeMap<TaskId, Problem>>,
-    /// What is of no task: files whose names are none's, and their folder where it cannot be read.
+    /// What is of no task: files whose names are none's, or that of a task that is no file, and their folder where it cannot
+    /// be read.
     astray: RwLock<BTreeMap<PathBuf, Problem>>,
     /// What tasks are read with.
     terms: Terms,
@@ -148,6 +150,8 @@ struct Shared {
     jumps: Mutex<JumpWatch>,
     /// Held over one change of a definition, in the store and here.
     edits: tokio::sync::Mutex<()>,
+    /// Rung when a task was removed: its name is free.
+    removed: Notify,
 }
 
 /// The tasks, and when they are due.
@@ -206,6 +210,7 @@ impl Registry {
                 seen: AtomicI64::new(seen.as_microsecond()),
                 jumps: Mutex::default(),
                 edits: tokio::sync::Mutex::default(),
+                removed: Notify::new(),
             }),
         };
         // From here on a jump is seen, whoever looks first.
@@ -239,6 +244,7 @@ impl Registry {
         for problem in &gone {
             tracing::error!(task = %row.id, %problem, "what a task names is no longer in the configuration");
         }
+        let off = row.source == Source::File && !row.enabled;
         self.set(Task {
             id: row.id,
             no: row.no,
@@ -246,7 +252,7 @@ impl Registry {
             timing,
             source: row.source,
             path: None,
-            problem: gone.into_iter().next(),
+            problem: off.then(Problem::file_is_gone).or(gone.into_iter().next()),
             enabled: row.enabled,
             paused: row.paused,
             anchor: row.anchor,
@@ -312,6 +318,11 @@ impl Registry {
     /// What is wrong with files that are no task's, and with their folder.
     pub fn astray(&self) -> Vec<Problem> {
         self.shared.astray.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Waits until a task was removed; a removal that nobody waited for is not lost. For one who waits.
+    pub async fn removal(&self) {
+        self.shared.removed.notified().await;
     }
 
     /// What tasks are read with.

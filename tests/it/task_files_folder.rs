@@ -13,7 +13,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::Home;
+use crate::harness::{Home, InProcess};
 
 fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
@@ -96,15 +96,64 @@ fn a_folder_that_tasks_came_from_and_that_is_not_there_is_trouble_and_takes_none
     assert_eq!(folder.scan(away + GRACE * 5), [], "nothing comes from it any more");
 }
 
+/// What the doctor says of tasks.
+async fn doctor(server: &InProcess) -> Vec<Value> {
+    let items = server.client.get("/doctor").await.1["items"].as_array().unwrap().clone();
+    items.into_iter().filter(|item| item["check"] == "tasks").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_the_name_of_a_stored_task_is_told_of_and_takes_its_place_when_that_is_removed() {
+    let home = Home::new("").shell_task("other", "true");
+    let server = home.serve().await;
+    let stored = json!({ "id": "disk", "title": "Disk", "run": false, "steps": [{ "run": "df" }] });
+    assert_eq!(server.client.post("/tasks", stored).await.0, 201);
+    let home = home.task("disk", &task("From a file")).task("wrong", "title = 1");
+    let is_told = |items: &Value| {
+        items["items"].as_array().unwrap().iter().any(|item| {
+            item["text"].as_str().unwrap().contains("disk.toml: not used: there is a task of this name")
+                && item["text"].as_str().unwrap().contains("rejoin tasks remove disk")
+        })
+    };
+    server.client.until("/doctor", is_told).await;
+    assert_eq!(server.client.get("/tasks/disk").await.1["title"], "Disk");
+    let (status, refused) = server.client.post("/tasks/wrong/runs", json!({})).await;
+    assert_eq!((status, &refused["code"]), (409, &json!("conflict")));
+    assert!(refused["detail"].as_str().unwrap().starts_with("the file of task wrong has an error: "), "{refused}");
+    assert_eq!(server.client.delete("/tasks/disk").await.0, 204);
+    let task = server.client.until("/tasks/disk", |task| task["title"] == "From a file").await;
+    assert_eq!(task["source"], "file");
+    assert!(!is_told(&server.client.get("/doctor").await.1));
+    server.stop().await;
+    drop(home);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_file_of_a_task_is_gone_is_said_after_every_start() {
+    let home = Home::new("").shell_task("gone", "true");
+    home.serve().await.stop().await;
+    fs::remove_file(home.path().join("tasks/gone.toml")).unwrap();
+    for start in 0..3 {
+        let server = home.serve().await;
+        let task = server.client.get("/tasks/gone").await.1;
+        assert_eq!(task["error"]["message"], "the file is gone: put it back, or remove the task", "start {start}");
+        let said = doctor(&server).await;
+        assert_eq!((said.len(), &said[0]["level"]), (1, &json!("trouble")), "{said:?}");
+        assert!(said[0]["advice"].as_str().unwrap().ends_with("rejoin tasks remove gone"), "{said:?}");
+        server.stop().await;
+    }
+    let home = home.shell_task("gone", "true");
+    let server = home.serve().await;
+    let task = server.client.get("/tasks/gone").await.1;
+    assert_eq!((&task["enabled"], &task["error"]), (&json!(true), &Value::Null), "{task}");
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_the_task_folder_leaves_its_tasks_as_they_are_and_says_so() {
     let home = Home::new("").shell_task("kept", "pwd");
     home.serve().await.stop().await;
     let tasks = home.path().join("tasks");
-    let doctor = async |server: &crate::harness::InProcess| {
-        let items = server.client.get("/doctor").await.1["items"].as_array().unwrap().clone();
-        items.into_iter().filter(|item| item["check"] == "tasks").collect::<Vec<_>>()
-    };
     // Its disk is not there; or something else is in its place, which cannot be read either.
     fs::rename(&tasks, home.path().join("elsewhere")).unwrap();
     for place in ["missing", "other"] {

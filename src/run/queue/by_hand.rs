@@ -64,7 +64,10 @@ impl Runs {
         mut queued: Queued,
         also: impl FnOnce(&Connection, RunId) -> Result<(), RunError> + Send + 'static,
     ) -> Result<Run, RunError> {
-        let known = self.shared.registry.get(task).ok_or_else(|| RunError::NoTask(task.clone()))?;
+        let known = self.shared.registry.get(task).ok_or_else(|| match self.shared.registry.broken().remove(task) {
+            Some(problem) => RunError::Broken(task.clone(), problem.to_string()),
+            None => RunError::NoTask(task.clone()),
+        })?;
         if !known.enabled {
             return Err(RunError::Disabled(task.clone()));
         }

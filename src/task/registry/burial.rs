@@ -45,6 +45,7 @@ impl Registry {
         self.forget(id, no);
         drop(edit);
         self.shared.publisher.changes().note(id);
+        self.shared.removed.notify_one();
         failpoint::hit("removed-not-buried");
         // The task is gone, whatever becomes of its rows: they are taken later then.
         Ok(self.bury(no).await.unwrap_or_else(|error| {
