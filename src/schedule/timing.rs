@@ -9,6 +9,7 @@
 //! | `every` | has no effect | has no effect |
 //! | `at` | a time inside the gap is refused | a time that passes twice is refused without an offset |
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use croner::Cron;
@@ -574,8 +575,10 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
     let begins_with_star = |field: &str| field.starts_with(['*', '?']);
     let both_days = begins_with_star(fields[2]) || begins_with_star(fields[4]);
     let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).dom_and_dow(both_days).build();
-    let cron =
-        parser.parse(expanded).map_err(|error| wrong(format!("{expression:?}: {}", readable(&error.to_string()))))?;
+    let cron = parser.parse(expanded).map_err(|error| match out_of_bounds(expanded) {
+        Some(what) => wrong(format!("{expression:?}: {what}")),
+        None => wrong(format!("{expression:?}: {}", readable(&error.to_string()))),
+    })?;
     let every_hour = fields[1].starts_with('*') || cron.pattern.hours.values().len() == 24;
     if !comes_ever(&cron) {
         return Err(wrong(format!("{expression:?} is a date that never comes")));
@@ -586,6 +589,26 @@ fn parse_cron(expression: &str) -> Result<(Cron, bool), Wrong> {
 /// The fields of an expression as they are written.
 fn written_fields(expanded: &str) -> Vec<&str> {
     expanded.split_whitespace().collect()
+}
+
+/// Which field of an expression names a number that it cannot have, and which it can: the library only says that one does.
+fn out_of_bounds(expanded: &str) -> Option<String> {
+    const BOUNDS: [(&str, RangeInclusive<u32>); 6] = [
+        ("the second", 0..=59),
+        ("the minute", 0..=59),
+        ("the hour", 0..=23),
+        ("the day of the month", 1..=31),
+        ("the month", 1..=12),
+        ("the day of the week", 0..=7),
+    ];
+    let fields = written_fields(expanded);
+    let bounds = &BOUNDS[BOUNDS.len().checked_sub(fields.len())?..];
+    fields.iter().zip(bounds).find_map(|(field, (name, range))| {
+        // What stands behind a slash is a length, and behind `#` which of a month.
+        let moments = field.split(',').flat_map(|part| part.split(['/', '#']).next().unwrap_or(part).split('-'));
+        let number = moments.filter_map(|text| text.parse::<u32>().ok()).find(|number| !range.contains(number))?;
+        Some(format!("{name} goes from {} to {}, and {number} is not among them", range.start(), range.end()))
+    })
 }
 
 /// The library's words without what means nothing to people.
