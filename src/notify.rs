@@ -22,7 +22,7 @@ use crate::store::{Store, StoreError, TaskNo};
 use crate::stream::publish::Publisher;
 use crate::task::registry::{Registry, Task};
 use crate::task::telling::Occasion;
-use channel::Channel;
+use channel::{Channel, Unreached};
 use courier::Courier;
 use ledger::{Delivery, Outcome, Summary};
 use notice::Notice;
@@ -163,6 +163,11 @@ impl Notifier {
     /// When the store cannot be written.
     pub async fn begin(&self) -> Result<(), StoreError> {
         let names: Vec<String> = self.shared.channels.keys().cloned().collect();
+        for (name, (channel, _)) in &self.shared.channels {
+            if let Err(why) = channel.has_its_secrets() {
+                warn!(channel = name, why, "nobody can be told by this channel: its secrets are read anew each time");
+            }
+        }
         let starts = self.shared.witness.channels.iter().any(|channel| channel.is_pulse());
         let act = move |connection: &Connection| -> Result<_, StoreError> {
             ledger::drop_unknown(connection, &names)?;
@@ -336,7 +341,7 @@ impl Notifier {
     }
 
     /// Whether the receiver of each channel can be reached, as far as that shows without sending. All at once.
-    pub async fn reach(&self) -> Vec<(String, Result<(), String>)> {
+    pub async fn reach(&self) -> Vec<(String, Result<(), Unreached>)> {
         let looks = self.shared.channels.iter().map(|(name, (channel, _))| {
             let channel = Arc::clone(channel);
             (name.clone(), tokio::spawn(async move { channel.reach().await }))
@@ -344,7 +349,7 @@ impl Notifier {
         let looks: Vec<_> = looks.collect();
         let mut reached = Vec::new();
         for (name, look) in looks {
-            reached.push((name, look.await.unwrap_or_else(|error| Err(error.to_string()))));
+            reached.push((name, look.await.unwrap_or_else(|error| Err(Unreached::Receiver(error.to_string())))));
         }
         reached
     }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::Api;
 use crate::config::units::duration_words;
 use crate::event::{RunId, TaskId};
+use crate::notify::channel::Unreached;
 use crate::record::Run;
 use crate::run::places::{ALL, PoolState};
 use crate::run::secrets;
@@ -246,7 +247,7 @@ fn task_files(api: &Api) -> Vec<Finding> {
     let of_tasks = registry.all().into_iter().filter_map(|task| Some((task.id.clone(), task.problem.clone()?)));
     let of_tasks = of_tasks
         .chain(registry.broken())
-        .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&problem)));
+        .map(|(id, problem)| Finding::trouble("tasks", format!("task {id}: {problem}"), way_out(&id, &problem)));
     let advice = "put it right: it is looked at again by itself";
     let of_none = registry.astray().into_iter().map(|problem| Finding::trouble("tasks", problem.to_string(), advice));
     let mut findings: Vec<Finding> = of_none.chain(of_tasks).take(MAX_LINES).collect();
@@ -257,8 +258,11 @@ fn task_files(api: &Api) -> Vec<Finding> {
 }
 
 /// What to do about a problem of a task.
-fn way_out(problem: &Problem) -> &'static str {
-    match (&problem.file, problem.key.as_str()) {
+fn way_out(id: &TaskId, problem: &Problem) -> String {
+    if *problem == Problem::file_is_gone() {
+        return format!("put the file back: it is read by itself; or: rejoin tasks remove {id}");
+    }
+    let way = match (&problem.file, problem.key.as_str()) {
         (Some(_), _) => {
             "correct the file: it is read again by itself, and until then the last good version is in force"
         }
@@ -269,7 +273,8 @@ fn way_out(problem: &Problem) -> &'static str {
             "put it back into config.toml and start the server again, or change the task"
         }
         (None, _) => "use the version that wrote it, or remove the task and add it anew",
-    }
+    };
+    way.to_owned()
 }
 
 async fn channels(api: &Api) -> Vec<Finding> {
@@ -278,7 +283,15 @@ async fn channels(api: &Api) -> Vec<Finding> {
     for (name, reached) in api.notifier.reach().await {
         let summary = summaries.iter().find(|channel| channel.name == name).map(|channel| &channel.summary);
         findings.push(match (reached, summary.and_then(|summary| summary.last_error.clone())) {
-            (Err(why), _) => Finding::trouble("notify", format!("channel {name}: {why}"), "correct it in config.toml"),
+            (Err(why), _) => {
+                let advice = match why {
+                    Unreached::Secret(_) => {
+                        "set it where the server has its environment and start the server again, or write the file"
+                    }
+                    Unreached::Receiver(_) => "correct it in config.toml, or see to the receiver",
+                };
+                Finding::trouble("notify", format!("channel {name}: {why}"), advice)
+            }
             (Ok(()), Some(why)) => Finding::warn(
                 "notify",
                 format!("channel {name} can be reached; the last delivery failed: {why}"),

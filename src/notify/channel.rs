@@ -30,6 +30,17 @@ pub struct Channel {
     arrived: mail::Arrived,
 }
 
+/// Why the receiver of a channel cannot be reached.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Unreached {
+    /// A secret cannot be read.
+    #[error("{0}")]
+    Secret(String),
+    /// Its address is none, is not allowed, or nobody answers there.
+    #[error("{0}")]
+    Receiver(String),
+}
+
 impl Channel {
     /// The channel of that name.
     pub fn new(name: String, config: channels::Channel, timeout: Duration, own_port: Option<u16>) -> Self {
@@ -108,8 +119,20 @@ impl Channel {
     ///
     /// # Errors
     /// Why not.
-    pub async fn reach(&self) -> Result<(), String> {
-        let values = self.values()?;
+    pub async fn reach(&self) -> Result<(), Unreached> {
+        let values = self.values().map_err(Unreached::Secret)?;
+        self.reach_receiver(&values).await.map_err(Unreached::Receiver)
+    }
+
+    /// Whether its secrets can be read now.
+    ///
+    /// # Errors
+    /// Which cannot, and why.
+    pub fn has_its_secrets(&self) -> Result<(), String> {
+        self.values().map(drop)
+    }
+
+    async fn reach_receiver(&self, values: &Values) -> Result<(), String> {
         let (host, port) = match &self.config.way {
             Way::Webhook { url, .. } => host_and_port(&parse(&values.text("url", url))?)?,
             Way::Ntfy { url, .. } | Way::Healthchecks { url, .. } => host_and_port(&parse(url)?)?,

@@ -883,6 +883,10 @@ async fn the_doctor_says_what_is_wrong_and_ends_with_one_where_there_is_trouble(
         .task("bad", "title = \"Bad\"\n[notify]\nchannels = [\"phone\"]\n[[steps]]\nname = \"a\"\nrun = \"true\"\n");
     let (code, out, _) = command(&home, &["doctor"]).await;
     assert!(code == 1 && out.contains("\"phone\"") && out.contains("trouble"), "{out}");
+    // A secret is put right where it is, not where it is named.
+    std::fs::remove_file(home.path().join("secret")).unwrap();
+    let (code, out, _) = command(&home, &["doctor"]).await;
+    assert!(code == 1 && out.contains("channel hook: secret") && out.contains("write the file"), "{out}");
     server.stop().await;
 }
 
