@@ -165,7 +165,10 @@ pub fn restore(screen: &Screen, place: &Where, file: &Path) -> Result<()> {
         let replaced = replaced.display();
         screen.say(&format!("What was there is in {replaced}: remove it when you no longer need it."));
     }
-    screen.say("Browsers sign in anew, viewers start from a snapshot. Start the server with: rejoin serve");
+    let named = place.flags();
+    screen.say(&format!(
+        "Browsers sign in anew, viewers start from a snapshot. Start the server with: rejoin serve{named}"
+    ));
     Ok(())
 }
 

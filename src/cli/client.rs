@@ -234,7 +234,8 @@ impl Client {
         if error.is_connect() {
             return no_server(&self.place, error);
         }
-        Failure::Broken(format!("{} did not answer: {}", self.place, root_cause(error)))
+        let ways = "look at the server's log, and whether it runs (ps, or systemctl status)";
+        Failure::Broken(format!("{} did not answer: {}: {ways}", self.place, root_cause(error)))
     }
 }
 

@@ -62,10 +62,7 @@ pub async fn list(session: &Session) -> Result<()> {
     let mut rows = Vec::new();
     for item in items {
         let task: Task = read(item)?;
-        let wrong = task.error.map(|error| match error.line {
-            Some(line) => format!("{}:{line}: {}", error.file.unwrap_or_default(), error.message),
-            None => error.message,
-        });
+        let wrong = task.error.map(|error| error.to_string());
         let found = task.attention.map(|attention| format!("! {}", attention.summary));
         let last = task.last_run.map(|run| in_short(&run, now));
         rows.push(vec![
@@ -124,7 +121,7 @@ pub async fn show(session: &Session, words: &str) -> Result<()> {
         ("params", Some(params.join(", "))),
         ("last run", task.last_run.map(|run| format!("{} {}", run.id, in_short(&run, now)))),
         ("attention", task.attention.map(|attention| attention.summary)),
-        ("error", task.error.map(|error| error.message)),
+        ("error", task.error.map(|error| error.to_string())),
     ]))
 }
 
@@ -173,7 +170,9 @@ pub async fn next(session: &Session, words: &str, n: u32) -> Result<()> {
         None => session.screen.say(&format!("Task {id} does not run by itself.")),
     }
     if answer.get("enabled") == Some(&Value::Bool(false)) && !lines.is_empty() {
-        session.screen.say("It is paused: these are the times at which it would.");
+        session
+            .screen
+            .say("It does not now, as it is paused or its file is gone: these are the times at which it would.");
     }
     lines.iter().try_for_each(|line| session.screen.line(line))
 }

@@ -302,7 +302,11 @@ async fn one_task(session: &Session, task: &Task) -> Result<()> {
     let after = active.map_or(task.head, |first| first.saturating_sub(1));
     let mut viewer = Viewer::new(session.screen, false);
     if active.is_none() {
-        viewer.say(&format!("-- Nothing of {} runs now; its next run is shown as it comes.", escape::line(&task.id)));
+        let paused = if task.state == "paused" { ", which is paused," } else { "" };
+        viewer.say(&format!(
+            "-- Nothing of {}{paused} runs now; its next run is shown as it comes.",
+            escape::line(&task.id)
+        ));
     }
     let mut live = live(&session.client);
     live.follow(&task.id, task.generation.as_deref(), after);

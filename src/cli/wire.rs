@@ -1,6 +1,8 @@
 //! What the server answers, as far as the commands read it. Members that are unknown here are no error, so that
 //! an older client goes on with a newer server; `--json` shows the answer as it came, not these.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -64,9 +66,26 @@ pub struct FileError {
     pub file: Option<String>,
     /// The line, from 1.
     pub line: Option<u64>,
+    /// In characters, from 1.
+    pub column: Option<u64>,
+    /// What it is about, like `steps[1].timeout`; empty where it is about the whole.
+    #[serde(default, deserialize_with = "or_default")]
+    pub key: String,
     /// What is wrong.
     #[serde(default, deserialize_with = "or_default")]
     pub message: String,
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let (Some(file), Some(line), Some(column)) = (&self.file, self.line, self.column) {
+            write!(f, "{file}:{line}:{column}: ")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
 }
 
 /// What a person should look at.

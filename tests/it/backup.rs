@@ -91,6 +91,7 @@ async fn a_backup_while_events_are_written_is_of_one_moment_and_restores_into_an
 
     let other = Home::new("").shell_task("job", "echo hello").shell_task("busy", "true");
     let words = said(&rejoin(&data(&other), &["restore", path(&file)], &[]), 0);
+    assert!(words.contains(&format!("rejoin serve --data-dir {}", data(&other).display())), "{words}");
     assert!(words.contains("Restored 2 tasks of 20"), "{words}");
     let server = other.serve().await;
     assert_eq!(server.client.pages("job").await, jobs);
