@@ -688,7 +688,7 @@ async fn files_that_others_may_write_are_refused_by_name() {
     let open = tasks.iter().find(|task| task["id"] == "open").unwrap();
     assert_eq!(open["state"], "error");
     assert!(open["error"].to_string().contains("open.toml"), "{open}");
-    assert_eq!(server.client.post("/tasks/open/runs", json!({})).await.0, 404, "it does not run");
+    assert_eq!(server.client.post("/tasks/open/runs", json!({})).await.0, 409, "it does not run");
     server.stop().await;
 
     std::fs::set_permissions(home.path().join("config.toml"), std::fs::Permissions::from_mode(0o666)).unwrap();

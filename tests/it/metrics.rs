@@ -256,6 +256,8 @@ async fn cuts_reconnections_and_what_is_replayed_are_counted() {
     assert_eq!(scrape.get("rejoin_watcher_lag_events"), 0.0);
 
     page.cut();
+    // Until it is noticed, what is said is still handed to the socket that was cut.
+    server.client.until("/status", |status| status["connections"] == 0).await;
     let mut last = 0;
     for text in ["two", "three", "four"] {
         last = play.thought(text).await;
