@@ -73,8 +73,8 @@ impl Channel {
         meant && !self.is_pulse() && telling.on.as_ref().unwrap_or(&self.config.on).contains(&occasion)
     }
 
-    /// Sends, signed with what the clock shows: receivers compare that with theirs. Secrets are read anew each time, so that one that was replaced is good at once; none of them is in what
-    /// is said of a failure.
+    /// Sends, signed with what the clock shows: receivers compare that with theirs. Secrets are read anew each time, so
+    /// that one that was replaced is good at once; none of them is in what is said of a failure.
     ///
     /// # Errors
     /// [`Trouble`]: it did not arrive within its time.

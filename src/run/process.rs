@@ -365,7 +365,8 @@ impl Processes {
     /// reached goes to `stages`; where that is full (3 places are enough) it is not waited for.
     ///
     /// Returns as soon as nothing is left, with an empty list; or, when it is time to give up, with what is left
-    /// (what cannot be killed, with its state: `D` is uninterruptible). Beginning a second stop while one is under way repeats its stages.
+    /// (what cannot be killed, with its state: `D` is uninterruptible). Beginning a second stop while one is under way
+    /// repeats its stages.
     pub async fn stop(&self, stages: mpsc::Sender<Stage>) -> Vec<Left> {
         self.shared.stopping.send_replace(true);
         let lines = self.shared.lines();

@@ -72,7 +72,7 @@ impl Files {
             "not used: there is a task of this name that is kept in the store; `rejoin tasks remove {id}` lets the file take \
              its place, another name makes it another task"
         );
-        let problem = Problem { file: Some(path.display().to_string()), ..problem("", message) };
+        let problem = Problem { file: Some(path.display().to_string()), ..Problem::of("", message) };
         warn!(task = %id, "{problem}");
         self.registry.set_astray(path, problem);
         self.hidden.insert(id, change);
@@ -84,7 +84,7 @@ impl Files {
             Change::Good { id, .. } => {
                 error!(task = %id, %error, "the task file could not be put in force");
                 let key = if waits { "" } else { "schedule" };
-                self.registry.set_problem(id, problem(key, error.to_string()));
+                self.registry.set_problem(id, Problem::of(key, error.to_string()));
             }
             Change::Bad { .. } => {}
             Change::Gone { path, .. } => {
@@ -140,8 +140,4 @@ async fn put_in_force(registry: &Registry, change: &Change) -> Result<(), TaskEr
         }
     }
     Ok(())
-}
-
-fn problem(key: &str, message: String) -> Problem {
-    Problem { file: None, line: None, column: None, key: key.to_owned(), message }
 }

@@ -251,7 +251,7 @@ impl Folder {
 }
 
 fn problem_of(path: &Path, message: String) -> Problems {
-    Problem { file: Some(path.display().to_string()), line: None, column: None, key: String::new(), message }.into()
+    Problem { file: Some(path.display().to_string()), ..Problem::of("", message) }.into()
 }
 
 /// Reads the folder now and whenever it changes, until `stop` or until nobody listens any more. The first message

@@ -64,10 +64,14 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A problem of no place in a file. `key` is empty where it is about the whole.
+    pub fn of(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { file: None, line: None, column: None, key: key.into(), message: message.into() }
+    }
+
     /// What is said of a task whose file is no longer there.
     pub fn file_is_gone() -> Self {
-        let message = "the file is gone: put it back, or remove the task".to_owned();
-        Self { file: None, line: None, column: None, key: String::new(), message }
+        Self::of("", "the file is gone: put it back, or remove the task")
     }
 }
 
@@ -302,7 +306,7 @@ fn fitting(default: Option<&Json>, given: &Json) -> Result<Json, String> {
 }
 
 fn without_place(_: Option<Range<usize>>, key: String, message: String) -> Problem {
-    Problem { file: None, line: None, column: None, key, message }
+    Problem::of(key, message)
 }
 
 impl Reader {

@@ -230,8 +230,7 @@ impl Registry {
                 Err(error) => {
                     // Another version wrote what this one refuses: the task stays, with its history, and says so.
                     tracing::error!(task = %row.id, %error, "the stored task cannot be used by this version");
-                    let problem = Problem { file: None, line: None, column: None, key: String::new(), message: error };
-                    self.broken_mut().insert(row.id, problem);
+                    self.broken_mut().insert(row.id, Problem::of("", error));
                     return;
                 }
             };
@@ -267,14 +266,13 @@ impl Registry {
     /// none of the task's doing, so its runs go on, of such a pool one at a time.
     fn what_is_gone(&self, definition: &Definition) -> Vec<Problem> {
         let terms = &self.shared.terms;
-        let problem = |key: String, message: String| Problem { file: None, line: None, column: None, key, message };
         let pool = definition.policy.concurrency.as_deref().and_then(|name| terms.no_such_pool(name)).map(|why| {
-            problem("policy.concurrency".to_owned(), format!("{why}; until then one run of it is at work at a time"))
+            Problem::of("policy.concurrency", format!("{why}; until then one run of it is at work at a time"))
         });
         let named = definition.notify.channels.iter().flatten().enumerate();
         let channels = named.filter_map(|(n, name)| {
             let why = terms.no_such_channel(name)?;
-            Some(problem(format!("notify.channels[{n}]"), format!("{why}; until then nobody is told by it")))
+            Some(Problem::of(format!("notify.channels[{n}]"), format!("{why}; until then nobody is told by it")))
         });
         pool.into_iter().chain(channels).collect()
     }
