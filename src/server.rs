@@ -56,8 +56,6 @@ use crate::task::files::Files;
 use crate::task::folder::{self, Folder};
 use crate::task::registry::{Registry, Source};
 
-/// How often the write-ahead log is looked at.
-const CHECKPOINT_EVERY: Duration = Duration::from_millis(250);
 /// How often memory is given back: what the stream and the readers of the store no longer need, and what is free to the
 /// system.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
@@ -258,7 +256,7 @@ impl Server {
         let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {
             let mut tidied = Instant::now();
             while !stop.is_cancelled() {
-                std::thread::park_timeout(CHECKPOINT_EVERY);
+                checkpointer.rest(&store);
                 checkpointer.tick(&store, &publisher);
                 if tidied.elapsed() >= TIDY_EVERY {
                     tidied = Instant::now();

@@ -7,7 +7,8 @@ use std::mem::ManuallyDrop;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -115,12 +116,52 @@ pub struct InUse {
 /// What the id of a removed task begins with whose rows are still there: no id does, and it sorts behind them all.
 pub const REMOVED: &str = "~";
 
+/// How many pages the write-ahead log holds, and who is woken when they are many.
+#[derive(Debug, Default)]
+struct WalPages {
+    count: AtomicU32,
+    sleeper: Mutex<Option<Sleeper>>,
+}
+
+/// A thread that sleeps until the write-ahead log holds at least so many pages.
+#[derive(Debug)]
+struct Sleeper {
+    many: u32,
+    thread: Thread,
+}
+
+impl WalPages {
+    fn note(&self, pages: u32) {
+        self.count.store(pages, Relaxed);
+        if let Some(sleeper) = self.sleeper().take_if(|sleeper| pages >= sleeper.many) {
+            sleeper.thread.unpark();
+        }
+    }
+
+    fn sleep_until(&self, many: u32, seen: u32, longest: Duration) {
+        {
+            // A commit is counted before it looks for a sleeper: either it is seen here, or it finds the one that is left.
+            let mut sleeper = self.sleeper();
+            if self.count.load(Relaxed) != seen {
+                return;
+            }
+            *sleeper = Some(Sleeper { many, thread: std::thread::current() });
+        }
+        std::thread::park_timeout(longest);
+        *self.sleeper() = None;
+    }
+
+    fn sleeper(&self) -> MutexGuard<'_, Option<Sleeper>> {
+        self.sleeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A data folder that is open: the lock, the file and the connections that read it.
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
     /// Pages in the write-ahead log, as the writer's last commit left it.
-    wal_pages: Arc<AtomicU32>,
+    wal_pages: Arc<WalPages>,
     /// The database file, to have it synced beside the writer. Never closed: a close of any descriptor of a file gives
     /// up all locks that the process has on it (`fcntl(2)`), and SQLite's among them.
     file: ManuallyDrop<File>,
@@ -320,12 +361,18 @@ impl Store {
 
     /// How many pages the write-ahead log holds, moved into the file or not.
     pub fn wal_pages(&self) -> u32 {
-        self.wal_pages.load(Relaxed)
+        self.wal_pages.count.load(Relaxed)
+    }
+
+    /// Blocks until a commit leaves at least `many` pages in the write-ahead log, until the thread is unparked, or for
+    /// `longest`. Not at all, where there are others than those that were `seen`. For one thread at a time.
+    pub fn sleep_until_wal_pages(&self, many: u32, seen: u32, longest: Duration) {
+        self.wal_pages.sleep_until(many, seen, longest);
     }
 
     /// The next commit begins the write-ahead log anew; for one who knows that nothing was committed since.
     pub fn note_wal_begun_anew(&self) {
-        self.wal_pages.store(0, Relaxed);
+        self.wal_pages.note(0);
     }
 
     /// Has what was written to the file so far reach the disk. Blocks, and nobody else.
@@ -415,11 +462,11 @@ fn set_up_writer(writer: &Connection, durability: Durability) -> Result<()> {
 }
 
 /// Counts the pages of the write-ahead log from the next commit on.
-fn count_wal_pages(writer: &mut Connection) -> rusqlite::Result<Arc<AtomicU32>> {
-    let counted = Arc::new(AtomicU32::new(0));
+fn count_wal_pages(writer: &mut Connection) -> rusqlite::Result<Arc<WalPages>> {
+    let counted = Arc::new(WalPages::default());
     let count = Arc::clone(&counted);
     writer.wal_hook(Some(move |_: &mut Wal, pages| {
-        count.store(u32::try_from(pages).unwrap_or(u32::MAX), Relaxed);
+        count.note(u32::try_from(pages).unwrap_or(u32::MAX));
         Ok(())
     }))?;
     Ok(counted)
@@ -510,6 +557,53 @@ fn is_there(pid: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Only one that is not woken sleeps so long.
+    const NEVER: Duration = Duration::from_secs(30);
+
+    #[test]
+    fn who_sleeps_beside_the_log_is_woken_by_the_commit_that_makes_it_long_and_not_by_those_before() {
+        let pages = Arc::new(WalPages::default());
+        let sleeps = std::thread::spawn({
+            let pages = Arc::clone(&pages);
+            move || pages.sleep_until(1000, 0, NEVER)
+        });
+        while pages.sleeper().is_none() {
+            std::thread::yield_now();
+        }
+        pages.note(999);
+        assert!(pages.sleeper().is_some(), "it still sleeps");
+        let long = Instant::now();
+        pages.note(1000);
+        sleeps.join().unwrap();
+        assert!(long.elapsed() < NEVER);
+    }
+
+    #[test]
+    fn who_has_not_seen_the_last_commit_does_not_sleep() {
+        let pages = WalPages::default();
+        pages.note(2);
+        let begin = Instant::now();
+        pages.sleep_until(1000, 1, NEVER);
+        assert!(begin.elapsed() < NEVER);
+    }
+
+    #[test]
+    fn a_commit_of_the_store_wakes_who_sleeps_beside_its_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let Opened { store, writer, .. } = Store::open(dir.path(), Durability::Normal, 1).unwrap();
+        let seen = store.wal_pages();
+        std::thread::scope(|scope| {
+            let sleeps = scope.spawn(|| store.sleep_until_wal_pages(seen + 1, seen, NEVER));
+            while store.wal_pages.sleeper().is_none() {
+                std::thread::yield_now();
+            }
+            let commit = Instant::now();
+            writer.execute("INSERT INTO meta (key, value) VALUES ('later', '')", []).unwrap();
+            sleeps.join().unwrap();
+            assert!(commit.elapsed() < NEVER);
+        });
+    }
 
     #[test]
     fn a_stop_that_left_part_of_the_store_in_its_log_is_not_noted_as_one_in_order() {

@@ -1,5 +1,6 @@
 //! Moving the write-ahead log into the file, beside a steady writer.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ pub struct Checkpointer {
     wal: std::path::PathBuf,
     /// The permits for pages that are held back, from one look to the next.
     held: Mutex<Vec<OwnedSemaphorePermit>>,
+    /// How many pages the log held at the last look, and whether it was as before then, with nothing left to do.
+    seen: AtomicU32,
+    at_rest: AtomicBool,
 }
 
 impl Checkpointer {
@@ -30,6 +34,10 @@ impl Checkpointer {
     pub const AGAIN: u32 = 4096;
     /// Above this size of the log's file, in bytes, readers are kept away: 64 MiB.
     pub const HIGH: u64 = 64 * 1024 * 1024;
+    /// How often the log is looked at while something is written.
+    const EVERY: Duration = Duration::from_millis(250);
+    /// How often while nothing is.
+    const AT_REST: Duration = Duration::from_secs(2);
     /// How long the writer is kept waiting for readers at most.
     const READERS: Duration = Duration::from_millis(20);
 
@@ -41,20 +49,50 @@ impl Checkpointer {
         let mut wal = store.path().as_os_str().to_owned();
         wal.push("-wal");
         let connection = crate::store::open_checkpointer(store.path(), Self::READERS)?;
-        Ok(Self { connection, wal: wal.into(), held: Mutex::default() })
+        Ok(Self {
+            connection,
+            wal: wal.into(),
+            held: Mutex::default(),
+            seen: AtomicU32::new(0),
+            at_rest: AtomicBool::new(false),
+        })
     }
 
     /// Looks at the log and does what is due.
     pub fn tick(&self, store: &Store, publisher: &Publisher) {
-        let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         let pages = store.wal_pages();
+        let before = self.seen.swap(pages, Relaxed);
+        let is_done = self.look(pages, store, publisher);
+        self.at_rest.store(before == pages && is_done, Relaxed);
+    }
+
+    /// Blocks until it is time for the next look: soon, beside a writer that writes; else until a commit leaves something
+    /// new to do, and for two seconds at most. Over at once when the thread is unparked.
+    pub fn rest(&self, store: &Store) {
+        if self.at_rest.load(Relaxed) {
+            let seen = self.seen.load(Relaxed);
+            store.sleep_until_wal_pages(Self::more_to_do_from(seen), seen, Self::AT_REST);
+        } else {
+            std::thread::park_timeout(Self::EVERY);
+        }
+    }
+
+    /// With how many pages there is more to do than with those that were seen. Not with each commit: what is moved while
+    /// a burst begins makes the burst wait for the disk.
+    fn more_to_do_from(seen: u32) -> u32 {
+        [Self::LOW, Self::AGAIN].into_iter().find(|pages| *pages > seen).unwrap_or(u32::MAX)
+    }
+
+    /// False where the log is too long and could not be cut: that is to be tried again soon.
+    fn look(&self, pages: u32, store: &Store, publisher: &Publisher) -> bool {
+        let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         if store.is_read_for_long() {
             // The log cannot be begun anew before that ends; the writer would wait for nothing.
             self.held().clear();
             if pages >= Self::LOW {
                 told(self.checkpoint("PASSIVE"));
             }
-            return;
+            return true;
         }
         if size < Self::HIGH {
             self.held().clear();
@@ -64,7 +102,7 @@ impl Checkpointer {
             if pages >= Self::AGAIN {
                 told(self.finish("RESTART", store, publisher));
             }
-            return;
+            return true;
         }
         told(self.checkpoint("PASSIVE"));
         // All that are free now; those in use come back within a page, and then nobody else gets them.
@@ -76,9 +114,11 @@ impl Checkpointer {
             self.held().push(free);
         }
         // One that fails (a full disk) is not helped by waiting for readers; they are let in.
-        if told(self.finish("TRUNCATE", store, publisher)).is_none_or(|done| !done.busy) {
+        let cut = told(self.finish("TRUNCATE", store, publisher));
+        if cut.as_ref().is_none_or(|done| !done.busy) {
             self.held().clear();
         }
+        cut.is_some_and(|done| !done.busy)
     }
 
     /// Moves all of the log into the file, and cuts it: when little is written, a busy moment need not take its room
@@ -131,4 +171,16 @@ fn told(done: Result<Checkpoint, StoreError>) -> Option<Checkpoint> {
 struct Checkpoint {
     /// A reader was in its way.
     busy: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rest_ends_at_the_next_length_with_which_there_is_more_to_do() {
+        let (low, again) = (Checkpointer::LOW, Checkpointer::AGAIN);
+        let ends = [0, low - 1, low, again - 1, again, u32::MAX].map(Checkpointer::more_to_do_from);
+        assert_eq!(ends, [low, low, again, again, u32::MAX, u32::MAX]);
+    }
 }
