@@ -291,6 +291,10 @@ pub struct ScheduleDefaults {
 }
 
 impl ScheduleDefaults {
+    /// The most [`ScheduleDefaults::look_again`]: how long a clock that jumped forward has to hold, for which it is looked at
+    /// at least so often.
+    pub const LONGEST_LOOK: Duration = Duration::from_secs(60);
+
     /// The policy of a task that says nothing.
     pub fn policy(&self) -> Policy {
         Policy {
@@ -736,6 +740,12 @@ impl Config {
         ];
         if let Some((key, _, most)) = at_most.iter().find(|(_, value, most)| value > most) {
             return Err((key, format!("must be at most {most}")));
+        }
+        if self.schedule.look_again > ScheduleDefaults::LONGEST_LOOK {
+            return Err((
+                "schedule.look_again",
+                "must be at most 1m: less often, a clock that jumps is not seen".into(),
+            ));
         }
         if self.schedule.retry_on.contains(&0) {
             return Err(("schedule.retry_on", "0 is not the exit code of a failure: those are from 1 to 255".into()));

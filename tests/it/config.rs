@@ -79,6 +79,10 @@ fn a_value_that_cannot_work_is_refused_with_its_place() {
         ("[stream]\nlife = \"10s\"", "etc/config.toml:2:1: stream.life: "),
         ("[retention]\nruns = 0", "etc/config.toml:2:1: retention.runs: "),
         ("[retention]\ndays = 36526", "etc/config.toml:2:1: retention.days: must be at most 36525"),
+        (
+            "[schedule]\nlook_again = \"61s\"",
+            "etc/config.toml:2:1: schedule.look_again: must be at most 1m: less often, a clock that jumps is not seen",
+        ),
         ("[auth]\nsession_days = 36526", "etc/config.toml:2:1: auth.session_days: must be at most 36525"),
         ("[runs]\nstop_kill = \"1s\"", "etc/config.toml:2:1: runs.stop_kill: "),
         ("allowed_hosts = [\"http://a\"]", "etc/config.toml:1:1: allowed_hosts: "),
