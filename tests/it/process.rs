@@ -361,7 +361,9 @@ async fn t_28_a_stop_that_meets_the_start_of_a_command_ends_it_in_stages_too() {
         Box::pin(async { Ok(()) })
     });
     let run = RunId::new();
-    let processes = Processes::with_stages(run, BTreeMap::new(), program(), record, FAST);
+    // Far off, or a busy machine kills the supervisor before it goes on.
+    let stages = StopStages { kill: Duration::from_secs(10), ..FAST };
+    let processes = Processes::with_stages(run, BTreeMap::new(), program(), record, stages);
     let spawning = tokio::spawn({
         let processes = processes.clone();
         async move { processes.spawn(spec("trap '' INT; sleep 1000")).await }
