@@ -16,7 +16,10 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// A server with 100 scheduled tasks and nobody who looks.
 pub fn idle(bench: &Bench) -> Vec<Row> {
-    const IDLE: Duration = Duration::from_secs(30);
+    /// Processor time is counted in steps of 10 ms, which are 0.01 % of this.
+    const IDLE: Duration = Duration::from_secs(100);
+    /// Until all that follows a start is over.
+    const SETTLED: Duration = Duration::from_secs(10);
     let busy = Row::new("idle", "server idle, 100 tasks: CPU", "% of a core", Some(Bound::AtMost(0.1)));
     let row = Row::new("idle", "server idle, 100 tasks: resident memory", "MiB", Some(Bound::AtMost(30.0)));
     let mut rows = bench.rows([row, busy], || {
@@ -28,7 +31,7 @@ pub fn idle(bench: &Bench) -> Vec<Row> {
         let server = Server::start(&bench.program, &bench.under, (0..100).map(task))?;
         let tasks = call(&server, "GET", "/tasks?limit=500", "")?;
         ensure!(tasks["items"].as_array().map(Vec::len) == Some(100), "not all tasks are there");
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(SETTLED);
         let cpu = server.cpu()?;
         std::thread::sleep(IDLE);
         let used = server.cpu()? - cpu;
