@@ -1,8 +1,8 @@
 //! The planner: when slots are due, it writes down what becomes of each and queues the runs. The state of
 //! schedules is in the store; what is decided is decided by `schedule::plan`, in the writer's transaction.
 //!
-//! It sleeps until the next slot, is woken by the bell once a second (a suspended machine, a stepped clock), and
-//! looks by itself in any case.
+//! It sleeps until the next slot, and looks once a second in any case (a suspended machine, a stepped clock). It is woken
+//! when a task changes, and by the bell.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub struct Planner {
     pub runs: Runs,
     /// Where rows and events go.
     pub publisher: Publisher,
-    /// Rung once a second, and when a task was added or changed.
+    /// Rung once a minute, and when a task was added or changed.
     pub bell: Arc<Notify>,
     /// How long it sleeps at most.
     pub look_again: Duration,

@@ -141,8 +141,8 @@ impl Server {
         api.runs.recover().await?;
         let unix = Unix::bind(&config.data_dir.join("rejoin.sock"))?;
 
-        let housekeeping = (api.housekeeping.bell(), api.housekeeping.is_often());
-        let bell = Bell::start(Arc::clone(&api.planner), housekeeping).await?;
+        let wakes = vec![Arc::clone(&api.planner), api.housekeeping.bell()];
+        let bell = Bell::start(wakes, api.housekeeping.is_often()).await?;
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
         let _dropped = stop.clone().drop_guard();
         let mut server = Self {

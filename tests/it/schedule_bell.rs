@@ -18,13 +18,15 @@ use crate::process::until;
 const NEVER: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_bell_wakes_who_plans_about_once_a_second_and_can_be_stopped_and_made_again() {
+async fn the_bell_wakes_all_that_wait_and_can_be_stopped_and_made_again() {
     for _ in 0..2 {
-        let wake = Arc::new(Notify::new());
-        let bell = Bell::start(Arc::clone(&wake), (Arc::default(), false)).await.unwrap();
+        let wakes: Vec<Arc<Notify>> = vec![Arc::default(), Arc::default()];
+        let bell = Bell::start(wakes.clone(), true).await.unwrap();
         let start = Instant::now();
         for _ in 0..2 {
-            tokio::time::timeout(NEVER, wake.notified()).await.expect("the bell rings");
+            for wake in &wakes {
+                tokio::time::timeout(NEVER, wake.notified()).await.expect("the bell rings");
+            }
         }
         assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
         tokio::time::timeout(NEVER, bell.stop()).await.expect("the bell stops").unwrap();
