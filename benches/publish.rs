@@ -33,7 +33,7 @@ fn main() {
         let opened = Store::open(dir.path(), Durability::Normal, 64).unwrap();
         let store = Arc::new(opened.store);
         let (publisher, writer) = Publisher::start(opened.writer, Limits::default(), Clock::system()).unwrap();
-        let checkpointer = Checkpointer::new(&store).unwrap();
+        let mut checkpointer = Checkpointer::new(&store).unwrap();
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let ticking = std::thread::spawn({
             let (publisher, store, stop) = (publisher.clone(), store.clone(), stop.clone());

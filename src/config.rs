@@ -291,8 +291,7 @@ pub struct ScheduleDefaults {
 }
 
 impl ScheduleDefaults {
-    /// The most [`ScheduleDefaults::look_again`]: how long a clock that jumped forward has to hold, for which it is looked at
-    /// at least so often.
+    /// The most [`ScheduleDefaults::look_again`]: less often, a clock that jumped and was set right again would not be seen.
     pub const LONGEST_LOOK: Duration = Duration::from_secs(60);
 
     /// The policy of a task that says nothing.

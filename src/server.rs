@@ -34,7 +34,7 @@ use crate::api::status::About;
 use crate::api::wire::Viewer;
 use crate::api::{Api, router};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, ScheduleDefaults};
 use crate::housekeeping::Housekeeping;
 use crate::logging;
 use crate::notify::Notifier;
@@ -44,6 +44,7 @@ use crate::run::process::StopStages;
 use crate::run::queue::{Patience, Runs};
 use crate::run::runner::Workshop;
 use crate::schedule::bell::Bell;
+use crate::schedule::plan::JUMP_CONFIRMATION;
 use crate::shutdown;
 use crate::store::Store;
 use crate::stream::checkpoint::Checkpointer;
@@ -67,6 +68,10 @@ const LOOK_FOR_EXPIRED: Duration = Duration::from_secs(1);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// How long requests under way may take when the server goes down.
 const LAST_REQUESTS: Duration = Duration::from_secs(2);
+
+// Whether a clock that jumped is right is asked at least every `JUMP_CONFIRMATION`, which is with each look for slots: the
+// settings allow no longer one.
+const _: () = assert!(ScheduleDefaults::LONGEST_LOOK.as_nanos() <= JUMP_CONFIRMATION.as_nanos());
 
 /// A server that runs.
 #[derive(Debug)]
@@ -250,7 +255,7 @@ impl Server {
         let housekeeping = self.api.housekeeping.clone();
         self.tasks.spawn(tell_trouble(housekeeping.clone(), live.clone(), self.stop.clone()));
         self.tasks.spawn(housekeeping.run(self.no_more.clone()));
-        let checkpointer = Checkpointer::new(&store)?;
+        let mut checkpointer = Checkpointer::new(&store)?;
         self.tasks.spawn(tidy_when_crowded(publisher.clone(), self.stop.clone()));
         let stop = self.stop.clone();
         let thread = std::thread::Builder::new().name("checkpointer".to_owned()).spawn(move || {

@@ -27,8 +27,8 @@ impl std::fmt::Debug for Bell {
 }
 
 impl Bell {
-    /// Starts to ring for all of `wakes`, once a minute or, where it is to be often, once a second. A ring that nobody waits for is
-    /// kept for the next who does, and only one: ten that were missed are one look.
+    /// Starts to ring for all of `wakes`, once a minute or, where it is to be often, once a second. A ring that nobody
+    /// waits for is kept for the next who does, and only one: ten that were missed are one look.
     ///
     /// # Errors
     /// Where the library cannot be started.

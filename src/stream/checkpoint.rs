@@ -1,7 +1,6 @@
 //! Moving the write-ahead log into the file, beside a steady writer.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -21,10 +20,10 @@ pub struct Checkpointer {
     connection: Connection,
     wal: std::path::PathBuf,
     /// The permits for pages that are held back, from one look to the next.
-    held: Mutex<Vec<OwnedSemaphorePermit>>,
+    held: Vec<OwnedSemaphorePermit>,
     /// How many pages the log held at the last look, and whether it was as before then, with nothing left to do.
-    seen: AtomicU32,
-    at_rest: AtomicBool,
+    seen: u32,
+    is_at_rest: bool,
 }
 
 impl Checkpointer {
@@ -49,29 +48,22 @@ impl Checkpointer {
         let mut wal = store.path().as_os_str().to_owned();
         wal.push("-wal");
         let connection = crate::store::open_checkpointer(store.path(), Self::READERS)?;
-        Ok(Self {
-            connection,
-            wal: wal.into(),
-            held: Mutex::default(),
-            seen: AtomicU32::new(0),
-            at_rest: AtomicBool::new(false),
-        })
+        Ok(Self { connection, wal: wal.into(), held: Vec::new(), seen: 0, is_at_rest: false })
     }
 
     /// Looks at the log and does what is due.
-    pub fn tick(&self, store: &Store, publisher: &Publisher) {
+    pub fn tick(&mut self, store: &Store, publisher: &Publisher) {
         let pages = store.wal_pages();
-        let before = self.seen.swap(pages, Relaxed);
+        let before = std::mem::replace(&mut self.seen, pages);
         let is_done = self.look(pages, store, publisher);
-        self.at_rest.store(before == pages && is_done, Relaxed);
+        self.is_at_rest = before == pages && is_done;
     }
 
     /// Blocks until it is time for the next look: soon, beside a writer that writes; else until a commit leaves something
     /// new to do, and for two seconds at most. Over at once when the thread is unparked.
     pub fn rest(&self, store: &Store) {
-        if self.at_rest.load(Relaxed) {
-            let seen = self.seen.load(Relaxed);
-            store.sleep_until_wal_pages(Self::more_to_do_from(seen), seen, Self::AT_REST);
+        if self.is_at_rest {
+            store.sleep_until_wal_pages(Self::more_to_do_from(self.seen), self.seen, Self::AT_REST);
         } else {
             std::thread::park_timeout(Self::EVERY);
         }
@@ -84,18 +76,18 @@ impl Checkpointer {
     }
 
     /// False where the log is too long and could not be cut: that is to be tried again soon.
-    fn look(&self, pages: u32, store: &Store, publisher: &Publisher) -> bool {
+    fn look(&mut self, pages: u32, store: &Store, publisher: &Publisher) -> bool {
         let size = std::fs::metadata(&self.wal).map_or(0, |meta| meta.len());
         if store.is_read_for_long() {
             // The log cannot be begun anew before that ends; the writer would wait for nothing.
-            self.held().clear();
+            self.held.clear();
             if pages >= Self::LOW {
                 told(self.checkpoint("PASSIVE"));
             }
             return true;
         }
         if size < Self::HIGH {
-            self.held().clear();
+            self.held.clear();
             if pages >= Self::LOW {
                 told(self.checkpoint("PASSIVE"));
             }
@@ -111,12 +103,12 @@ impl Checkpointer {
         if free > 0
             && let Ok(free) = Arc::clone(permits).try_acquire_many_owned(free)
         {
-            self.held().push(free);
+            self.held.push(free);
         }
         // One that fails (a full disk) is not helped by waiting for readers; they are let in.
         let cut = told(self.finish("TRUNCATE", store, publisher));
         if cut.as_ref().is_none_or(|done| !done.busy) {
-            self.held().clear();
+            self.held.clear();
         }
         cut.is_some_and(|done| !done.busy)
     }
@@ -150,10 +142,6 @@ impl Checkpointer {
             }
             Ok(done)
         })
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, Vec<OwnedSemaphorePermit>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn checkpoint(&self, mode: &str) -> Result<Checkpoint, StoreError> {

@@ -1127,6 +1127,26 @@ fn of_a_task_deleted_in_the_group_of_its_last_events_nothing_is_shown_and_no_row
 }
 
 #[test]
+fn a_run_of_a_task_that_is_gone_is_not_written_and_stands_in_nobodys_way() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let topic = stream.task("a").await;
+        let run = stream.run(&topic).await;
+        let mut run = topic.tail().fold.run(run).cloned().unwrap();
+        run.id = RunId::new();
+        let gone = TaskNo(topic.no.0 + 1);
+        let act = move |connection: &Connection| -> Result<_, StoreError> {
+            log::project_run(connection, gone, &run)?;
+            Ok(((), Vec::new()))
+        };
+        stream.publisher.transact(act).await.unwrap();
+        let count = |c: &Connection| c.query_row("SELECT count(*) FROM runs", [], |row| row.get::<_, i64>(0));
+        assert_eq!(stream.store.read_blocking(count).unwrap(), 1);
+    });
+}
+
+#[test]
 fn t_09_a_log_that_was_replaced_is_said_and_an_old_cursor_is_no_position_in_it() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {
@@ -1426,7 +1446,7 @@ fn a_large_write_ahead_log_holds_pages_back_until_it_is_truncated() {
         let stream = Stream::open(dir.path(), Limits::default());
         let wal = dir.path().join("rejoin.db-wal");
         let size = || std::fs::metadata(&wal).unwrap().len();
-        let checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
+        let mut checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
         // A reader that does not come to its end keeps the log from being truncated.
         let reading = Connection::open(stream.store.path()).unwrap();
         reading.execute_batch("BEGIN; SELECT count(*) FROM meta").unwrap();
@@ -1450,7 +1470,7 @@ fn a_write_ahead_log_of_16_mib_is_begun_anew_and_does_not_grow() {
         let stream = Stream::open(dir.path(), Limits::default());
         let wal = dir.path().join("rejoin.db-wal");
         let size = || std::fs::metadata(&wal).unwrap().len();
-        let checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
+        let mut checkpointer = rejoin::stream::checkpoint::Checkpointer::new(&stream.store).unwrap();
         let mut sizes = Vec::new();
         for key in ["a", "b", "c"] {
             stream.note(key, 17 << 20).await.unwrap();
