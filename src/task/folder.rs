@@ -161,7 +161,7 @@ pub struct Folder {
     away: BTreeMap<PathBuf, Instant>,
 }
 
-/// What is different after each change of a file, or of who may write it.
+/// What is different after each change of a file, or of its owner or mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Stamp {
     file: (u64, u64),
@@ -222,10 +222,11 @@ impl Folder {
     }
 
     /// Reads the folder and tells what is different from what was told before. Reads files: not for an async task.
+    /// O(n log n) for n files: a good one that stands as it was read costs one look at it, a link what it leads to besides.
     pub fn scan(&mut self, now: Instant) -> Vec<Change> {
         let mut changes = Vec::new();
-        let paths = match self.paths() {
-            Ok(paths) => paths,
+        let files = match self.files() {
+            Ok(files) => files,
             Err(error) => {
                 // Nothing is known of the files now: none of them is gone, nor has it been away for any time.
                 self.away.clear();
@@ -240,28 +241,31 @@ impl Folder {
             self.read_all = Some(now + READ_ALL);
             self.stand.clear();
         }
-        for path in &paths {
+        let is_folder_trusted = trusted(&self.dir).is_ok();
+        for (path, &may_be_link) in &files {
             self.away.remove(path);
             let stamp = Stamp::of(path);
-            let before = self.stand.remove(path);
-            // Who may write the folders above is not in the stamp, and changes without the file.
-            if let Some(stand) = before.filter(|stand| stand.is_read && Some(stand.stamp) == stamp)
-                && trusted(path).is_ok()
-            {
-                self.stand.insert(path.clone(), stand);
+            let before = self.stand.get(path).copied();
+            // Who may write the folder is not in the stamp, and changes without the file; a link leads to one of its own. Who
+            // else is in the file's group is not either, but what such a one writes is: it is judged when it is read.
+            let is_trusted = || if may_be_link { trusted(path).is_ok() } else { is_folder_trusted };
+            if before.is_some_and(|stand| stand.is_read && Some(stand.stamp) == stamp) && is_trusted() {
                 continue;
             }
             let (id, read) = read(path, &self.terms);
             // A file that went between listing and reading is away, not bad.
             if path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                self.stand.remove(path);
                 continue;
             }
             if let Some(stamp) = stamp.filter(|stamp| read.is_ok() && Stamp::of(path).as_ref() == Some(stamp)) {
                 self.stand.insert(path.clone(), Stand::read(before, stamp, now));
+            } else {
+                self.stand.remove(path);
             }
             changes.extend(self.tell(path.clone(), Found { id, read: read.map(Arc::new) }));
         }
-        let missing: Vec<PathBuf> = self.told.keys().filter(|path| !paths.contains(path)).cloned().collect();
+        let missing: Vec<PathBuf> = self.told.keys().filter(|path| !files.contains_key(*path)).cloned().collect();
         for path in missing {
             // The folder itself stands among the files only while it could not be read.
             let gone = *self.away.entry(path.clone()).or_insert(now + GRACE);
@@ -298,25 +302,24 @@ impl Folder {
         self.told.keys().any(|path| *path != self.dir)
     }
 
-    /// The task files, sorted: `*.toml`, neither hidden nor an editor's copy.
-    fn paths(&self) -> io::Result<Vec<PathBuf>> {
+    /// The task files by name, and whether each may be a link: `*.toml`, neither hidden nor an editor's copy.
+    fn files(&self) -> io::Result<BTreeMap<PathBuf, bool>> {
         let entries = match std::fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             // It may be on a disk that is not there: only where no task came from it there is nothing to miss.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.knows_files() => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.knows_files() => return Ok(BTreeMap::new()),
             Err(error) => return Err(error),
         };
-        let mut paths = Vec::new();
+        let mut files = BTreeMap::new();
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if name.ends_with(".toml") && !name.starts_with(['.', '#', '~']) && !name.ends_with("~.toml") {
-                paths.push(entry.path());
+                files.insert(entry.path(), entry.file_type().map_or(true, |kind| kind.is_symlink()));
             }
         }
-        paths.sort();
-        Ok(paths)
+        Ok(files)
     }
 }
 
@@ -484,6 +487,21 @@ mod tests {
         assert_eq!([0, 2999, 3000].map(|ms| at(Duration::from_millis(ms)).is_read), [false, false, true]);
         let changed = Stamp { bytes: 0, ..stamp };
         assert!(!Stand::read(Some(first), changed, now + SETTLED).is_read);
+    }
+
+    #[test]
+    fn a_link_whose_file_stands_as_it_was_read_is_spoilt_by_the_folder_that_it_leads_to() {
+        let (dir, path, ..) = folder_of_one();
+        let links = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(&path, links.path().join("a.toml")).unwrap();
+        let mut folder = Folder::new(links.path().to_owned(), Policy::default());
+        let begin = Instant::now();
+        folder.scan(begin);
+        folder.scan(begin + SETTLED);
+        assert!(folder.stand.values().all(|stand| stand.is_read) && !folder.stand.is_empty());
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        let changes = folder.scan(begin + SETTLED);
+        assert!(matches!(&changes[..], [Change::Bad { .. }]), "{changes:?}");
     }
 
     #[test]
