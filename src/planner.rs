@@ -269,14 +269,15 @@ fn plan_one(
     let Some((stored, claimed)) = planned(connection, task.no)?.filter(|(stored, _)| stored.is_of(task)) else {
         return Ok(None);
     };
+    let active = has_open_runs(connection, task.no)?;
     let state = ScheduleState {
         last_planned: stored.to,
         anchor: stored.anchor,
         resumed: stored.resumed,
         last_stored,
         enabled,
-        active: has_open_runs(connection, task.no)?,
-        queued: count_queued(connection, task.no)?,
+        active,
+        queued: if active { count_queued(connection, task.no)? } else { 0 },
         claimed: &claimed,
     };
     let Plan { rows, anchor, planned_to, next } = match plan::plan(timing, &task.definition.policy, &state, now) {
