@@ -119,13 +119,18 @@ pub async fn add(
     let asked = format!("POST /tasks {body}");
     count_from_now(body.get_mut("schedule"), api.publisher.clock().now());
     let posted = parse::from_json(&body, api.viewer.registry.terms())?;
+    let runs_now = posted.run && posted.definition.schedule.is_none();
+    if runs_now {
+        // Before it is made: else there would be a task, and an error.
+        parse::run_params(&posted.definition, &Value::Null)?;
+    }
     if query.dry.is_dry() {
+        let would_be = would_be(&api, &posted.definition)?;
         if let Some(id) = posted.id.filter(|id| api.viewer.registry.get(id).is_some()) {
             return Err(TaskError::Exists(id).into());
         }
-        return Ok((StatusCode::OK, Json(would_be(&api, &posted.definition)?)));
+        return Ok((StatusCode::OK, Json(would_be)));
     }
-    let runs_now = posted.run && posted.definition.schedule.is_none();
     let once = api.acts.keys.enter(Key::of(&headers)?, &asked, &credential).await?;
     let id = match once.done().await? {
         Some(done) => done.task,

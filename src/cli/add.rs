@@ -31,7 +31,7 @@ pub struct Add {
     /// Do it once, however often this is sent with the same key
     #[arg(long, value_name = "KEY")]
     once: Option<String>,
-    /// Show what would be made, and make nothing
+    /// Show what would be made, or why it would not, and make nothing; --once is left aside
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -87,6 +87,9 @@ struct PolicyFlags {
     /// What to do when a time comes while a run is not over
     #[arg(long, value_parser = ["skip", "queue", "replace", "allow"])]
     overlap: Option<String>,
+    /// How many wait with "queue"
+    #[arg(long, value_name = "COUNT")]
+    queue_limit: Option<u32>,
     /// What to do about times that passed while the server was down
     #[arg(long, value_parser = ["none", "last", "all"])]
     catchup: Option<String>,
@@ -153,6 +156,7 @@ impl PolicyFlags {
     fn as_json(&self) -> Option<Value> {
         let policy = members([
             ("overlap", self.overlap.clone().map(Value::from)),
+            ("queue_limit", self.queue_limit.map(Value::from)),
             ("catchup", self.catchup.clone().map(Value::from)),
             ("catchup_window", self.catchup_window.clone().map(Value::from)),
             ("catchup_limit", self.catchup_limit.map(Value::from)),
@@ -416,9 +420,13 @@ fn typed(default: Option<&Value>, name: &str, value: &str) -> Result<Value> {
     }
 }
 
-/// Shows what would be made, and at which times it would run.
+/// Shows what would be made, and at which times it would run. A new task that the server would not make it refuses here
+/// too.
 async fn dry_run(session: &Session, plan: &Plan) -> Result<()> {
     let screen = &session.screen;
+    if let Plan::Make { body } = plan {
+        session.client.try_task(&Value::Object(body.clone())).await?;
+    }
     let (would, schedule) = match plan {
         Plan::Run { task, params } => (json!({ "run": { "task": task, "params": params } }), None),
         Plan::Make { body } => (json!({ "make": body }), body.get("schedule").cloned()),
@@ -561,6 +569,7 @@ mod tests {
             },
             policy: PolicyFlags {
                 overlap: Some("queue".into()),
+                queue_limit: Some(5),
                 catchup_window: Some("6h".into()),
                 retries: Some(3),
                 ..PolicyFlags::default()
@@ -575,7 +584,7 @@ mod tests {
                 "title": "Say hello",
                 "steps": [{"run": "echo 1"}, {"run": "echo 2"}],
                 "schedule": {"cron": "0 3 * * *", "tz": "Europe/Berlin"},
-                "policy": {"overlap": "queue", "catchup_window": "6h", "retries": 3},
+                "policy": {"overlap": "queue", "queue_limit": 5, "catchup_window": "6h", "retries": 3},
                 "notify": {"channels": ["phone", "team"]},
                 "params": {"who": {"default": "me"}},
             })

@@ -151,6 +151,19 @@ impl Client {
         self.post_with(segments, &[], body, once).await
     }
 
+    /// Asks whether a task could be made of this, and makes none.
+    ///
+    /// # Errors
+    /// As [`Client::get`]; also where the answer does not say that nothing was made.
+    pub async fn try_task(&self, body: &Value) -> Result<()> {
+        let call = self.call(Method::POST, &["tasks"], &[("dry_run", "true")]).json(body);
+        let answer: Value = self.read(self.send(call).await?).await?;
+        if answer.get("definition").is_some() {
+            return Ok(());
+        }
+        Err(Failure::Server(format!("{} does not say whether it made the task: look at tasks list", self.place)))
+    }
+
     /// Gives what was done under this key before; [`Failure::NotFound`] if nothing was.
     ///
     /// # Errors

@@ -414,6 +414,16 @@ async fn parameters_are_checked_by_name() {
     let text = client.pages("job").await.iter().find(|event| event["kind"] == "tool_result").unwrap()["data"]["output"]
         .to_string();
     assert!(text.contains("x; echo $(id) 85"), "{text}");
+
+    // A task that would run at once without one of its parameters is not made.
+    let mut task = json!({ "title": "Ask", "params": { "host": {} }, "steps": [{ "run": "true" }] });
+    for path in ["/tasks", "/tasks?dry_run=true"] {
+        let (status, problem) = client.post(path, task.clone()).await;
+        assert_eq!((status, &problem["field"]), (400, &json!("params.host")), "{path}: {problem}");
+    }
+    assert_eq!(client.get("/tasks").await.1["items"].as_array().unwrap().len(), 1, "the one of the file");
+    task["run"] = false.into();
+    assert_eq!(client.post("/tasks", task).await.0, 201);
     server.stop().await;
 }
 

@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Path as PathOf, Query, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,7 +32,7 @@ struct Scene {
     /// After how many events each connection is cut, in order; later ones are not.
     cuts: Vec<usize>,
     connections: usize,
-    /// Method, path and body of each call, and the two headers that matter.
+    /// Method, path (with the query where it may change something) and body of each call, and the two headers that matter.
     calls: Vec<(String, Value)>,
     credentials: Vec<Option<String>>,
     once: Vec<Option<String>>,
@@ -117,7 +117,11 @@ async fn keep(State(scene): State<Shared>, request: Request, next: Next) -> Resp
     let header = |name: &str| parts.headers.get(name).map(|value| value.to_str().unwrap().to_owned());
     {
         let mut scene = scene.lock().unwrap();
-        let call = format!("{} {}", parts.method, parts.uri.path().trim_start_matches("/api/v1"));
+        let mut call = format!("{} {}", parts.method, parts.uri.path().trim_start_matches("/api/v1"));
+        // What a query asks for of a call that changes something decides whether it does.
+        if let Some(query) = parts.uri.query().filter(|_| parts.method != Method::GET) {
+            call = format!("{call}?{query}");
+        }
         scene.calls.push((call, serde_json::from_slice(&body).unwrap_or_default()));
         scene.credentials.push(header("authorization"));
         scene.once.push(header("idempotency-key"));
@@ -162,7 +166,10 @@ fn a_run(scene: &Scene) -> Value {
     json!({"id": RUN, "task": "long", "state": state, "first_seq": 3, "last_seq": scene.log.len()})
 }
 
-async fn made(State(scene): State<Shared>) -> Response {
+async fn made(State(scene): State<Shared>, Query(query): Query<Value>) -> Response {
+    if query["dry_run"] == "true" {
+        return Json(json!({"definition": {}})).into_response();
+    }
     let run = a_run(&scene.lock().unwrap());
     let made = json!({"task": task(0), "run": run, "url": "http://127.0.0.1:7171/#task=long"});
     (StatusCode::CREATED, Json(made)).into_response()
@@ -487,8 +494,12 @@ async fn a_dry_run_shows_the_times_and_makes_nothing() {
     let output = server.run(&line).await;
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     assert!(out(&output).contains("2099-01-01T00:00:00+01:00"), "{}", out(&output));
-    let asked = json!({"cron": "0 3 * * *", "tz": "Europe/Berlin", "n": 5});
-    assert_eq!(server.changes(), [("POST /schedule/preview".to_owned(), asked)]);
+    let schedule = json!({"cron": "0 3 * * *", "tz": "Europe/Berlin"});
+    let would_be = json!({"title": "Say hello", "steps": [{"run": "true"}], "schedule": schedule});
+    let mut times = schedule;
+    times["n"] = 5.into();
+    let asked = [("POST /tasks?dry_run=true".to_owned(), would_be), ("POST /schedule/preview".to_owned(), times)];
+    assert_eq!(server.changes(), asked);
 }
 
 #[tokio::test]

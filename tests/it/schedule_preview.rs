@@ -1,5 +1,5 @@
-//! What a schedule means is shown before it is saved, and what means nothing is refused with one reason, whichever way it
-//! is given.
+//! What a schedule means is shown before it is saved; a schedule or a policy that means nothing is refused with one reason,
+//! whichever way it is given.
 
 use std::process::Output;
 
@@ -134,5 +134,62 @@ async fn a_schedule_that_cannot_be_is_refused_for_one_reason_in_file_call_previe
         }
     }
     assert_eq!(server.client.get("/tasks").await.1["items"], json!([]));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_cannot_be_is_refused_for_one_reason_in_file_call_and_command() {
+    let home = Home::new("[pools]\ndisks = 1\n");
+    let server = home.serve_at(Clock::standing_at("2026-05-01T12:00:00Z".parse().unwrap())).await;
+    let config = home.path().join("config.toml");
+    let config = config.to_str().unwrap();
+    for (field, value, reason) in [
+        ("overlap", json!("both"), "\"both\" is not known: there are \"skip\""),
+        ("queue_limit", json!(0), "0 is not from 1 to 10000"),
+        ("catchup", json!("some"), "\"some\" is not known: there are \"none\""),
+        ("catchup_window", json!("6"), "is not a length of time"),
+        ("catchup_limit", json!(10_001), "10001 is not from 1 to 10000"),
+        ("timeout", json!("0s"), "must be more than nothing"),
+        ("timeout", json!("11y"), "months and years have no fixed length"),
+        ("idle_timeout", json!("-5m"), "is less than nothing"),
+        ("retries", json!(101), "101 is not from 0 to 100"),
+        ("backoff", json!("10m..30s"), "begins with the longer one"),
+        ("retry_on", json!([0]), "0 is not the exit code of a failure"),
+        ("on_crash", json!("cry"), "\"cry\" is not known: there are \"fail\""),
+        ("pause_after", json!(1001), "1001 is not from 0 to 1000"),
+        ("concurrency", json!("disk"), "there is no pool \"disk\""),
+        ("keep.runs", json!(0), "0 is not from 1 to"),
+        ("keep.bytes", json!("much"), "\"much\" is not a size"),
+    ] {
+        let (key, member) = field.split_once('.').map_or((field, None), |(key, member)| (key, Some(member)));
+        let policy = json!({ key: member.map_or(value.clone(), |member| json!({ member: value })) });
+        let plain = value.to_string().trim_matches(['"', '[', ']']).to_owned();
+        let flag =
+            format!("--{}={}{plain}", key.replace('_', "-"), member.map_or(String::new(), |name| format!("{name}=")));
+        let path = home.path().join("bad.toml");
+        let table = toml::to_string(&json!({ "policy": policy })).unwrap();
+        std::fs::write(&path, format!("title = \"T\"\n{table}\n[[steps]]\nrun = \"true\"\n")).unwrap();
+        let of_file = rejoin(&server, &["tasks", "validate", path.to_str().unwrap(), "--config", config]).await;
+        assert_eq!(of_file.status.code(), Some(2), "{policy}: {of_file:?}");
+        let said = out(&of_file);
+        assert!(said.contains(&format!("policy.{field}: ")) && said.contains(reason), "{policy}: {said}");
+
+        let task = json!({ "title": "T", "policy": policy, "steps": [{ "run": "true" }] });
+        for call in ["/tasks", "/tasks?dry_run=true"] {
+            let (status, problem) = server.client.post(call, task.clone()).await;
+            assert_eq!((status, &problem["field"]), (400, &json!(format!("policy.{field}"))), "{call}: {problem}");
+            assert!(problem["detail"].as_str().unwrap().contains(reason), "{call}: {problem}");
+        }
+
+        let line = ["tasks", "add", "T", "--run", "true", &flag];
+        for line in [&line[..], &[&line[..], &["--dry-run"]].concat()] {
+            let refused = rejoin(&server, line).await;
+            // Of a few words to choose from the command has the list itself.
+            let reason = if reason.contains("is not known") { "possible values" } else { reason };
+            assert_eq!(refused.status.code(), Some(2), "{line:?}: {}", err(&refused));
+            assert!(err(&refused).contains(reason) && out(&refused).is_empty(), "{line:?}: {refused:?}");
+        }
+    }
+    assert_eq!(server.client.get("/tasks").await.1["items"], json!([]), "nothing was made");
     server.stop().await;
 }
