@@ -29,7 +29,7 @@ use world::World;
 
 /// How many seeds the gate plays.
 const SEEDS: u64 = 1_000;
-/// What so many seeds must have seen: else they prove less than they seem to.
+/// What the gate's seeds must have seen: else they prove less than they seem to.
 const MUST_BE_SEEN: [&str; 31] = [
     "change of state undone",
     "closed 4001",
@@ -129,7 +129,9 @@ fn number(name: &str) -> Option<u64> {
 fn play_all(from: u64, seeds: u64, time: Option<Duration>) {
     let (next, begin) = (AtomicU64::new(from), Instant::now());
     let wrong = Mutex::new(Vec::new());
-    let (played, seen) = (AtomicU64::new(0), Mutex::new(BTreeMap::<String, u64>::new()));
+    // What was not seen is printed too: who adds up the sums of several plays judges them all together.
+    let unseen: BTreeMap<String, u64> = MUST_BE_SEEN.iter().map(|what| ((*what).to_owned(), 0)).collect();
+    let (played, seen) = (AtomicU64::new(0), Mutex::new(unseen));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let playing: Vec<Mutex<Option<(u64, Instant)>>> = (0..cores).map(|_| Mutex::new(None)).collect();
     std::thread::scope(|scope| {
@@ -184,8 +186,10 @@ fn play_all(from: u64, seeds: u64, time: Option<Duration>) {
             came.last_lines
         );
     }
-    let unseen: Vec<_> = MUST_BE_SEEN.iter().filter(|what| !seen.contains_key(**what)).collect();
-    assert!(played < SEEDS || unseen.is_empty(), "{played} seeds, and not one has seen {unseen:?}");
+    let unseen: Vec<_> = seen.iter().filter(|(_, many)| **many == 0).map(|(what, _)| what).collect();
+    // Of the gate's own seeds it is known that they see everything; of others the rarest may not be among a thousand.
+    let are_the_gates = from == 1 && time.is_none() && played >= SEEDS;
+    assert!(!are_the_gates || unseen.is_empty(), "{played} seeds, and not one has seen {unseen:?}");
 }
 
 #[test]

@@ -10,10 +10,12 @@ use crate::part::{Part, play};
 
 /// So long at a time: what is interrupted has lost no more.
 const AT_ONCE: Duration = Duration::from_secs(60);
+/// So many seeds must have seen everything that the simulation has to see: the rarest comes once in some 300.
+const ENOUGH: u64 = 10_000;
 /// The test of the simulation that plays seeds.
 const TEST: &str = "whatever_happens_every_watcher_has_what_was_saved_once_and_in_order";
 
-/// Plays seeds from one on for a while; gives the sums that it prints: what, and how much.
+/// Plays seeds from one on for a while; gives the sums that it prints: what, and how often it was seen, if only 0 times.
 fn play_seeds(simulation: &std::path::Path, from: u64, length: Duration) -> Vec<(String, u64)> {
     let output = Command::new(simulation)
         .args(["--exact", TEST, "--nocapture"])
@@ -62,6 +64,8 @@ async fn sim(part: Arc<Part>) {
     part.note("minutes", (seconds / 6.0).round() / 10.0);
     part.note("sums", &sums);
     part.note("wrong", 0);
+    let unseen: Vec<_> = sums.iter().filter(|(_, sum)| **sum == 0).map(|(what, _)| what).collect();
+    assert!(next - first < ENOUGH || unseen.is_empty(), "{} seeds, and not one has seen {unseen:?}", next - first);
 }
 
 /// Built with the tests, it lies beside this one; alone, `cargo test --test soak` does not build it.
