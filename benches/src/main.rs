@@ -1,7 +1,8 @@
 //! `make bench`: what Rejoin does on this machine, measured from outside.
 //!
-//! The server is the release binary in a process of its own on one core; this program is on the other. Events come in
-//! over HTTP as any producer would send them, and go out over WebSockets; each receipt is checked.
+//! The server is the release binary in a process of its own on one core; this program is on the other, and only in
+//! `slots`, where it has nothing to do but to count, beside it. Events come in over HTTP as any producer would send them,
+//! and go out over WebSockets; each receipt is checked.
 
 use std::path::PathBuf;
 

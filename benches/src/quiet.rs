@@ -1,6 +1,7 @@
 //! Whether anything else runs on this machine: what shares a core with the server or the client makes figures of
 //! chance.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -10,12 +11,13 @@ const MOST: f64 = 0.05;
 /// How long it must have been quiet before something is measured.
 const LOOK: Duration = Duration::from_millis(400);
 
-/// The processor time of everybody and of this program with the servers it has ended, in ticks.
+/// The processor time of everybody, of this program with the servers it has ended, and of those that it has not, in ticks.
 #[derive(Clone, Copy)]
 struct Ticks {
     all: u64,
     busy: u64,
     own: u64,
+    servers: u64,
 }
 
 fn ticks() -> Result<Ticks> {
@@ -25,18 +27,37 @@ fn ticks() -> Result<Ticks> {
     // user nice system idle iowait irq softirq steal; what guests use is in user already.
     let all: u64 = fields.iter().take(8).sum();
     let idle: u64 = fields.iter().skip(3).take(2).sum();
-    let own = std::fs::read_to_string("/proc/self/stat")?;
-    let own = own.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let own = own.skip(11).take(4).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
-    Ok(Ticks { all, busy: all - idle, own })
+    let (servers, own) = (used_by_children(), used(Path::new("/proc/self/stat"))?);
+    Ok(Ticks { all, busy: all - idle, own, servers })
 }
 
-fn others(before: Ticks, now: Ticks) -> f64 {
-    let busy = (now.busy - before.busy).saturating_sub(now.own - before.own);
-    busy as f64 / (now.all - before.all).max(1) as f64
+/// What a process and those of its children that are over have used.
+fn used(stat: &Path) -> Result<u64> {
+    let stat = std::fs::read_to_string(stat)?;
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    // utime stime cutime cstime.
+    Ok(fields.skip(11).take(4).map(str::parse::<u64>).sum::<Result<u64, _>>()?)
 }
 
-/// Waits until nothing else runs, at most until `deadline`.
+/// What the servers have used that still run, where the kernel tells (`CONFIG_PROC_CHILDREN`): that of those that ended is
+/// this program's own.
+fn used_by_children() -> u64 {
+    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let used_by = |pid: &str| used(&Path::new("/proc").join(pid).join("stat")).unwrap_or(0);
+    children.map(|children| children.split_whitespace().map(used_by).sum::<u64>()).sum()
+}
+
+/// The share of the machine that others had, and the servers that still run with them.
+fn shares(before: Ticks, now: Ticks) -> (f64, f64) {
+    let all = (now.all - before.all).max(1) as f64;
+    let with_servers = (now.busy - before.busy).saturating_sub(now.own.saturating_sub(before.own));
+    let others =
+        (now.busy - before.busy).saturating_sub((now.own + now.servers).saturating_sub(before.own + before.servers));
+    (others as f64 / all, with_servers as f64 / all)
+}
+
+/// Waits until nothing else runs, nor a server that still has something to do, at most until `deadline`.
 ///
 /// # Errors
 /// The system's.
@@ -45,7 +66,7 @@ pub fn wait(deadline: Instant) -> Result<()> {
     while Instant::now() < deadline {
         std::thread::sleep(LOOK);
         let now = ticks()?;
-        if others(before, now) <= MOST {
+        if shares(before, now).1 <= MOST {
             break;
         }
         before = now;
@@ -70,7 +91,7 @@ impl Watch {
     /// # Errors
     /// The system's.
     pub fn others(&self) -> Result<f64> {
-        Ok(others(self.0, ticks()?))
+        Ok(shares(self.0, ticks()?).0)
     }
 
     /// Whether others had so little that the figures stand.

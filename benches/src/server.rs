@@ -1,4 +1,4 @@
-//! The server that is measured: the release binary in a process of its own, on a core of its own, with fresh data.
+//! The server that is measured: the release binary in a process of its own, mostly on a core of its own, with fresh data.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
@@ -19,19 +19,39 @@ pub const CLIENT_CORE: usize = 1;
 /// that is not as shipped.
 const CONFIG: &str = "[stream]\nconnections_per_credential = 10_000\n";
 
+/// What a server may run on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cores {
+    /// One, which the load client does not have.
+    Own,
+    /// All of them, as whoever installs it would have it: where the load client only looks now and then.
+    All,
+}
+
+impl Cores {
+    /// As `taskset` takes them.
+    fn list(self) -> Result<String> {
+        match self {
+            Self::Own => Ok(SERVER_CORE.to_string()),
+            Self::All => Ok(std::fs::read_to_string("/sys/devices/system/cpu/online")?.trim().to_owned()),
+        }
+    }
+}
+
 /// One server with its data.
 pub struct Server {
     child: Child,
     home: TempDir,
     program: PathBuf,
     config: String,
+    cores: Cores,
     /// Where it listens.
     pub address: SocketAddr,
     /// Its credential.
     pub token: String,
 }
 
-/// Keeps this process off the server's core.
+/// Keeps this process off the core of servers that have one of their own.
 ///
 /// # Errors
 /// When `taskset` cannot be run.
@@ -49,10 +69,10 @@ impl Server {
     /// # Errors
     /// When it does not start.
     pub fn start(program: &Path, under: &Path, tasks: impl IntoIterator<Item = (String, String)>) -> Result<Self> {
-        Self::start_with(program, under, tasks, "")
+        Self::start_with(program, under, tasks, "", Cores::Own)
     }
 
-    /// The same with more in its `config.toml`.
+    /// The same with more in its `config.toml`, and on these cores.
     ///
     /// # Errors
     /// When it does not start.
@@ -61,6 +81,7 @@ impl Server {
         under: &Path,
         tasks: impl IntoIterator<Item = (String, String)>,
         config: &str,
+        cores: Cores,
     ) -> Result<Self> {
         let home = tempfile::Builder::new().prefix("bench-").tempdir_in(under)?;
         let folder = home.path().join("tasks");
@@ -69,9 +90,9 @@ impl Server {
             std::fs::write(folder.join(format!("{id}.toml")), text)?;
         }
         let config = format!("{CONFIG}{config}");
-        let (child, address) = spawn(program, home.path(), "127.0.0.1:0", &config)?;
+        let (child, address) = spawn(program, home.path(), "127.0.0.1:0", &config, cores)?;
         let token = std::fs::read_to_string(home.path().join("data/token"))?.trim().to_owned();
-        Ok(Self { child, home, program: program.to_owned(), config, address, token })
+        Ok(Self { child, home, program: program.to_owned(), config, cores, address, token })
     }
 
     /// The folder of its configuration; its data is in `data`, its task files are in `tasks`.
@@ -100,7 +121,8 @@ impl Server {
     /// When it does not start.
     pub fn start_again(&mut self) -> Result<Duration> {
         let started = Instant::now();
-        let (child, address) = spawn(&self.program, self.home.path(), &self.address.to_string(), &self.config)?;
+        let address = self.address.to_string();
+        let (child, address) = spawn(&self.program, self.home.path(), &address, &self.config, self.cores)?;
         ensure!(address == self.address, "it listens elsewhere: {address}");
         self.child = child;
         Ok(started.elapsed())
@@ -158,14 +180,14 @@ impl Drop for Server {
     }
 }
 
-fn spawn(program: &Path, home: &Path, listen: &str, more: &str) -> Result<(Child, SocketAddr)> {
+fn spawn(program: &Path, home: &Path, listen: &str, more: &str, cores: Cores) -> Result<(Child, SocketAddr)> {
     let mut config = format!("listen = \"{listen}\"\ndata_dir = \"data\"\ntasks_dir = \"tasks\"\n");
     let _ = write!(config, "{more}");
     let path = home.join("config.toml");
     std::fs::write(&path, config)?;
     let log = std::fs::File::options().create(true).append(true).open(home.join("log"))?;
     let mut child = Command::new("taskset")
-        .args(["-c", &SERVER_CORE.to_string()])
+        .args(["-c", &cores.list()?])
         .arg(program)
         .arg("--config")
         .arg(&path)

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::report::{Bound, Row, Sample};
 use crate::scenario::Bench;
-use crate::server::Server;
+use crate::server::{Cores, Server};
 
 const TASKS: usize = 10_000;
 const POOL: usize = 64;
@@ -96,7 +96,7 @@ impl Stage {
             (id, text)
         };
         let config = format!("[runs]\nconcurrency = 1000\n[pools]\nnarrow = {POOL}\n");
-        let server = Server::start_with(&bench.program, &bench.under, (0..TASKS).map(task), &config)?;
+        let server = Server::start_with(&bench.program, &bench.under, (0..TASKS).map(task), &config, Cores::All)?;
         std::fs::create_dir(server.home().join("out"))?;
         let file = server.home().join("data/rejoin.db");
         let store = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
