@@ -12,6 +12,7 @@ use clap::Parser;
 mod fleet;
 mod http;
 mod lookup;
+mod process;
 mod publish;
 mod quiet;
 mod report;

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::process::Times;
+
 /// A share of the machine that others may have while something is measured.
 const MOST: f64 = 0.05;
 /// How long it must have been quiet before something is measured.
@@ -27,16 +29,8 @@ fn ticks() -> Result<Ticks> {
     // user nice system idle iowait irq softirq steal; what guests use is in user already.
     let all: u64 = fields.iter().take(8).sum();
     let idle: u64 = fields.iter().skip(3).take(2).sum();
-    let (servers, own) = (used_by_children(), used(Path::new("/proc/self/stat"))?);
+    let (servers, own) = (used_by_children(), Times::read(Path::new("/proc/self"))?.all());
     Ok(Ticks { all, busy: all - idle, own, servers })
-}
-
-/// What a process and those of its children that are over have used.
-fn used(stat: &Path) -> Result<u64> {
-    let stat = std::fs::read_to_string(stat)?;
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    // utime stime cutime cstime.
-    Ok(fields.skip(11).take(4).map(str::parse::<u64>).sum::<Result<u64, _>>()?)
 }
 
 /// What the servers have used that still run, where the kernel tells (`CONFIG_PROC_CHILDREN`): that of those that ended is
@@ -44,7 +38,7 @@ fn used(stat: &Path) -> Result<u64> {
 fn used_by_children() -> u64 {
     let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
     let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
-    let used_by = |pid: &str| used(&Path::new("/proc").join(pid).join("stat")).unwrap_or(0);
+    let used_by = |pid: &str| Times::read(&Path::new("/proc").join(pid)).map_or(0, |times| times.all());
     children.map(|children| children.split_whitespace().map(used_by).sum::<u64>()).sum()
 }
 

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
+use crate::process::Times;
+
 /// The core of the server; the load client has the other.
 pub const SERVER_CORE: usize = 0;
 /// The core of the load client.
@@ -133,10 +135,7 @@ impl Server {
     /// # Errors
     /// When the process is gone.
     pub fn cpu(&self) -> Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The name in brackets may hold blanks; utime and stime are the 12th and 13th fields behind it.
-        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-        let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        let ticks = Times::read(&Path::new("/proc").join(self.pid().to_string()))?.own;
         // USER_HZ is 100 on every Linux that Rust runs on.
         Ok(Duration::from_millis(ticks * 10))
     }
