@@ -80,12 +80,42 @@ async fn a_schedule_is_shown_in_words_with_its_zone_and_what_the_clock_does_to_i
     server.stop().await;
 }
 
+/// Has a task with this table, whose `field` cannot be, refused for one reason in its file, by the call with and
+/// without `dry_run`, and by the command with these flags.
+async fn assert_refused(server: &InProcess, home: &Home, field: &str, table: &Value, flags: &[String], reason: &str) {
+    let path = home.path().join("bad.toml");
+    let toml = toml::to_string(table).unwrap();
+    std::fs::write(&path, format!("title = \"T\"\n{toml}\n[[steps]]\nrun = \"true\"\n")).unwrap();
+    let config = home.path().join("config.toml");
+    let line = ["tasks", "validate", path.to_str().unwrap(), "--config", config.to_str().unwrap()];
+    let of_file = rejoin(server, &line).await;
+    assert_eq!(of_file.status.code(), Some(2), "{table}: {of_file:?}");
+    let said = out(&of_file);
+    assert!(said.contains(&format!("{field}: ")) && said.contains(reason), "{table}: {said}");
+
+    let mut task = json!({ "title": "T", "steps": [{ "run": "true" }] });
+    task.as_object_mut().unwrap().extend(table.as_object().unwrap().clone());
+    for call in ["/tasks", "/tasks?dry_run=true"] {
+        let (status, problem) = server.client.post(call, task.clone()).await;
+        assert_eq!((status, &problem["field"]), (400, &json!(field)), "{call}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(reason), "{call}: {problem}");
+    }
+
+    let line: Vec<&str> =
+        ["tasks", "add", "T", "--run", "true"].into_iter().chain(flags.iter().map(String::as_str)).collect();
+    for line in [&line[..], &[&line[..], &["--dry-run"]].concat()] {
+        let refused = rejoin(server, line).await;
+        // Of a few words to choose from the command has the list itself.
+        let reason = if reason.contains("is not known") { "possible values" } else { reason };
+        assert_eq!(refused.status.code(), Some(2), "{line:?}: {}", err(&refused));
+        assert!(err(&refused).contains(reason) && out(&refused).is_empty(), "{line:?}: {refused:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_that_cannot_be_is_refused_for_one_reason_in_file_call_preview_and_command() {
     let home = Home::new("");
     let server = home.serve_at(Clock::standing_at("2026-05-01T12:00:00Z".parse().unwrap())).await;
-    let config = home.path().join("config.toml");
-    let config = config.to_str().unwrap();
     for (schedule, field, reason) in [
         (json!({ "cron": "0 0 31 2 *" }), "cron", "is a date that never comes"),
         (json!({ "cron": "0 3 * * *", "tz": "Europe/Berln" }), "tz", "did you mean \"Europe/Berlin\"?"),
@@ -103,35 +133,14 @@ async fn a_schedule_that_cannot_be_is_refused_for_one_reason_in_file_call_previe
         (json!({ "at": "2026-10-25T02:30", "tz": "Europe/Berlin" }), "at", "comes twice in Europe/Berlin"),
         (json!({ "at": "2027-03-28T02:30", "tz": "Europe/Berlin" }), "at", "does not exist in Europe/Berlin"),
     ] {
-        let toml = schedule.as_object().unwrap().iter().map(|(key, value)| format!("{key} = {value}\n"));
-        let path = home.path().join("bad.toml");
-        std::fs::write(&path, file(&toml.collect::<String>())).unwrap();
-        let of_file = rejoin(&server, &["tasks", "validate", path.to_str().unwrap(), "--config", config]).await;
-        assert_eq!(of_file.status.code(), Some(2), "{schedule}");
-        assert!(
-            out(&of_file).contains(&format!("schedule.{field}: ")) && out(&of_file).contains(reason),
-            "{of_file:?}"
-        );
-
-        let task = json!({ "title": "T", "schedule": schedule, "steps": [{ "run": "true" }] });
-        let (status, problem) = server.client.post("/tasks", task).await;
-        assert_eq!((status, &problem["field"]), (400, &json!(format!("schedule.{field}"))), "{problem}");
-        assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
+        let flags = schedule.as_object().unwrap().iter();
+        let flags: Vec<_> = flags.map(|(key, value)| format!("--{key}={}", value.as_str().unwrap())).collect();
+        assert_refused(&server, &home, &format!("schedule.{field}"), &json!({ "schedule": schedule }), &flags, reason)
+            .await;
 
         let (status, problem) = server.client.post("/schedule/preview", schedule.clone()).await;
         assert_eq!((status, &problem["field"]), (400, &json!(field)), "{problem}");
         assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
-
-        let mut line = vec!["tasks".to_owned(), "add".into(), "T".into(), "--run".into(), "true".into()];
-        for (key, value) in schedule.as_object().unwrap() {
-            line.push(format!("--{key}={}", value.as_str().unwrap()));
-        }
-        for more in [&[][..], &["--dry-run".to_owned()]] {
-            let line: Vec<&str> = line.iter().chain(more).map(String::as_str).collect();
-            let of_command = rejoin(&server, &line).await;
-            assert_eq!(of_command.status.code(), Some(2), "{line:?}: {}", err(&of_command));
-            assert!(err(&of_command).contains(reason), "{line:?}: {}", err(&of_command));
-        }
     }
     assert_eq!(server.client.get("/tasks").await.1["items"], json!([]));
     server.stop().await;
@@ -141,8 +150,6 @@ async fn a_schedule_that_cannot_be_is_refused_for_one_reason_in_file_call_previe
 async fn a_policy_that_cannot_be_is_refused_for_one_reason_in_file_call_and_command() {
     let home = Home::new("[pools]\ndisks = 1\n");
     let server = home.serve_at(Clock::standing_at("2026-05-01T12:00:00Z".parse().unwrap())).await;
-    let config = home.path().join("config.toml");
-    let config = config.to_str().unwrap();
     for (field, value, reason) in [
         ("overlap", json!("both"), "\"both\" is not known: there are \"skip\""),
         ("queue_limit", json!(0), "0 is not from 1 to 10000"),
@@ -166,29 +173,7 @@ async fn a_policy_that_cannot_be_is_refused_for_one_reason_in_file_call_and_comm
         let plain = value.to_string().trim_matches(['"', '[', ']']).to_owned();
         let flag =
             format!("--{}={}{plain}", key.replace('_', "-"), member.map_or(String::new(), |name| format!("{name}=")));
-        let path = home.path().join("bad.toml");
-        let table = toml::to_string(&json!({ "policy": policy })).unwrap();
-        std::fs::write(&path, format!("title = \"T\"\n{table}\n[[steps]]\nrun = \"true\"\n")).unwrap();
-        let of_file = rejoin(&server, &["tasks", "validate", path.to_str().unwrap(), "--config", config]).await;
-        assert_eq!(of_file.status.code(), Some(2), "{policy}: {of_file:?}");
-        let said = out(&of_file);
-        assert!(said.contains(&format!("policy.{field}: ")) && said.contains(reason), "{policy}: {said}");
-
-        let task = json!({ "title": "T", "policy": policy, "steps": [{ "run": "true" }] });
-        for call in ["/tasks", "/tasks?dry_run=true"] {
-            let (status, problem) = server.client.post(call, task.clone()).await;
-            assert_eq!((status, &problem["field"]), (400, &json!(format!("policy.{field}"))), "{call}: {problem}");
-            assert!(problem["detail"].as_str().unwrap().contains(reason), "{call}: {problem}");
-        }
-
-        let line = ["tasks", "add", "T", "--run", "true", &flag];
-        for line in [&line[..], &[&line[..], &["--dry-run"]].concat()] {
-            let refused = rejoin(&server, line).await;
-            // Of a few words to choose from the command has the list itself.
-            let reason = if reason.contains("is not known") { "possible values" } else { reason };
-            assert_eq!(refused.status.code(), Some(2), "{line:?}: {}", err(&refused));
-            assert!(err(&refused).contains(reason) && out(&refused).is_empty(), "{line:?}: {refused:?}");
-        }
+        assert_refused(&server, &home, &format!("policy.{field}"), &json!({ "policy": policy }), &[flag], reason).await;
     }
     assert_eq!(server.client.get("/tasks").await.1["items"], json!([]), "nothing was made");
     server.stop().await;
