@@ -128,7 +128,8 @@ type Recorded = (i32, u64);
 
 fn read_open(connection: &Connection) -> rusqlite::Result<(Vec<Open>, Vec<Recorded>)> {
     let mut statement = connection.prepare(
-        "SELECT runs.id, tasks.id, runs.state, runs.slot FROM runs JOIN tasks ON tasks.no = runs.task
+        "SELECT runs.id, tasks.id, runs.state, runs.slot
+         FROM runs INDEXED BY runs_open_by_task JOIN tasks ON tasks.no = runs.task
          WHERE runs.state IN ('queued', 'running', 'waiting') ORDER BY runs.id",
     )?;
     let rows = statement.query_map([], |row| {

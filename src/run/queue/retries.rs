@@ -298,15 +298,19 @@ fn saved(connection: &Connection, run: RunId) -> rusqlite::Result<Option<Run>> {
 fn has_slot_waiting(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
-            "SELECT 1 FROM runs WHERE task = ?1 AND state = 'queued' AND slot IS NOT NULL AND attempt = 1 LIMIT 1",
+            "SELECT 1 FROM runs INDEXED BY runs_open_by_task
+             WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
+               AND state = 'queued' AND slot IS NOT NULL AND attempt = 1",
         )?
         .exists([task.0])
 }
 
 /// The runs of a task that wait and that no person has started.
 fn queued_by_themselves(connection: &Connection, task: TaskNo) -> rusqlite::Result<Vec<RunId>> {
-    let mut statement =
-        connection.prepare_cached("SELECT run FROM runs WHERE task = ?1 AND state = 'queued' ORDER BY id")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT run FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
+           AND state = 'queued' ORDER BY id",
+    )?;
     let rows = statement.query_map([task.0], |row| row.get::<_, String>(0))?;
     let by_itself = |text: String| {
         let run: Option<Run> = serde_json::from_str(&text).ok();
