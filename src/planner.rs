@@ -23,16 +23,15 @@ use crate::schedule::plan::{self, Decision, Outcome, Plan, Row, ScheduleState};
 use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::planned::{Planned, note_clock, planned, set_planned};
-use crate::task::registry::rows::{has_open_runs, is_on};
+use crate::task::registry::planned::{Planned, Stored, note_clock, planned, set_planned};
+use crate::task::registry::rows::has_open_runs;
 use crate::task::registry::{Registry, Task};
 use crate::task::slots;
 
 /// How many tasks are planned in the first transaction of many: few, so that their runs start before the rest has its
 /// rows.
 const FIRST_BATCH: usize = 64;
-/// How many tasks are planned in one transaction after that: what undoes a transaction costs each of its statements
-/// more the more the transaction has changed, and each transaction lets others in between.
+/// How many tasks are planned in one transaction after that: each transaction lets others in between.
 const BATCH: usize = 256;
 /// What is overdue although it was just planned is not planned again at once.
 const BREATH: Duration = Duration::from_millis(5);
@@ -264,11 +263,15 @@ fn plan_one(
     now: Timestamp,
     offers: &mut Vec<(Arc<Topic>, Offer)>,
 ) -> Result<Option<Result<Claimed, Timestamp>>, StoreError> {
-    let (Some(timing), Some(enabled)) = (&task.timing, is_on(connection, task.no)?) else { return Ok(None) };
-    // An edit that came in between counts from its own moment: what was read before it plans nothing.
-    let Some((stored, claimed)) = planned(connection, task.no)?.filter(|(stored, _)| stored.is_of(task)) else {
+    let (Some(timing), Some(Stored { planned: stored, claimed, is_on: enabled })) =
+        (&task.timing, planned(connection, task.no)?)
+    else {
         return Ok(None);
     };
+    // An edit that came in between counts from its own moment: what was read before it plans nothing.
+    if !stored.is_of(task) {
+        return Ok(None);
+    }
     let active = has_open_runs(connection, task.no)?;
     let state = ScheduleState {
         last_planned: stored.to,

@@ -196,26 +196,40 @@ impl Planned {
 /// Slots that have their row, first and last of each, in order.
 pub type Stretches = Vec<(Timestamp, Timestamp)>;
 
-/// How far a task is planned, as the store has it; and the slots behind that which have their row too: a clock was ahead.
+/// What the store has of a task for whoever plans its slots.
+#[derive(Debug)]
+pub struct Stored {
+    /// How far it is planned.
+    pub planned: Planned,
+    /// The slots behind that which have their row too: a clock was ahead.
+    pub claimed: Stretches,
+    /// Whether it may run by itself.
+    pub is_on: bool,
+}
+
+/// How far a task is planned, as the store has it; nothing of one that was removed.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<(Planned, Stretches)>> {
+pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Stored>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let row: Option<(i64, i64, [Option<i64>; 3])> = connection
-        .prepare_cached("SELECT anchor, planned, resumed, next, claimed FROM tasks WHERE no = ?1 AND id < ?2")?
+    let row: Option<(i64, i64, [Option<i64>; 3], bool)> = connection
+        .prepare_cached(
+            "SELECT anchor, planned, resumed, next, claimed, enabled AND NOT paused FROM tasks
+             WHERE no = ?1 AND id < ?2",
+        )?
         .query_row(params![no.0, REMOVED], |row| {
-            Ok((row.get(0)?, row.get(1)?, [row.get(2)?, row.get(3)?, row.get(4)?]))
+            Ok((row.get(0)?, row.get(1)?, [row.get(2)?, row.get(3)?, row.get(4)?], row.get(5)?))
         })
         .optional()?;
-    let Some((anchor, to, rest)) = row else { return Ok(None) };
+    let Some((anchor, to, rest, is_on)) = row else { return Ok(None) };
     let [resumed, next, claimed] = rest.map(|micros| micros.map(time));
     let planned = Planned { anchor: time(anchor), to: time(to), resumed, next };
     let claimed = match claimed {
         Some(through) if through > planned.to => slots::claimed_after(connection, no, planned.to)?,
         _ => Vec::new(),
     };
-    Ok(Some((planned, claimed)))
+    Ok(Some(Stored { planned, claimed, is_on }))
 }
 
 /// Notes how far a task is planned, in the transaction of its slots.
@@ -246,7 +260,7 @@ pub(super) fn end_pause(
     said: &mut Vec<(Arc<Topic>, Offer)>,
 ) -> rusqlite::Result<Option<Planned>> {
     let Some(timing) = &task.timing else { return Ok(None) };
-    let Some((stored, claimed)) = planned(connection, task.no)? else { return Ok(None) };
+    let Some(Stored { planned: stored, claimed, .. }) = planned(connection, task.no)? else { return Ok(None) };
     let Given { since, shown } = given;
     let mut planned = Planned { resumed: Some(shown).filter(|shown| *shown > since), ..stored };
     // One that has not begun by now has no slots yet.
