@@ -129,7 +129,7 @@ impl std::fmt::Debug for Job {
     }
 }
 
-/// What a job did within its savepoint.
+/// What a job did in the transaction of its group.
 pub(super) struct Acted {
     /// The events that go with it; none if it failed.
     pub(super) offers: Result<Vec<(Arc<Topic>, Offer)>, ()>,

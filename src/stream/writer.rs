@@ -287,8 +287,9 @@ impl Intake {
         let mut acks = Vec::new();
         let written = (|| -> Result<(), StoreError> {
             connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            for job in jobs.by_ref() {
-                run_job(connection, &mut numberings, job, &mut answers, &mut follows)?;
+            for (index, job) in jobs.by_ref().enumerate() {
+                let undo = if index == 0 { Undo::Transaction } else { Undo::Savepoint };
+                run_job(connection, undo, &mut numberings, job, &mut answers, &mut follows)?;
             }
             for (topic, works) in &batches {
                 let numbering = numberings.of(topic);
@@ -480,16 +481,60 @@ fn take(queue: &mut Queue, most_events: usize, most_bytes: usize) -> Vec<Work> {
     queue.work.drain(..count).collect()
 }
 
-/// Runs one job in a savepoint: what it fails at is undone and answered, the group goes on. An error here means
-/// that the store has ended the transaction, as it does when the disk is full.
+/// How what a job fails at is undone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Undo {
+    /// With the transaction, which begins anew: nothing of the group is in it before the first job. A savepoint would
+    /// have the store copy each page of it before the job's first change there, which is most of the pages of a group
+    /// that claims slots.
+    Transaction,
+    /// Back to a savepoint, behind what the jobs before it did.
+    Savepoint,
+}
+
+impl Undo {
+    fn prepare(self, connection: &Connection) -> rusqlite::Result<()> {
+        match self {
+            Self::Transaction => Ok(()),
+            Self::Savepoint => connection.prepare_cached("SAVEPOINT job")?.execute([]).map(drop),
+        }
+    }
+
+    fn keep(self, connection: &Connection) -> Result<(), StoreError> {
+        match self {
+            Self::Transaction => ensure_in_transaction(connection),
+            Self::Savepoint => Ok(connection.prepare_cached("RELEASE job")?.execute([]).map(drop)?),
+        }
+    }
+
+    fn undo(self, connection: &Connection) -> Result<(), StoreError> {
+        ensure_in_transaction(connection)?;
+        Ok(connection.execute_batch(match self {
+            Self::Transaction => "ROLLBACK; BEGIN IMMEDIATE",
+            Self::Savepoint => "ROLLBACK TO job; RELEASE job",
+        })?)
+    }
+}
+
+/// Fails where the store has ended the transaction by itself: what comes next would be saved for itself.
+fn ensure_in_transaction(connection: &Connection) -> Result<(), StoreError> {
+    if connection.is_autocommit() {
+        return Err(StoreError::NotWritable("the transaction was ended by the store".to_owned()));
+    }
+    Ok(())
+}
+
+/// Runs one job: what it fails at is undone and answered, the group goes on. An error here means that the group is
+/// lost: the store has ended the transaction, as it does when the disk is full, or begins none.
 fn run_job(
     connection: &Connection,
+    undo: Undo,
     numberings: &mut Numberings,
     job: Job,
     answers: &mut Vec<(Answer, Result<Vec<Seq>, StoreError>)>,
     follows: &mut Vec<Box<dyn FnOnce() + Send>>,
 ) -> Result<(), StoreError> {
-    if let Err(error) = connection.prepare_cached("SAVEPOINT job").and_then(|mut begin| begin.execute([])) {
+    if let Err(error) = undo.prepare(connection) {
         let error = StoreError::from(error);
         job.refuse(&error);
         return Err(error);
@@ -499,11 +544,11 @@ fn run_job(
     let acted = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (job.act)(Ok(connection))));
     let Ok(Acted { offers, ends, follow, answer }) = acted else {
         error!("a change of state ended by a panic; it is undone");
-        return undo_job(connection, tallied);
+        return undo_job(connection, undo, tallied);
     };
     let Ok(offers) = offers else {
         answers.push((answer, Ok(Vec::new())));
-        return undo_job(connection, tallied);
+        return undo_job(connection, undo, tallied);
     };
     let before = numberings.marks(&offers);
     let numbered = offers.iter().try_fold(Vec::with_capacity(offers.len()), |mut numbers, (topic, offer)| {
@@ -513,21 +558,17 @@ fn run_job(
     if numbered.is_err() {
         numberings.back_to(before);
         answers.push((answer, numbered));
-        return undo_job(connection, tallied);
+        return undo_job(connection, undo, tallied);
     }
     answers.push((answer, numbered));
     if let Some(topic) = ends {
         numberings.delete(&topic);
     }
     follows.extend(follow);
-    connection.prepare_cached("RELEASE job")?.execute([])?;
-    Ok(())
+    undo.keep(connection)
 }
 
-fn undo_job(connection: &Connection, tallied: usize) -> Result<(), StoreError> {
+fn undo_job(connection: &Connection, undo: Undo, tallied: usize) -> Result<(), StoreError> {
     tally::back_to(tallied);
-    if connection.is_autocommit() {
-        return Err(StoreError::NotWritable("the transaction was ended by the store".to_owned()));
-    }
-    Ok(connection.execute_batch("ROLLBACK TO job; RELEASE job")?)
+    undo.undo(connection)
 }

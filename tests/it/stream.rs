@@ -726,68 +726,115 @@ fn while_the_store_cannot_be_written_emitters_wait_nothing_is_shown_and_nothing_
     });
 }
 
+/// A job of a group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Act {
+    /// Numbers so many events.
+    Says(usize),
+    /// Numbers a hundred events, more than a segment, and then claims a slot that is taken.
+    Fails,
+    /// Makes a change and refuses.
+    Refuses,
+    /// Makes a change and ends by a panic.
+    Panics,
+}
+
 #[test]
-fn what_one_job_fails_at_is_undone_and_concerns_nobody_else() {
+fn what_one_job_fails_at_is_undone_and_concerns_nobody_else_wherever_in_its_group_it_is() {
+    const SHAPES: &[&[Act]] = &[
+        &[Act::Fails],
+        &[Act::Refuses],
+        &[Act::Panics],
+        &[Act::Fails, Act::Refuses, Act::Panics],
+        &[Act::Panics, Act::Fails, Act::Says(2)],
+        &[Act::Fails, Act::Says(3), Act::Refuses, Act::Says(2)],
+        &[Act::Refuses, Act::Says(3), Act::Says(2)],
+        &[Act::Panics, Act::Says(3), Act::Fails, Act::Says(2)],
+        &[Act::Says(3), Act::Fails, Act::Panics, Act::Says(2)],
+        &[Act::Says(3), Act::Panics, Act::Says(2), Act::Fails],
+    ];
+    for shape in SHAPES {
+        for with_batch in [false, true] {
+            block_on(group_with_failing_jobs(shape, with_batch));
+        }
+    }
+}
+
+/// Has the jobs written in one group; `with_batch` there is an event of an emitter behind them.
+async fn group_with_failing_jobs(shape: &[Act], with_batch: bool) {
     let dir = tempfile::tempdir().unwrap();
-    block_on(async {
-        let stream = Stream::open(dir.path(), roomy());
-        let topic = stream.task("a").await;
-        let slot = jiff::Timestamp::UNIX_EPOCH;
-        let queued = |run| {
-            let mut status = Status::new(State::Queued, "x".repeat(600));
-            (status.scheduled_for, status.attempt) = (Some(slot), Some(1));
-            Offer::new(Some(run), slot, &Body::Status(status))
+    let stream = Stream::open(dir.path(), roomy());
+    let topic = stream.task("a").await;
+    let slot = jiff::Timestamp::UNIX_EPOCH;
+    let queued = || {
+        let mut status = Status::new(State::Queued, "x".repeat(600));
+        (status.scheduled_for, status.attempt) = (Some(slot), Some(1));
+        (Arc::clone(&topic), Offer::new(Some(RunId::new()), slot, &Body::Status(status)))
+    };
+    let says = |n: usize, letter: &str| -> Vec<_> {
+        let offer = || Offer::new(None, slot, &thought(&letter.repeat(600)));
+        (0..n).map(|_| (Arc::clone(&topic), offer())).collect()
+    };
+    let claim = vec![queued()];
+    let claimed = stream.publisher.transact::<_, StoreError, _>(move |_| Ok(((), claim))).await;
+    assert_eq!(claimed.unwrap().1, [Seq(1)]);
+    let hold = stream.hold().await;
+    let mut jobs = Vec::new();
+    for (index, act) in shape.iter().enumerate() {
+        let offers = match act {
+            Act::Says(n) => says(*n, "y"),
+            Act::Fails => says(100, "n").into_iter().chain([queued()]).collect(),
+            Act::Refuses | Act::Panics => Vec::new(),
         };
-        let ask = |runs: Vec<RunId>| {
-            let (publisher, topic) = (stream.publisher.clone(), Arc::clone(&topic));
-            let offers: Vec<_> = runs.into_iter().map(|run| (Arc::clone(&topic), queued(run))).collect();
-            Box::pin(async move { publisher.transact::<_, StoreError, _>(move |_| Ok(((), offers))).await })
-        };
-        let plain = |n: usize| {
-            let (publisher, topic) = (stream.publisher.clone(), Arc::clone(&topic));
-            let offers: Vec<_> =
-                (0..n).map(|_| (Arc::clone(&topic), Offer::new(None, slot, &thought(&"y".repeat(600))))).collect();
-            Box::pin(async move { publisher.transact::<_, StoreError, _>(move |_| Ok(((), offers))).await })
-        };
-        let hold = stream.hold().await;
-        let (mut first, mut before) = (ask(vec![RunId::new()]), plain(3));
-        // Numbers a hundred events, more than a segment, and then claims a slot that is taken.
-        let mut failing = {
-            let (publisher, topic) = (stream.publisher.clone(), Arc::clone(&topic));
-            let mut offers: Vec<_> =
-                (0..100).map(|_| (Arc::clone(&topic), Offer::new(None, slot, &thought(&"n".repeat(600))))).collect();
-            offers.push((topic, queued(RunId::new())));
-            Box::pin(async move { publisher.transact::<_, StoreError, _>(move |_| Ok(((), offers))).await })
-        };
-        let mut panicking = Box::pin(stream.publisher.transact::<(), StoreError, _>(|connection| {
-            connection.execute("INSERT INTO meta (key, value) VALUES ('panic', '')", []).unwrap();
-            panic!("a fault in a change of state")
-        }));
-        let mut after = plain(2);
-        assert!(waits(&mut first).await && waits(&mut before).await && waits(&mut failing).await);
-        assert!(waits(&mut panicking).await && waits(&mut after).await);
-        drop(hold);
-        assert_eq!(first.await.unwrap().1, [Seq(1)]);
-        assert_eq!(before.await.unwrap().1, [Seq(2), Seq(3), Seq(4)]);
-        let refused = failing.await;
-        assert!(
-            matches!(&refused, Err(StoreError::Broken(why)) if why.contains("UNIQUE")),
-            "it hears why: {refused:?}"
-        );
-        assert!(panicking.await.is_err());
-        assert_eq!(after.await.unwrap().1, [Seq(5), Seq(6)]);
-        assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes, "the store is not to blame");
-        let logged = stream.logged(&topic);
-        assert_eq!(numbers(&logged), [1, 2, 3, 4, 5, 6]);
-        assert!(logged.iter().all(|(_, text)| !text.contains("nnn")), "what was undone is nowhere");
-        let noted = stream
-            .store
-            .read_blocking(|connection| connection.prepare("SELECT 1 FROM meta WHERE key = 'panic'")?.exists([]));
-        assert!(!noted.unwrap());
-        let mut watch = stream.watch(&topic, 1, Seq(0)).await;
-        assert_eq!(watch.due().await.unwrap(), logged, "the ring says what the log says");
-        assert_eq!(topic.tail().bytes, logged.iter().map(|(_, text)| text.len() as u64).sum::<u64>());
+        let (publisher, act) = (stream.publisher.clone(), *act);
+        let mut job = Box::pin(async move {
+            let change = move |connection: &Connection| {
+                connection.execute("INSERT INTO meta (key, value) VALUES (?1, '')", [format!("job {index}")])?;
+                match act {
+                    Act::Refuses => Err(StoreError::Broken("refused".to_owned())),
+                    Act::Panics => panic!("a fault in a change of state"),
+                    Act::Says(_) | Act::Fails => Ok(((), offers)),
+                }
+            };
+            publisher.transact::<_, StoreError, _>(change).await
+        });
+        assert!(waits(&mut job).await);
+        jobs.push((act, job));
+    }
+    let mut batch = publishing(&stream.publisher, &topic, None, thought(&"y".repeat(600)));
+    if with_batch {
+        assert!(waits(&mut batch).await);
+    }
+    drop(hold);
+    let mut head = 1;
+    for (act, job) in jobs {
+        match (act, job.await) {
+            (Act::Says(n), Ok(((), numbers))) => {
+                let expected: Vec<_> = (head + 1..).take(n).map(Seq).collect();
+                assert_eq!(numbers, expected, "in {shape:?}");
+                head += n as u64;
+            }
+            (Act::Fails, Err(StoreError::Broken(why))) if why.contains("UNIQUE") => {}
+            (Act::Refuses, Err(StoreError::Broken(why))) if why == "refused" => {}
+            (Act::Panics, Err(_)) => {}
+            (act, done) => panic!("{act:?} in {shape:?}: {done:?}"),
+        }
+    }
+    assert_eq!(batch.await.unwrap(), Seq(head + 1), "in {shape:?}");
+    assert_eq!(*stream.publisher.writable().borrow(), Writable::Yes, "the store is not to blame");
+    let logged = stream.logged(&topic);
+    assert_eq!(numbers(&logged), (1..=head + 1).collect::<Vec<_>>(), "in {shape:?}");
+    assert!(logged.iter().all(|(_, text)| !text.contains("nnn")), "what was undone is nowhere: {shape:?}");
+    let changes = stream.store.read_blocking(|connection| {
+        let mut statement = connection.prepare("SELECT key FROM meta WHERE key LIKE 'job %' ORDER BY key")?;
+        statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()
     });
+    let done = shape.iter().enumerate().filter(|(_, act)| matches!(act, Act::Says(_)));
+    let done: Vec<_> = done.map(|(index, _)| format!("job {index}")).collect();
+    assert_eq!(changes.unwrap(), done, "in {shape:?}");
+    let mut watch = stream.watch(&topic, 1, Seq(0)).await;
+    assert_eq!(watch.due().await.unwrap(), logged, "the ring says what the log says: {shape:?}");
+    assert_eq!(topic.tail().bytes, logged.iter().map(|(_, text)| text.len() as u64).sum::<u64>());
 }
 
 #[test]
