@@ -451,7 +451,7 @@ fn set_up_writer(writer: &Connection, durability: Durability) -> Result<()> {
     writer.pragma_update(None, "synchronous", synchronous)?;
     writer.pragma_update(None, "wal_autocheckpoint", 0)?;
     writer.pragma_update(None, "foreign_keys", true)?;
-    // A transaction of 512 slots changes more pages than the 2 MiB that are usual: what does not fit is written twice.
+    // A transaction of 256 slots changes more pages than the 2 MiB that are usual: what does not fit is written twice.
     writer.pragma_update(None, "cache_size", -8192)?;
     // What a job's savepoint keeps to undo it is of that job only: no file for it.
     writer.pragma_update(None, "temp_store", "MEMORY")?;
