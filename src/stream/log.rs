@@ -347,8 +347,8 @@ pub fn within_bytes(connection: &Connection, task: TaskNo, bytes: u64) -> rusqli
 /// When the file cannot be written, or when its slot and attempt were claimed by another run.
 pub fn project_run(transaction: &Connection, task: TaskNo, run: &Run) -> rusqlite::Result<()> {
     let json = serde_json::to_string(run).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    // Asked by itself: an INSERT from a SELECT keeps a journal of its own, and to end that costs the more the longer the
-    // one of the transaction is. It took a quarter of the time in which ten thousand slots have their rows.
+    // Asked by itself: for an INSERT from a SELECT the store keeps a journal of the pages that it changes, lest a later
+    // row fail. It took a quarter of the time in which ten thousand slots have their rows.
     if !transaction.prepare_cached("SELECT 1 FROM tasks WHERE no = ?1")?.exists([task.0])? {
         return Ok(());
     }

@@ -838,6 +838,35 @@ async fn group_with_failing_jobs(shape: &[Act], with_batch: bool) {
 }
 
 #[test]
+fn when_the_store_ends_the_transaction_under_a_job_that_does_not_notice_nothing_of_its_group_is_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    block_on(async {
+        let stream = Stream::open(dir.path(), roomy());
+        let topic = stream.task("a").await;
+        let hold = stream.hold().await;
+        let mut unaware = Box::pin(stream.publisher.transact::<_, StoreError, _>(|connection| {
+            connection.execute_batch("ROLLBACK")?;
+            Ok(((), Vec::new()))
+        }));
+        let mut next = Box::pin(stream.publisher.transact::<_, StoreError, _>(|connection| {
+            connection.execute("INSERT INTO meta (key, value) VALUES ('next', '')", [])?;
+            Ok(((), Vec::new()))
+        }));
+        let mut event = publishing(&stream.publisher, &topic, None, thought("e"));
+        assert!(waits(&mut unaware).await && waits(&mut next).await && waits(&mut event).await);
+        drop(hold);
+        assert!(matches!(unaware.await, Err(StoreError::NotWritable(_))));
+        assert!(matches!(next.await, Err(StoreError::NotWritable(_))));
+        assert_eq!(event.await.unwrap(), Seq(1), "an event is tried again");
+        let saved = stream
+            .store
+            .read_blocking(|connection| connection.prepare("SELECT 1 FROM meta WHERE key = 'next'")?.exists([]));
+        assert!(!saved.unwrap(), "what was refused is not there");
+        assert_eq!(numbers(&stream.logged(&topic)), [1]);
+    });
+}
+
+#[test]
 fn when_the_store_cannot_even_begin_every_job_hears_that_and_not_that_the_server_stops() {
     let dir = tempfile::tempdir().unwrap();
     block_on(async {

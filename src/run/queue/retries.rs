@@ -298,6 +298,7 @@ fn saved(connection: &Connection, run: RunId) -> rusqlite::Result<Option<Run>> {
 fn has_slot_waiting(connection: &Connection, task: TaskNo) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
+            // The first condition on the state is that of the index, without which all runs that are kept are read.
             "SELECT 1 FROM runs INDEXED BY runs_open_by_task
              WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
                AND state = 'queued' AND slot IS NOT NULL AND attempt = 1",
@@ -308,6 +309,7 @@ fn has_slot_waiting(connection: &Connection, task: TaskNo) -> rusqlite::Result<b
 /// The runs of a task that wait and that no person has started.
 fn queued_by_themselves(connection: &Connection, task: TaskNo) -> rusqlite::Result<Vec<RunId>> {
     let mut statement = connection.prepare_cached(
+        // As above.
         "SELECT run FROM runs WHERE task = ?1 AND state IN ('queued', 'running', 'waiting')
            AND state = 'queued' ORDER BY id",
     )?;
