@@ -11,7 +11,7 @@ use super::output::Recorder;
 use super::{Call, Done};
 use crate::agent::{Emitter, Over};
 use crate::event::{Body, OutputStream, State, Status};
-use crate::run::process::{CommandSpec, Exit, Left, Processes, SpawnError};
+use crate::run::process::{CommandSpec, Exit, Left, Processes, SpawnError, Stage};
 
 /// After the command's end its pipes may be held by others; they are read until they are quiet for so long ...
 const QUIET: Duration = Duration::from_millis(200);
@@ -75,10 +75,7 @@ pub(super) async fn run(
             }
             () = at(due) => recorder.tell().await?,
             () = at(call.deadline), if !late && exit.is_none() => late = true,
-            Some(stage) = reached.recv() => {
-                let words = format!("Step {} takes too long: {} sent", call.step, stage.as_str());
-                emitter.emit(Body::Status(Status::new(State::Progress, words))).await?;
-            }
+            Some(stage) = reached.recv() => tell_stage(call, stage, emitter).await?,
             remaining = &mut stop, if late && left.is_none() && exit.is_none() => {
                 if !remaining.is_empty() {
                     left = Some(remaining);
@@ -94,7 +91,11 @@ pub(super) async fn run(
             break;
         }
     }
-    // However late we are (the log may have made us wait): what the command had written is in the pipes still.
+    // However late we are (the log may have made us wait): the stages that were reached are told, and what the command
+    // had written is in the pipes still.
+    while let Ok(stage) = reached.try_recv() {
+        tell_stage(call, stage, emitter).await?;
+    }
     take_rest(recorder, OutputStream::Stdout, stdout, &mut out).await;
     take_rest(recorder, OutputStream::Stderr, stderr, &mut err).await;
     let reason = match exit {
@@ -106,6 +107,11 @@ pub(super) async fn run(
     };
     let exit = exit.and_then(Exit::shell_code);
     Ok(Done { ok: reason.is_none(), exit, status: None, reason })
+}
+
+async fn tell_stage(call: &Call<'_>, stage: Stage, emitter: &Emitter) -> Result<(), Over> {
+    let words = format!("Step {} takes too long: {} sent", call.step, stage.as_str());
+    emitter.emit(Body::Status(Status::new(State::Progress, words))).await
 }
 
 fn too_long(call: &Call<'_>, left: &[Left]) -> String {
