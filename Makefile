@@ -135,8 +135,10 @@ docs: ## The reference builds without a warning
 dependencies: $(CARGO_DENY) ## Licences, banned crates, sources
 	$(CARGO_DENY) --locked check bans licenses sources
 
+# Unoptimised: its build costs far more than its few seconds of work.
 $(TARGET)/tools/bin/cargo-deny:
-	$(CARGO) install cargo-deny --version 0.20.2 --locked --root $(TARGET)/tools
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+		$(CARGO) install cargo-deny --version 0.20.2 --locked --root $(TARGET)/tools
 
 .PHONY: python-tests
 python-tests: page $(PYTHON_TOOLS)/installed ## The table of time zones by another hand; the Python client: format, lints, types, and tests against a real server
