@@ -24,7 +24,7 @@ use crate::config::trust::{Untrusted, owned, trusted};
 pub mod backup;
 mod opens;
 pub mod restore;
-mod schema;
+pub(crate) mod schema;
 
 /// The newest version of the schema that this program knows.
 pub use schema::VERSION;

@@ -311,12 +311,11 @@ fn oldest(now: Timestamp) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::schema;
 
     fn table() -> Connection {
-        let connection = Connection::open_in_memory().unwrap();
-        for step in [include_str!("../store/schema/1.sql"), include_str!("../store/schema/2.sql")] {
-            connection.execute_batch(step).unwrap();
-        }
+        let mut connection = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut connection).unwrap();
         connection
     }
 

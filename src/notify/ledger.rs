@@ -634,17 +634,12 @@ pub fn summary(connection: &Connection, channel: &str) -> rusqlite::Result<Summa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::schema;
 
     /// A store with one task, in which what happens is noted.
     fn store(starts: bool) -> Connection {
-        let store = Connection::open_in_memory().unwrap();
-        for step in [
-            include_str!("../store/schema/1.sql"),
-            include_str!("../store/schema/2.sql"),
-            include_str!("../store/schema/3.sql"),
-        ] {
-            store.execute_batch(step).unwrap();
-        }
+        let mut store = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut store).unwrap();
         store
             .execute_batch(
                 "INSERT INTO tasks (no, id, gen, source, definition, anchor, planned, created)

@@ -19,7 +19,7 @@ pub const VERSION: u32 = STEPS.len() as u32;
 ///
 /// # Errors
 /// When the file is of a newer version: it is left as it is.
-pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
+pub(crate) fn migrate(connection: &mut Connection) -> Result<()> {
     let found: u32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if found > VERSION {
         bail!(
