@@ -20,6 +20,10 @@ use crate::task::slots;
 /// How many runs or slots are forgotten in one step, so that no event waits for long.
 const STEP_ROWS: i64 = 256;
 
+/// How many tasks are looked at in one read: few enough that the log of the store does not wait for it, and many enough
+/// that the way to a reader's thread is not what a round of many tasks costs.
+const LOOK_TASKS: usize = 64;
+
 /// Keeps what should be kept.
 #[derive(Debug)]
 pub struct Retention {
@@ -68,6 +72,47 @@ impl Kept {
     }
 }
 
+/// What is looked at of one task.
+#[derive(Debug)]
+struct Look {
+    no: TaskNo,
+    kept: Kept,
+    /// What is older is too old.
+    before: Timestamp,
+    /// How many ended runs, and how many slots, are remembered.
+    history: u64,
+    /// Its ended runs of which there are outputs, the newest first: last event and bytes.
+    outputs: Vec<(Seq, u64)>,
+}
+
+/// What is too much of one task.
+#[derive(Debug)]
+struct Excess {
+    /// The first event to keep.
+    oldest: Seq,
+    /// The first event that is there, if any is.
+    first: Option<Seq>,
+    /// The newest ended run to forget.
+    run: Option<String>,
+    /// Slots before this time are forgotten.
+    slot: Option<i64>,
+}
+
+impl Look {
+    fn excess(&self, connection: &Connection) -> rusqlite::Result<Excess> {
+        let Self { no, kept, .. } = *self;
+        let outlived = log::outlived(connection, no, self.before, kept.events)?;
+        let by_runs = first_kept_run(connection, no, kept.runs)?;
+        let by_bytes = oldest_within(kept.bytes, &self.outputs, |bytes| log::within_bytes(connection, no, bytes))?;
+        let oldest = outlived.max(by_runs).max(by_bytes);
+        // What goes on is never taken from under it.
+        let oldest = first_open_run(connection, no)?.map_or(oldest, |open| oldest.min(open));
+        let first = log::bounds(connection, no)?.map(|bounds| bounds.oldest);
+        let (run, slot) = first_forgotten(connection, no, sql(self.history))?;
+        Ok(Excess { oldest, first, run, slot })
+    }
+}
+
 impl Retention {
     /// Lets go of what is too much, and of what is too old at a moment; without one nothing is too old. It is one for the
     /// whole round: the clock may be set meanwhile. O(tasks + stored outputs), and O(what goes).
@@ -81,73 +126,61 @@ impl Retention {
         }
         let folders = self.folders().await?;
         let mut outputs = self.outputs_by_task(&folders).await?;
-        for task in self.registry.all() {
-            let outputs = outputs.remove(&task.no).unwrap_or_default();
-            swept.events += self.sweep_events(&task, now, outputs).await?;
-            swept.history += self.sweep_history(&task).await?;
+        for tasks in self.registry.all().chunks(LOOK_TASKS) {
+            let looks = tasks.iter().map(|task| self.look(task, now, outputs.remove(&task.no).unwrap_or_default()));
+            let looks: Vec<Look> = looks.collect();
+            let read = move |connection: &Connection| looks.iter().map(|look| look.excess(connection)).collect();
+            let found: Vec<Excess> = self.store.read(read).await?;
+            for (task, excess) in tasks.iter().zip(found) {
+                swept.events += self.let_events_go(task, &excess).await?;
+                swept.history += self.forget(task.no, excess).await?;
+            }
         }
         swept.outputs = self.remove_outputs(folders).await?;
         Ok(swept)
     }
 
-    async fn sweep_events(
-        &self,
-        task: &Task,
-        now: Option<Timestamp>,
-        outputs: Vec<(Seq, u64)>,
-    ) -> Result<u64, StoreError> {
-        let Some(topic) = self.publisher.topic(&task.id) else { return Ok(0) };
+    fn look(&self, task: &Task, now: Option<Timestamp>, outputs: Vec<(Seq, u64)>) -> Look {
         let kept = Kept::of(task.definition.policy.keep, &self.limits);
         let age = SignedDuration::from_hours(24 * i64::from(kept.days));
         let before = now.and_then(|now| now.checked_sub(age).ok()).unwrap_or(Timestamp::MIN);
-        let no = task.no;
-        let read = move |connection: &Connection| {
-            let outlived = log::outlived(connection, no, before, kept.events)?;
-            let by_runs = first_kept_run(connection, no, kept.runs)?;
-            let within = |bytes| log::within_bytes(connection, no, bytes);
-            let by_bytes = oldest_within(kept.bytes, &outputs, within)?;
-            // What goes on is never taken from under it.
-            let open = first_open_run(connection, no)?;
-            let oldest = outlived.max(by_runs).max(by_bytes);
-            Ok((open.map_or(oldest, |open| oldest.min(open)), log::bounds(connection, no)?))
-        };
-        let (oldest, bounds) = self.store.read(read).await?;
-        let Some(bounds) = bounds.filter(|bounds| oldest > bounds.oldest) else { return Ok(0) };
-        self.publisher.raise_oldest(&topic, oldest).await?;
-        let now = topic.tail().oldest;
-        Ok(now.0.saturating_sub(bounds.oldest.0))
+        Look { no: task.no, kept, before, history: self.limits.history, outputs }
     }
 
-    /// Forgets how old runs ended and what became of old slots, beyond so many of each. What has events stays.
-    async fn sweep_history(&self, task: &Task) -> Result<u64, StoreError> {
-        let (no, most) = (task.no, sql(self.limits.history));
-        let read = move |connection: &Connection| first_forgotten(connection, no, most);
-        let (run, slot) = self.store.read(read).await?;
+    async fn let_events_go(&self, task: &Task, excess: &Excess) -> Result<u64, StoreError> {
+        let Some(topic) = self.publisher.topic(&task.id) else { return Ok(0) };
+        let Some(first) = excess.first.filter(|first| excess.oldest > *first) else { return Ok(0) };
+        self.publisher.raise_oldest(&topic, excess.oldest).await?;
+        let now = topic.tail().oldest;
+        Ok(now.0.saturating_sub(first.0))
+    }
+
+    /// Forgets how old runs ended and what became of old slots, step by step. What has events stays.
+    async fn forget(&self, no: TaskNo, excess: Excess) -> Result<u64, StoreError> {
         let mut forgotten = 0;
-        if let Some(run) = run {
-            loop {
-                let through = run.clone();
-                let act = move |connection: &Connection| -> Result<_, StoreError> {
-                    Ok((forget_runs(connection, no, &through)?, Vec::new()))
-                };
-                match self.publisher.transact(act).await?.0 {
-                    0 => break,
-                    gone => forgotten += gone as u64,
-                }
-            }
+        if let Some(run) = excess.run {
+            forgotten += self.in_steps(move |connection| forget_runs(connection, no, &run)).await?;
         }
-        if let Some(slot) = slot {
-            loop {
-                let act = move |connection: &Connection| -> Result<_, StoreError> {
-                    Ok((slots::forget(connection, no, slot, STEP_ROWS)?, Vec::new()))
-                };
-                match self.publisher.transact(act).await?.0 {
-                    0 => break,
-                    gone => forgotten += gone as u64,
-                }
-            }
+        if let Some(slot) = excess.slot {
+            forgotten += self.in_steps(move |connection| slots::forget(connection, no, slot, STEP_ROWS)).await?;
         }
         Ok(forgotten)
+    }
+
+    /// Has a step done until nothing is left to do for it; gives how many rows that were.
+    async fn in_steps<F>(&self, step: F) -> Result<u64, StoreError>
+    where
+        F: Fn(&Connection) -> rusqlite::Result<usize> + Clone + Send + 'static,
+    {
+        let mut done = 0;
+        loop {
+            let step = step.clone();
+            let act = move |connection: &Connection| -> Result<_, StoreError> { Ok((step(connection)?, Vec::new())) };
+            match self.publisher.transact(act).await?.0 {
+                0 => return Ok(done),
+                rows => done += rows as u64,
+            }
+        }
     }
 
     /// The runs of which there are stored outputs.
