@@ -39,13 +39,7 @@ pub struct ListQuery {
 /// 400, or the store's.
 pub async fn list(State(api): State<Api>, Query(query): Query<ListQuery>) -> Result<Json<Value>, ApiError> {
     let most = limit(query.limit.as_deref(), 1000, 1000)?;
-    let mut views = api.viewer.all().await?;
-    if let Some(cursor) = &query.cursor {
-        views.retain(|view| view.id.as_str() > cursor.as_str());
-    }
-    let more = views.len() > most;
-    views.truncate(most);
-    let next = views.last().filter(|_| more).map(|view| view.id.clone());
+    let (views, next) = api.viewer.page(query.cursor.as_deref().unwrap_or_default(), most).await?;
     Ok(Json(json!({ "items": views, "next": next })))
 }
 

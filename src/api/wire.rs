@@ -1,6 +1,6 @@
 //! The JSON of tasks, as clients see them: on pages, in frames and in snapshots the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -172,13 +172,27 @@ impl Viewer {
     /// # Errors
     /// When the store cannot be read.
     pub async fn all(&self) -> Result<Vec<TaskView>, StoreError> {
-        let tasks = self.registry.all();
+        Ok(self.page("", usize::MAX).await?.0)
+    }
+
+    /// Of all tasks the first that come behind an id, at most so many (1 at least); and the last id of this page, where
+    /// another follows. The store is read for those alone; their ids are O(tasks).
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn page(&self, after: &str, most: usize) -> Result<(Vec<TaskView>, Option<TaskId>), StoreError> {
+        let (tasks, broken) = (self.registry.all(), self.registry.broken());
+        let ids = tasks.iter().map(|task| &task.id).chain(broken.keys()).filter(|id| id.as_str() > after);
+        let ids: BTreeSet<&TaskId> = ids.collect();
+        let last = ids.iter().nth(most.saturating_sub(1)).filter(|_| ids.len() > most).map(|id| TaskId::clone(id));
+        let is_in = |id: &TaskId| id.as_str() > after && last.as_ref().is_none_or(|last| id <= last);
+        let tasks = tasks.iter().filter(|task| is_in(&task.id)).cloned().collect();
         let mut views: BTreeMap<TaskId, TaskView> =
             self.views(tasks).await?.into_iter().map(|view| (view.id.clone(), view)).collect();
-        for (id, problem) in self.registry.broken() {
-            views.entry(id.clone()).or_insert_with(|| broken(id, problem));
+        for (id, problem) in broken.into_iter().filter(|(id, _)| is_in(id)) {
+            views.entry(id.clone()).or_insert_with(|| self::broken(id, problem));
         }
-        Ok(views.into_values().collect())
+        Ok((views.into_values().collect(), last))
     }
 
     /// One task, if it is there.

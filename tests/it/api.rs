@@ -88,6 +88,29 @@ async fn a_task_is_made_shown_changed_listed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_pages_of_any_size_each_task_comes_once_and_files_with_errors_too() {
+    let mut home = Home::new("").task("b", "title = ").task("e", "no task");
+    for id in ["a", "c", "d"] {
+        home = home.shell_task(id, "true");
+    }
+    let server = home.serve().await;
+    for size in 1..=6 {
+        let (mut ids, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let (status, page) = server.client.get(&format!("/tasks?limit={size}&cursor={cursor}")).await;
+            assert_eq!(status, 200, "{page}");
+            let items = page["items"].as_array().unwrap();
+            ids.extend(items.iter().map(|task| task["id"].as_str().unwrap().to_owned()));
+            let Some(next) = page["next"].as_str() else { break };
+            assert_eq!((items.len(), next), (size, ids.last().unwrap().as_str()), "{page}");
+            cursor = next.to_owned();
+        }
+        assert_eq!(ids, ["a", "b", "c", "d", "e"], "pages of {size}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_of_different_members_at_the_same_moment_are_all_there_afterwards() {
     let home = Home::new("");
     let server = home.serve().await;
