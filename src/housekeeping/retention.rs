@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use rusqlite::types::FromSql;
 use rusqlite::{Connection, params};
 
 use crate::config;
@@ -13,6 +14,7 @@ use crate::event::{RunId, Seq};
 use crate::store::{Store, StoreError, TaskNo, from_sql, sql};
 use crate::stream::log;
 use crate::stream::publish::Publisher;
+use crate::stream::topic::Topic;
 use crate::task::definition::Keep;
 use crate::task::registry::{Registry, Task, burial};
 use crate::task::slots;
@@ -20,9 +22,11 @@ use crate::task::slots;
 /// How many runs or slots are forgotten in one step, so that no event waits for long.
 const STEP_ROWS: i64 = 256;
 
-/// How many tasks are looked at in one read: few enough that the log of the store does not wait for it, and many enough
-/// that the way to a reader's thread is not what a round of many tasks costs.
+/// How many tasks are looked at in one read: so many that the way to a reader's thread is not what a round of them costs.
 const LOOK_TASKS: usize = 64;
+
+/// After so many rows of runs and slots a read looks at no further task: the log of the store waits for who reads.
+const LOOK_ROWS: usize = 2000;
 
 /// Keeps what should be kept.
 #[derive(Debug)]
@@ -96,26 +100,45 @@ struct Excess {
     run: Option<String>,
     /// Slots before this time are forgotten.
     slot: Option<i64>,
+    /// How many rows were gone through to know.
+    rows: usize,
 }
 
 impl Look {
     fn excess(&self, connection: &Connection) -> rusqlite::Result<Excess> {
         let Self { no, kept, .. } = *self;
         let outlived = log::outlived(connection, no, self.before, kept.events)?;
-        let by_runs = first_kept_run(connection, no, kept.runs)?;
+        let (by_runs, kept_runs) = first_kept_run(connection, no, kept.runs)?;
         let by_bytes = oldest_within(kept.bytes, &self.outputs, |bytes| log::within_bytes(connection, no, bytes))?;
         let oldest = outlived.max(by_runs).max(by_bytes);
         // What goes on is never taken from under it.
         let oldest = first_open_run(connection, no)?.map_or(oldest, |open| oldest.min(open));
         let first = log::bounds(connection, no)?.map(|bounds| bounds.oldest);
-        let (run, slot) = first_forgotten(connection, no, sql(self.history))?;
-        Ok(Excess { oldest, first, run, slot })
+        let (run, runs) = behind(connection, ENDED_RUNS, no, self.history)?;
+        let (slot, slots) = behind(connection, SLOTS, no, self.history)?;
+        let slot = slot.map(|through: i64| through.saturating_add(1));
+        Ok(Excess { oldest, first, run, slot, rows: kept_runs + runs + slots })
     }
+}
+
+/// What is too much of the first of these tasks, of one at least and of as many as one read takes.
+fn excesses(looks: &[Look], connection: &Connection) -> rusqlite::Result<Vec<Excess>> {
+    let (mut found, mut rows) = (Vec::with_capacity(looks.len()), 0);
+    for look in looks {
+        if rows >= LOOK_ROWS {
+            break;
+        }
+        let excess = look.excess(connection)?;
+        rows += excess.rows;
+        found.push(excess);
+    }
+    Ok(found)
 }
 
 impl Retention {
     /// Lets go of what is too much, and of what is too old at a moment; without one nothing is too old. It is one for the
-    /// whole round: the clock may be set meanwhile. O(tasks + stored outputs), and O(what goes).
+    /// whole round: the clock may be set meanwhile. O(tasks + runs and slots that are remembered + stored outputs), and
+    /// O(what goes).
     ///
     /// # Errors
     /// When the store cannot be read or written.
@@ -125,14 +148,20 @@ impl Retention {
             self.registry.bury(removed).await?;
         }
         let folders = self.folders().await?;
-        let mut outputs = self.outputs_by_task(&folders).await?;
-        for tasks in self.registry.all().chunks(LOOK_TASKS) {
-            let looks = tasks.iter().map(|task| self.look(task, now, outputs.remove(&task.no).unwrap_or_default()));
-            let looks: Vec<Look> = looks.collect();
-            let read = move |connection: &Connection| looks.iter().map(|look| look.excess(connection)).collect();
-            let found: Vec<Excess> = self.store.read(read).await?;
-            for (task, excess) in tasks.iter().zip(found) {
-                swept.events += self.let_events_go(task, &excess).await?;
+        let outputs = self.outputs_by_task(&folders).await?;
+        let tasks = self.registry.all();
+        let mut rest = &tasks[..];
+        while !rest.is_empty() {
+            let next = &rest[..rest.len().min(LOOK_TASKS)];
+            // Taken before the look: where a task is removed meanwhile and its name given again, this is not the new one's.
+            let topics: Vec<_> = next.iter().map(|task| self.publisher.topic(&task.id)).collect();
+            let looks: Vec<_> = next.iter().map(|task| self.look(task, now, outputs.get(&task.no))).collect();
+            let found = self.store.read(move |connection| excesses(&looks, connection)).await?;
+            rest = &rest[found.len()..];
+            for ((task, topic), excess) in next.iter().zip(topics).zip(found) {
+                if let Some(topic) = topic {
+                    swept.events += self.let_events_go(&topic, &excess).await?;
+                }
                 swept.history += self.forget(task.no, excess).await?;
             }
         }
@@ -140,17 +169,17 @@ impl Retention {
         Ok(swept)
     }
 
-    fn look(&self, task: &Task, now: Option<Timestamp>, outputs: Vec<(Seq, u64)>) -> Look {
+    fn look(&self, task: &Task, now: Option<Timestamp>, outputs: Option<&Vec<(Seq, u64)>>) -> Look {
         let kept = Kept::of(task.definition.policy.keep, &self.limits);
         let age = SignedDuration::from_hours(24 * i64::from(kept.days));
         let before = now.and_then(|now| now.checked_sub(age).ok()).unwrap_or(Timestamp::MIN);
+        let outputs = outputs.cloned().unwrap_or_default();
         Look { no: task.no, kept, before, history: self.limits.history, outputs }
     }
 
-    async fn let_events_go(&self, task: &Task, excess: &Excess) -> Result<u64, StoreError> {
-        let Some(topic) = self.publisher.topic(&task.id) else { return Ok(0) };
+    async fn let_events_go(&self, topic: &Arc<Topic>, excess: &Excess) -> Result<u64, StoreError> {
         let Some(first) = excess.first.filter(|first| excess.oldest > *first) else { return Ok(0) };
-        self.publisher.raise_oldest(&topic, excess.oldest).await?;
+        self.publisher.raise_oldest(topic, excess.oldest).await?;
         let now = topic.tail().oldest;
         Ok(now.0.saturating_sub(first.0))
     }
@@ -167,7 +196,7 @@ impl Retention {
         Ok(forgotten)
     }
 
-    /// Has a step done until nothing is left to do for it; gives how many rows that were.
+    /// Repeats a step until it finds no row more; gives how many it found.
     async fn in_steps<F>(&self, step: F) -> Result<u64, StoreError>
     where
         F: Fn(&Connection) -> rusqlite::Result<usize> + Clone + Send + 'static,
@@ -290,8 +319,9 @@ fn oldest_within<E>(
     Ok(oldest)
 }
 
-/// The first event of the oldest of the newest ended runs, so many of them; 1 where there are no more than those.
-fn first_kept_run(connection: &Connection, no: TaskNo, runs: u64) -> rusqlite::Result<Seq> {
+/// The first event of the oldest of the newest ended runs, so many of them; 1 where there are no more than those. And
+/// how many there are of them.
+fn first_kept_run(connection: &Connection, no: TaskNo, runs: u64) -> rusqlite::Result<(Seq, usize)> {
     let (first, count): (Option<i64>, i64) = connection
         .prepare_cached(
             "SELECT min(first), count(*) FROM (
@@ -300,7 +330,8 @@ fn first_kept_run(connection: &Connection, no: TaskNo, runs: u64) -> rusqlite::R
         )?
         .query_row(params![no.0, sql(runs)], |row| Ok((row.get(0)?, row.get(1)?)))?;
     // What was said between the runs goes with the run after it, but not before there is one too many.
-    Ok(first.filter(|_| from_sql(count) == runs).map_or(Seq(1), |first| Seq(from_sql(first))))
+    let oldest = first.filter(|_| from_sql(count) == runs).map_or(Seq(1), |first| Seq(from_sql(first)));
+    Ok((oldest, usize::try_from(count).unwrap_or_default()))
 }
 
 fn first_open_run(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Seq>> {
@@ -310,21 +341,30 @@ fn first_open_run(connection: &Connection, no: TaskNo) -> rusqlite::Result<Optio
     Ok(first.map(|first| Seq(from_sql(first))))
 }
 
-/// The newest ended run to be forgotten, and the time before which slots are; beyond the newest `most` of each.
-fn first_forgotten(connection: &Connection, no: TaskNo, most: i64) -> rusqlite::Result<(Option<String>, Option<i64>)> {
-    use rusqlite::OptionalExtension as _;
-    let run = connection
-        .prepare_cached(
-            "SELECT id FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
-             ORDER BY id DESC LIMIT 1 OFFSET ?2",
-        )?
-        .query_row(params![no.0, most], |row| row.get(0))
-        .optional()?;
-    let slot = connection
-        .prepare_cached("SELECT through FROM slots WHERE task = ?1 ORDER BY scheduled_for DESC LIMIT 1 OFFSET ?2")?
-        .query_row(params![no.0, most], |row| row.get::<_, i64>(0))
-        .optional()?;
-    Ok((run, slot.map(|through| through.saturating_add(1))))
+/// The ended runs of a task, the newest first, as many as are asked for.
+const ENDED_RUNS: &str = "SELECT id FROM runs WHERE task = ?1 AND state NOT IN ('queued', 'running', 'waiting')
+   ORDER BY id DESC LIMIT ?2";
+
+/// The ends of a task's slots, the newest first, as many as are asked for.
+const SLOTS: &str = "SELECT through FROM slots WHERE task = ?1 ORDER BY scheduled_for DESC LIMIT ?2";
+
+/// What comes behind the newest `most` that a query gives, if anything; and how many rows it gave.
+fn behind<T: FromSql>(
+    connection: &Connection,
+    query: &str,
+    no: TaskNo,
+    most: u64,
+) -> rusqlite::Result<(Option<T>, usize)> {
+    let mut statement = connection.prepare_cached(query)?;
+    let mut rows = statement.query(params![no.0, sql(most.saturating_add(1))])?;
+    let mut given = 0;
+    while let Some(row) = rows.next()? {
+        given += 1;
+        if given as u64 > most {
+            return Ok((Some(row.get(0)?), given));
+        }
+    }
+    Ok((None, given))
 }
 
 /// Forgets ended runs up to one, the oldest first, with what was recorded of their processes; those whose events are
@@ -375,10 +415,40 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::schema;
 
     /// Every event of a log has ten bytes, and every event is a row of its own.
     fn within(head: u64) -> impl Fn(u64) -> Result<Seq, ()> {
         move |bytes| Ok(Seq((head + 1).saturating_sub(bytes / 10).max(1)))
+    }
+
+    #[test]
+    fn tasks_that_have_been_through_much_are_looked_at_in_smaller_parts_and_at_least_one_by_one() {
+        let mut store = Connection::open_in_memory().unwrap();
+        schema::migrate(&mut store).unwrap();
+        // The first two have done so much in all that the third is for another read.
+        for (no, slots) in [(1, LOOK_ROWS - 1), (2, 3), (3, LOOK_ROWS + 5), (4, 0)] {
+            let task = "INSERT INTO tasks (no, id, gen, source, definition, anchor, planned, created)
+                        VALUES (?1, 't' || ?1, 1, 'store', '{}', 0, 0, 0)";
+            store.execute(task, [no]).unwrap();
+            let slot =
+                "INSERT INTO slots (task, gen, scheduled_for, through, outcome) VALUES (?1, 1, ?2, ?2, 'missed')";
+            for at in 1..=slots {
+                store.execute(slot, params![no, at as i64]).unwrap();
+            }
+        }
+        let kept = Kept { runs: 10, days: 1, events: 10, bytes: 10 };
+        let look = |no| Look { no: TaskNo(no), kept, before: Timestamp::MIN, history: 100_000, outputs: Vec::new() };
+        let rows = |nos: &[i64]| -> Vec<usize> {
+            let looks: Vec<_> = nos.iter().copied().map(look).collect();
+            excesses(&looks, &store).unwrap().iter().map(|excess| excess.rows).collect()
+        };
+        assert_eq!(rows(&[1, 2, 3, 4]), [LOOK_ROWS - 1, 3]);
+        assert_eq!(rows(&[3, 4]), [LOOK_ROWS + 5]);
+        assert_eq!(rows(&[4]), [0]);
+        // What is too much is all beyond the newest so many.
+        let Excess { slot, run, rows, .. } = Look { history: 2, ..look(2) }.excess(&store).unwrap();
+        assert_eq!((slot, run, rows), (Some(2), None, 3));
     }
 
     #[test]
