@@ -475,10 +475,14 @@ impl Running {
         }
     }
 
+    /// Waits until nothing is left of the command and its tree.
+    pub async fn gone(&self) {
+        self.line.asks.closed().await;
+    }
+
     /// Ends this command and its tree in the same stages as [`Processes::stop`]; other commands may go on.
     pub async fn stop(&self, stages: Option<&mpsc::Sender<Stage>>) -> Vec<Left> {
-        let gone = self.line.asks.closed();
-        walk_stages(self.stages, std::slice::from_ref(&self.line), stages, gone).await
+        walk_stages(self.stages, std::slice::from_ref(&self.line), stages, self.gone()).await
     }
 }
 

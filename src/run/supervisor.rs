@@ -62,6 +62,10 @@ struct Supervisor {
     signals: SignalFd,
     /// The shell, until it was reaped.
     command: Option<i32>,
+    /// It was there, and was reaped.
+    ended: bool,
+    /// A stop has begun: its stages come from the server, and what the shell leaves behind has until they do.
+    stopping: bool,
     /// The tree is being ended; at this moment by SIGKILL, and again and again.
     kill_from: Option<Instant>,
     /// That moment has come once.
@@ -92,8 +96,17 @@ impl Supervisor {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags)?;
         let control = Some(control);
-        let incoming = Vec::new();
-        Ok(Self { control, incoming, signals, command: None, kill_from: None, killing: false, kill_again: KILL_AGAIN })
+        Ok(Self {
+            control,
+            incoming: Vec::new(),
+            signals,
+            command: None,
+            ended: false,
+            stopping: false,
+            kill_from: None,
+            killing: false,
+            kill_again: KILL_AGAIN,
+        })
     }
 
     fn stand(&mut self) -> Result<()> {
@@ -102,7 +115,7 @@ impl Supervisor {
         self.report(&Report::Ready { pid, start_ticks: me.start_ticks });
         loop {
             let childless = self.reap();
-            if childless && (self.control.is_none() || self.kill_from.is_some()) {
+            if childless && (self.ended || self.control.is_none() || self.kill_from.is_some()) {
                 self.report(&Report::Gone);
                 return Ok(());
             }
@@ -161,8 +174,11 @@ impl Supervisor {
                 self.command = None;
                 let code = libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
                 let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+                self.ended = true;
                 self.report(&Report::Exited { code, signal });
-                self.end_tree();
+                if !self.stopping {
+                    self.end_tree();
+                }
             }
         }
     }
@@ -176,7 +192,8 @@ impl Supervisor {
         }
     }
 
-    /// SIGTERM now, SIGKILL after the grace; what is being ended already is left to it.
+    /// SIGTERM now, SIGKILL after the grace: for what a command leaves behind by itself, and where nobody is there to
+    /// end the tree in stages. What is being ended so already is left to it.
     fn end_tree(&mut self) {
         if self.kill_from.is_none() {
             self.kill_from = Some(Instant::now() + GRACE);
@@ -227,15 +244,18 @@ impl Supervisor {
         match order {
             Order::Start { command, env, cwd } => return self.start(&command, env, &cwd),
             Order::List => self.report(&Report::Left(left())),
-            Order::Signal(number) => match Signal::try_from(number) {
-                // From here on again and again, until nothing is left.
-                Ok(Signal::SIGKILL) => {
-                    self.kill_from = Some(Instant::now());
-                    self.kill_again = KILL_AGAIN;
+            Order::Signal(number) => {
+                self.stopping = true;
+                match Signal::try_from(number) {
+                    // From here on again and again, until nothing is left.
+                    Ok(Signal::SIGKILL) => {
+                        self.kill_from = Some(Instant::now());
+                        self.kill_again = KILL_AGAIN;
+                    }
+                    Ok(signal) => tree::signal_all(&mut below_us, signal),
+                    Err(_) => {}
                 }
-                Ok(signal) => tree::signal_all(&mut below_us, signal),
-                Err(_) => {}
-            },
+            }
         }
         Ok(())
     }

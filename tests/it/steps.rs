@@ -124,6 +124,15 @@ impl Done {
         results.collect()
     }
 
+    /// The signals that it was told of.
+    fn stages(&self) -> Vec<&str> {
+        let stages = self.events.iter().filter_map(|(_, body)| match body {
+            Body::Status(status) => status.text.split(' ').nth(5),
+            _ => None,
+        });
+        stages.collect()
+    }
+
     fn outputs(&self) -> Vec<String> {
         self.results().into_iter().map(|(_, _, _, output)| output).collect()
     }
@@ -313,17 +322,43 @@ async fn a_step_that_takes_too_long_is_ended_in_stages_with_its_tree() {
     let done = work(vec![slow]).done().await;
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert!(done.reason().contains("Step slow took longer than its timeout of 300ms"), "{}", done.reason());
-    let stages: Vec<&str> = done
-        .events
-        .iter()
-        .filter_map(|(_, body)| match body {
-            Body::Status(status) => status.text.split(' ').nth(5),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(stages, ["SIGINT", "SIGTERM", "SIGKILL"]);
+    assert_eq!(done.stages(), ["SIGINT", "SIGTERM", "SIGKILL"]);
     let [(_, false, Some(137), output)] = &done.results()[..] else { panic!("{:?}", done.results()) };
     assert!(output.contains("begun") && output.contains("timeout"), "{output}");
+}
+
+/// A shell that ends at SIGINT, and what it leaves in the background: that takes SIGTERM, and longer than what a command
+/// leaves behind by itself has.
+const CLEANS_UP: &str = "(trap '' INT; trap 'sleep 2.5; echo cleaned; exit' TERM; echo begun; touch begun
+    while :; do sleep 0.1; done) & wait";
+const PATIENT: StopStages = StopStages { kill: Duration::from_secs(60), give_up: Duration::from_secs(90), ..FAST };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_shell_of_a_stopped_step_leaves_behind_has_the_stages_of_the_stop_and_is_heard() {
+    let mut work = work(vec![step("slow", CLEANS_UP)]);
+    let processes = Processes::with_stages(work.assignment.run, BTreeMap::new(), program(), no_record(), PATIENT);
+    work.assignment.processes = processes.clone();
+    let begun = work.dir.path().join("begun");
+    let stop = async {
+        until("the command has said something", || begun.exists()).await;
+        processes.stop(tokio::sync::mpsc::channel(3).0).await
+    };
+    let (done, left) = tokio::join!(work.done(), stop);
+    assert_eq!(left, []);
+    assert!(done.outputs()[0].contains("cleaned"), "{:?}", done.outputs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_shell_of_a_step_that_took_too_long_leaves_behind_has_the_stages_too() {
+    let mut slow = step("slow", CLEANS_UP);
+    slow.timeout = Some(Duration::from_millis(300));
+    let mut work = work(vec![slow]);
+    work.assignment.processes =
+        Processes::with_stages(work.assignment.run, BTreeMap::new(), program(), no_record(), PATIENT);
+    let done = work.done().await;
+    assert!(done.reason().contains("took longer than its timeout of 300ms"), "{}", done.reason());
+    assert!(done.outputs()[0].contains("cleaned"), "{:?}", done.outputs());
+    assert_eq!(done.stages(), ["SIGINT", "SIGTERM"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,17 +48,22 @@ pub(super) async fn run(
     let running = &running;
     let (stages, mut reached) = mpsc::channel(STAGES);
     let mut stop = std::pin::pin!(running.stop(Some(&stages)));
-    let mut wait = std::pin::pin!(running.wait());
+    let (mut wait, mut gone) = (std::pin::pin!(running.wait()), std::pin::pin!(running.gone()));
     // The step's time is over; then, what its stop could not end.
     let mut late = false;
     let mut left: Option<Vec<Left>> = None;
-    let mut exit = None;
+    let (mut exit, mut is_gone) = (None, false);
     let (mut out, mut err) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
     // The last piece of output, and after the end of the command the end of reading.
     let mut last = Instant::now();
     let mut drained: Option<Instant> = None;
     loop {
         let due = recorder.due();
+        // While it is stopped the whole tree has its time, and may say what it does with it: its shell may end long before.
+        let over = exit.is_some() && (is_gone || !(late || processes.is_stopping()));
+        if over && stdout.is_none() && stderr.is_none() {
+            break;
+        }
         tokio::select! {
             read = read(&mut stdout, &mut out) => {
                 last = Instant::now();
@@ -76,28 +81,24 @@ pub(super) async fn run(
             () = at(due) => recorder.tell().await?,
             () = at(call.deadline), if !late && exit.is_none() => late = true,
             Some(stage) = reached.recv() => tell_stage(call, stage, emitter).await?,
-            remaining = &mut stop, if late && left.is_none() && exit.is_none() => {
-                if !remaining.is_empty() {
-                    left = Some(remaining);
+            () = &mut gone, if !is_gone => is_gone = true,
+            remaining = &mut stop, if late && left.is_none() => {
+                // Where nobody is left the exit is there, or on its way.
+                if !left.insert(remaining).is_empty() {
                     break;
                 }
-                // Nobody is left, so the exit is on its way.
-                left = Some(Vec::new());
             }
-            () = processes.given_up(), if exit.is_none() => break,
-            () = at(drained.map(|end| end.min(last + QUIET))) => break,
-        }
-        if exit.is_some() && stdout.is_none() && stderr.is_none() {
-            break;
+            () = processes.given_up(), if !over => break,
+            () = at(drained.map(|end| end.min(last + QUIET))), if over => break,
         }
     }
-    // However late we are (the log may have made us wait): the stages that were reached are told, and what the command
-    // had written is in the pipes still.
+    // However late we are (the log may have made us wait): what the command had written is in the pipes still, and a
+    // stage may have been reached that was not told yet.
+    take_rest(recorder, OutputStream::Stdout, stdout, &mut out).await;
+    take_rest(recorder, OutputStream::Stderr, stderr, &mut err).await;
     while let Ok(stage) = reached.try_recv() {
         tell_stage(call, stage, emitter).await?;
     }
-    take_rest(recorder, OutputStream::Stdout, stdout, &mut out).await;
-    take_rest(recorder, OutputStream::Stderr, stderr, &mut err).await;
     let reason = match exit {
         Some(exit) if exit.is_success() => None,
         _ if processes.is_stopping() => Some("stopped".to_owned()),
