@@ -47,8 +47,18 @@ async function freePort() {
   return port;
 }
 
-/** Counts to `to`, slowly: enough to be cut in the middle of. */
-export function countingTask(to, pause = 0.25, title = 'Counting') {
+/** Counts to `to`, slowly. */
+export const countingTask = (to, pause = 0.25, title = 'Counting') =>
+  counting(title, `for i in $(seq 1 ${to}); do echo line $i; sleep ${pause}; done`);
+
+/** What a step runs that goes on until `Server.letEnd`, however long it takes until that is said. */
+export const untilLetEnd = (work) => `until [ -e ../over-$REJOIN_RUN ]; do ${work}; done`;
+
+/** Counts, slowly, until it is let end: whatever comes meanwhile comes in the middle of it. */
+export const heldTask = (title = 'Counting') =>
+  counting(title, `i=0; ${untilLetEnd('i=$((i + 1)); echo line $i; sleep 0.25')}`);
+
+function counting(title, run) {
   return `title = "${title}"
 description = "Counts aloud, so that there is something to miss."
 agent = "steps"
@@ -56,7 +66,7 @@ agent = "steps"
 [[steps]]
 name = "count"
 thought = "How far does it go?"
-run = "for i in $(seq 1 ${to}); do echo line $i; sleep ${pause}; done"
+run = "${run}"
 timeout = "10m"
 
 [[steps]]
@@ -265,6 +275,12 @@ export class Server {
       return run.ended_at ? run : null;
     };
     return until('the run to end', end, 120_000);
+  }
+
+  /** The same for one that goes on until it is let end. */
+  async letEnd(run) {
+    await writeFile(path.join(this.folder, `over-${run.id}`), '');
+    return this.ended(run);
   }
 
   async finish(task, params) {

@@ -8,6 +8,7 @@ import {
   Stage,
   applied,
   countingTask,
+  heldTask,
   isFitToBeSeen,
   settled,
   shownSeqs,
@@ -25,7 +26,7 @@ let wire;
 before(async () => {
   ({ server, wire } = await stage.serveAll({
     tasks: {
-      counting: countingTask(40),
+      counting: heldTask(),
       long: countingTask(400, 0.25, 'Long counting'),
       short: countingTask(3, 0.1, 'Short counting'),
       broken: 'title = "Broken"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n',
@@ -129,7 +130,7 @@ describe('a run under way', () => {
     await isFitToBeSeen(page);
     const before = await applied(page);
     await until('more events', async () => (await applied(page)) > before + 3);
-    await server.ended(run);
+    await server.letEnd(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
@@ -140,7 +141,7 @@ describe('a run under way', () => {
     await page.getByText('line 5', { exact: false }).first().waitFor();
     await page.reload();
     await settled(page);
-    await server.ended(run);
+    await server.letEnd(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
@@ -153,7 +154,7 @@ describe('a run under way', () => {
       await page.reload({ waitUntil: 'commit' });
     }
     await settled(page);
-    await server.ended(run);
+    await server.letEnd(run);
     await showsEverythingOnce(page, 'counting', run);
   });
 
@@ -168,7 +169,7 @@ describe('a run under way', () => {
     await next.goto(`${server.base}/tasks/counting`);
     await settled(next);
     assert.equal((await server.runOf(run.id)).state, 'running');
-    await server.ended(run);
+    await server.letEnd(run);
     await showsEverythingOnce(next, 'counting', run);
     assert.deepEqual(next.complaints, []);
   });
@@ -178,7 +179,7 @@ describe('a run under way', () => {
     const first = await stage.open();
     const second = await stage.open();
     for (const { page } of [first, second]) await signIn(page, server, server.base, '/tasks/counting');
-    await server.ended(run);
+    await server.letEnd(run);
     for (const { page } of [first, second]) await showsEverythingOnce(page, 'counting', run);
   });
 
@@ -227,7 +228,7 @@ describe('a connection that is lost', () => {
       await state(page, 'connected');
       await page.getByRole('region', { name: 'Connection' }).waitFor({ state: 'hidden', timeout: 5_000 });
       await page.getByText(/Caught up on \d+ events?/).waitFor({ timeout: 5_000 });
-      await server.ended(run);
+      await server.letEnd(run);
       await showsEverythingOnce(page, 'counting', run);
     });
   }

@@ -9,13 +9,14 @@ import {
   Ear,
   Stage,
   applied,
-  countingTask,
+  heldTask,
   settled,
   shownSeqs,
   signIn,
   sleep,
   state,
   until,
+  untilLetEnd,
   watched,
 } from './harness.mjs';
 
@@ -33,8 +34,8 @@ before(async () => {
       'smart-maintenance': maintenance.replaceAll("run = '''\n", "run = '''\nsleep 1.5\n"),
       'complex-task': await shipped('complex-task'),
       'long-task': await shipped('long-task'),
-      away: countingTask(24, 0.25, 'Away'),
-      slow: `title = "Slow tool"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "sleep 6; echo it is done"\n`,
+      away: heldTask('Away'),
+      slow: `title = "Slow tool"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "${untilLetEnd('sleep 0.1')}; echo it is done"\n`,
       scheduled: `title = "Every other second"\nagent = "steps"\n\n[schedule]\nevery = "2s"\n\n[[steps]]\nname = "beat"\nrun = "echo beat"\n`,
     },
   }));
@@ -189,7 +190,7 @@ describe('coming back', () => {
     assert.equal(resumed.outcome, 'resumed');
     assert.ok(resumed.missed >= 1, 'the socket took up where the page stood');
     assert.equal((await server.runOf(run.id)).state, 'running');
-    await server.ended(run);
+    await server.letEnd(run);
     await isWhole(page, ear, task);
   });
 
@@ -202,9 +203,9 @@ describe('coming back', () => {
     await settled(page);
     await page.locator('.tool .running').waitFor();
     const resumedAt = ear.last;
+    await server.letEnd(run);
     await page.locator('.out', { hasText: 'it is done' }).waitFor({ timeout: 15_000 });
     assert.ok(ear.last > resumedAt);
-    await server.ended(run);
     await isWhole(page, ear, task);
   });
 
@@ -256,7 +257,7 @@ describe('coming back', () => {
       await page.evaluate(() => window.dispatchEvent(new Event('online')));
     }
     await state(page, 'connected');
-    await server.ended(run);
+    await server.letEnd(run);
     const first = (await server.runOf(run.id)).first_seq;
     const log = await server.written(task);
     await until('the page to have the last event', async () => (await applied(page)) >= log.head);
