@@ -95,7 +95,7 @@ impl Reading {
         self.texts.values().next().map_or("", String::as_str)
     }
 
-    /// What there is of one text. Others may be open beside it: a text may begin before the event of the last is saved.
+    /// What there is of one text. Others may be open: one may begin before the event of the one before is saved.
     fn text(&self, key: &str) -> &str {
         self.texts.iter().find(|((_, known), _)| known == key).map_or("", |(_, text)| text)
     }

@@ -13,12 +13,12 @@ use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::harness::{Client, Home, InProcess, PATIENCE, Watcher, events_of, is_terminal};
+use crate::harness::{Client, Home, InProcess, Watcher, events_of, is_terminal};
 
 /// No heartbeat comes to the aid of a watcher that should have been woken.
 pub const NO_HEARTBEAT: &str = "[stream]\nheartbeat = \"10m\"\nlife = \"20m\"";
-/// How long a watcher that must be woken may take on a machine that is busy: far below any heartbeat.
-pub const SOON: Duration = PATIENCE;
+/// How long a watcher that must be woken may take on a machine that is busy: below any heartbeat, the one as shipped too.
+pub const SOON: Duration = Duration::from_secs(15);
 
 /// A home with one task that never runs by itself, and no heartbeats.
 pub fn stage(task: &str) -> Home {
