@@ -410,7 +410,7 @@ impl Notifier {
         let done = channel.send(&Parcel { members: vec![(&id, &notice)] }, publisher.clock().now()).await;
         failpoint::hit("sent-not-noted");
         let (became, outcome) = match done {
-            Ok(()) => ("was sent".to_owned(), Outcome::Sent),
+            Ok(refused) => ("was sent".to_owned(), Outcome::Sent(refused)),
             Err(Trouble::Later(why) | Trouble::Never(why)) => {
                 (format!("did not arrive ({why})"), Outcome::GivenUp(why))
             }

@@ -135,5 +135,9 @@ pub async fn test(session: &Session, channel: &str, task: Option<String>) -> Res
     if session.screen.json {
         return Ok(());
     }
-    session.screen.line(&format!("A test was sent by {channel}: look whether it arrived."))
+    session.screen.line(&format!("A test was sent by {channel}: look whether it arrived."))?;
+    if let Some(why) = delivery.last_error {
+        session.screen.say(&format!("Not all took it: {why}"));
+    }
+    Ok(())
 }

@@ -74,11 +74,12 @@ impl Channel {
     }
 
     /// Sends, signed with what the clock shows: receivers compare that with theirs. Secrets are read anew each time, so
-    /// that one that was replaced is good at once; none of them is in what is said of a failure.
+    /// that one that was replaced is good at once; none of them is in what is said of a failure. Gives what those said
+    /// that refused it, where others took it.
     ///
     /// # Errors
     /// [`Trouble`]: it did not arrive within its time.
-    pub async fn send(&self, parcel: &Parcel<'_>, now: Timestamp) -> Result<(), Trouble> {
+    pub async fn send(&self, parcel: &Parcel<'_>, now: Timestamp) -> Result<Option<String>, Trouble> {
         let values = self.values()?;
         let redactor = Redactor::new(values.all()).map_err(|error| error.to_string())?;
         let line = Line {
@@ -90,18 +91,21 @@ impl Channel {
         let clean = |why: String| super::notice::line(&redactor.text(&why));
         let work = async {
             match &self.config.way {
-                Way::Webhook { url, .. } => webhook::send(&line, &values, url, parcel, now).await,
+                Way::Webhook { url, .. } => webhook::send(&line, &values, url, parcel, now).await.map(|()| None),
                 Way::Ntfy { url, topic, priority, .. } => {
-                    ntfy::send(&line, &values, url, topic, *priority, parcel).await
+                    ntfy::send(&line, &values, url, topic, *priority, parcel).await.map(|()| None)
                 }
                 Way::Mail(server) => {
                     let refused = mail::send(&line, &values, server, parcel, &self.arrived).await?;
-                    if let Some(why) = refused.map(clean) {
+                    let refused = refused.map(clean);
+                    if let Some(why) = &refused {
                         warn!(channel = self.name, why, "some of those whom a mail was for refused it");
                     }
-                    Ok(())
+                    Ok(refused)
                 }
-                Way::Healthchecks { url, create, .. } => healthchecks::send(&line, &values, url, *create, parcel).await,
+                Way::Healthchecks { url, create, .. } => {
+                    healthchecks::send(&line, &values, url, *create, parcel).await.map(|()| None)
+                }
             }
         };
         let most = self.takes_at_most();

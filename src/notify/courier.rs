@@ -145,9 +145,9 @@ impl Courier {
         failpoint::hit("sent-not-noted");
         let channel = &self.channel.name;
         match done {
-            Ok(()) => {
+            Ok(refused) => {
                 info!(channel, id = first.id, event = first.event.as_str(), count = due.len(), "told");
-                self.note(due, |_| Outcome::Sent).await?;
+                self.note(due, |_| Outcome::Sent(refused.clone())).await?;
                 Ok(Round::Arrived)
             }
             Err(Trouble::Never(why)) => {

@@ -489,8 +489,8 @@ pub fn next_due(connection: &Connection, channel: &str, now: Timestamp) -> rusql
 /// What became of a delivery that was tried, or of one that was not.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It arrived.
-    Sent,
+    /// It arrived; not everywhere, where some of those it was for refused it: then why.
+    Sent(Option<String>),
     /// It did not, and is tried again then.
     Again(Timestamp, String),
     /// It did not, and is not tried again.
@@ -511,7 +511,7 @@ pub fn note_outcome(
     now: Timestamp,
 ) -> rusqlite::Result<()> {
     let (state, result, tried, next, sent, error) = match outcome {
-        Outcome::Sent => (State::Sent, "sent", 1, None, Some(now), None),
+        Outcome::Sent(refused) => (State::Sent, "sent", 1, None, Some(now), refused.as_ref()),
         Outcome::Again(next, why) => (State::Pending, "retried", 1, Some(*next), None, Some(why)),
         Outcome::GivenUp(why) => (State::Failed, "failed", 1, None, None, Some(why)),
         Outcome::Held(next) => (State::Held, "held", 0, Some(*next), None, None),
@@ -611,7 +611,7 @@ pub struct Summary {
     /// When the last arrived.
     #[serde(with = "wire_time::option")]
     pub last_sent_at: Option<Timestamp>,
-    /// Why the last that was tried failed; none where it arrived.
+    /// Why the last that was tried failed, or who refused it; none where it arrived.
     pub last_error: Option<String>,
 }
 
@@ -759,7 +759,7 @@ mod tests {
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len() as i64, MOST_WAITING + 1);
         let all: Vec<i64> = list(&store, &Query::default(), 5000).unwrap().into_iter().map(|one| one.n).collect();
         for n in all {
-            note_outcome(&store, "ntfy", n, &Outcome::Sent, now).unwrap();
+            note_outcome(&store, "ntfy", n, &Outcome::Sent(None), now).unwrap();
         }
         forget_oldest(&store, 10).unwrap();
         assert_eq!(list(&store, &Query::default(), 5000).unwrap().len(), 10);
@@ -792,7 +792,7 @@ mod tests {
             note_outcome(&store, "ntfy", n, &Outcome::Held(later(3600)), now).unwrap();
         }
         assert_eq!(next_due(&store, "c", later(60)).unwrap(), Some(later(3600)));
-        note_outcome(&store, "ntfy", 1, &Outcome::Sent, now).unwrap();
+        note_outcome(&store, "ntfy", 1, &Outcome::Sent(None), now).unwrap();
         assert_eq!(turns(later(3600)), [2, 3]);
     }
 

@@ -373,6 +373,9 @@ async fn a_mailbox_that_is_dead_keeps_no_mail_from_the_others() {
     assert_eq!(sink.next().await.to, ["RCPT TO:<team@example.org>"]);
     let list = until_state(&server.client, "", "sent").await;
     assert_eq!(list[0]["attempts"], 1, "{list:?}");
+    // It was sent, and who has it not is said where deliveries are looked at.
+    let why = list[0]["last_error"].as_str().unwrap();
+    assert!(why.contains("boss@example.org") && why.contains("not that one"), "{why}");
     assert!(sink.has_more().is_none());
     server.stop().await;
 }
