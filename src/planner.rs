@@ -263,8 +263,7 @@ fn plan_one(
     now: Timestamp,
     offers: &mut Vec<(Arc<Topic>, Offer)>,
 ) -> Result<Option<Result<Claimed, Timestamp>>, StoreError> {
-    let (Some(timing), Some(Stored { planned: stored, claimed, is_on: enabled })) =
-        (&task.timing, planned(connection, task.no)?)
+    let (Some(timing), Some(Stored { planned: stored, claimed, off })) = (&task.timing, planned(connection, task.no)?)
     else {
         return Ok(None);
     };
@@ -278,7 +277,7 @@ fn plan_one(
         anchor: stored.anchor,
         resumed: stored.resumed,
         last_stored,
-        enabled,
+        off,
         active,
         queued: if active { count_queued(connection, task.no)? } else { 0 },
         claimed: &claimed,

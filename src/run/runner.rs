@@ -25,14 +25,11 @@ use crate::store::StoreError;
 use crate::stream::publish::Publisher;
 use crate::stream::topic::{Offer, Topic};
 use crate::task::registry::Task;
-use crate::task::registry::rows::is_on;
+use crate::task::registry::rows::off;
 use crate::task::slots;
 
 /// How long an agent may go on talking once all its commands are gone.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// Why a run that waits and that no person started is called off.
-pub const CALLED_OFF: &str = "the task was paused";
 
 /// Why a run gives way to the next one.
 pub const REPLACED: &str = "replaced by the run of a newer slot";
@@ -210,18 +207,19 @@ impl Workshop {
         started: Status,
     ) -> Result<bool, StoreError> {
         let body = Body::Status(started);
-        let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
         let (on, numbers) = self
             .save(|| {
                 let now = self.publisher.clock().now();
                 let start =
                     run.scheduled_for.map(|slot| slots::Start::of(task.timing.as_deref(), task.anchor, run, slot, now));
-                let (start_offer, off) = (Offer::new(Some(run.id), now, &body), Offer::new(Some(run.id), now, &off));
+                let start_offer = Offer::new(Some(run.id), now, &body);
                 let (id, no, topic, by_itself) = (run.id, task.no, topic.clone(), run.is_by_itself());
+                let task = task.id.clone();
                 move |connection: &Connection| -> Result<_, StoreError> {
-                    if by_itself && is_on(connection, no)? != Some(true) {
-                        slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
-                        return Ok((false, vec![(topic, off)]));
+                    if by_itself && let Some(off) = off(connection, no)? {
+                        slots::note_end_unstarted(connection, id, "disabled", off.then())?;
+                        let off = Body::Status(reasoned(State::Cancelled, &task, off.then()));
+                        return Ok((false, vec![(topic, Offer::new(Some(id), now, &off))]));
                     }
                     if let Some(start) = start {
                         slots::note_start(connection, id, &start)?;

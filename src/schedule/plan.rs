@@ -32,8 +32,8 @@ pub struct ScheduleState<'c> {
     pub resumed: Option<Timestamp>,
     /// The newest time in the store, of any task: tells whether the clock can be believed.
     pub last_stored: Timestamp,
-    /// Whether the task runs by itself at all; read again for every decision.
-    pub enabled: bool,
+    /// Why the task does not run by itself, if it does not; read again for every decision.
+    pub off: Option<Off>,
     /// Whether a run of the task is under way, or a retry of one is pending.
     pub active: bool,
     /// How many runs of the task wait for their turn.
@@ -41,6 +41,33 @@ pub struct ScheduleState<'c> {
     /// Slots behind the last planned one that have their row all the same, first and last of each in order: runs claimed
     /// them under a clock that was wrong. They are not planned again.
     pub claimed: &'c [(Timestamp, Timestamp)],
+}
+
+/// Why a task does not run by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Off {
+    /// Someone paused it, or it did itself.
+    Paused,
+    /// Its file is not there, or the task itself no more.
+    Gone,
+}
+
+impl Off {
+    /// The reason of slots that pass.
+    pub const fn now(self) -> &'static str {
+        match self {
+            Self::Paused => "the task is paused",
+            Self::Gone => "the task's file is gone",
+        }
+    }
+
+    /// The reason of a run that waited, and does not start.
+    pub const fn then(self) -> &'static str {
+        match self {
+            Self::Paused => "the task was paused",
+            Self::Gone => "the task's file was removed",
+        }
+    }
 }
 
 /// A clock that goes back by more than this was wrong before.
@@ -164,7 +191,7 @@ pub fn plan(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Ti
 
 /// What becomes of the slots of a task that is paused until `until`.
 pub fn paused(timing: &Timing, state: &ScheduleState<'_>, until: Timestamp) -> Plan {
-    due(timing, &Policy::default(), &ScheduleState { enabled: false, ..begun(state, until) }, until)
+    due(timing, &Policy::default(), &ScheduleState { off: Some(Off::Paused), ..begun(state, until) }, until)
 }
 
 /// The moment at which a clock in doubt showed this, by a clock that is believed; none where that one was set back since:
@@ -183,7 +210,7 @@ fn begun<'c>(state: &ScheduleState<'c>, now: Timestamp) -> ScheduleState<'c> {
     ScheduleState { anchor: begin, last_planned: begin, ..*state }
 }
 
-/// Decides over all slots that are due, each by whether the task is enabled.
+/// Decides over all slots that are due, each by whether the task runs by itself.
 fn due(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Timestamp) -> Plan {
     let anchor = state.anchor;
     let mut planned_to = now.max(state.last_planned);
@@ -196,12 +223,9 @@ fn due(timing: &Timing, policy: &Policy, state: &ScheduleState<'_>, now: Timesta
         due.free = free(state, planned_to);
         last = due.last();
     }
-    let rows = last.map_or_else(Vec::new, |last| {
-        if state.enabled {
-            due.rows(last, policy, state)
-        } else {
-            due.streak(Timestamp::MIN, now, Outcome::Disabled, Some("the task is paused"))
-        }
+    let rows = last.map_or_else(Vec::new, |last| match state.off {
+        None => due.rows(last, policy, state),
+        Some(off) => due.streak(Timestamp::MIN, now, Outcome::Disabled, Some(off.now())),
     });
     let next = next_free(timing, state, planned_to).map(|next| timing.planned_for(anchor, next));
     Plan { rows, anchor, planned_to, next }
@@ -264,7 +288,7 @@ impl Due<'_> {
         self.free.iter().rev().find_map(|(after, until)| self.timing.last_in(self.anchor, *after, *until))
     }
 
-    /// The rows of an enabled task whose last due slot is `last`: too old, made part of others, and what is taken up.
+    /// The rows of a task that is on, whose last due slot is `last`: too old, made part of others, and what is taken up.
     /// What becomes of each is in `docs/decisions/0019`.
     fn rows(&self, last: Timestamp, policy: &Policy, state: &ScheduleState<'_>) -> Vec<Row> {
         let age = self.now.duration_since(self.timing.planned_for(self.anchor, last));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use rejoin::schedule::plan::{Decision, JumpWatch, Outcome, Plan, Row, ScheduleState, plan};
+use rejoin::schedule::plan::{Decision, JumpWatch, Off, Outcome, Plan, Row, ScheduleState, plan};
 use rejoin::schedule::timing::Timing;
 use rejoin::task::definition::{Catchup, Overlap, Policy, Schedule, When};
 
@@ -33,7 +33,7 @@ fn standing(from: Timestamp) -> ScheduleState<'static> {
         anchor: from,
         resumed: None,
         last_stored: from,
-        enabled: true,
+        off: None,
         active: false,
         queued: 0,
         claimed: &[],
@@ -291,7 +291,7 @@ fn t_35_more_slots_than_the_limit_are_missed_with_that_reason() {
 #[test]
 fn t_35_slots_of_a_paused_task_are_disabled_and_never_caught_up() {
     let (hourly, from) = (cron("@hourly"), ts(MIDNIGHT));
-    let paused = ScheduleState { enabled: false, ..standing(from) };
+    let paused = ScheduleState { off: Some(Off::Paused), ..standing(from) };
     let plan = planned(&hourly, &Policy::default(), &paused, ts("2026-05-01T05:00:10Z"));
     assert_eq!(rows(&plan), ["01:00:00..05:00:00 x5 disabled"]);
     // Resumed a moment later: nothing of it is due any more.
@@ -522,7 +522,7 @@ fn slots_that_were_claimed_under_a_wrong_clock_are_not_planned_again() {
             "08:00:00 x1 runs late"
         ]
     );
-    let paused = ScheduleState { enabled: false, ..standing };
+    let paused = ScheduleState { off: Some(Off::Paused), ..standing };
     let plan = planned(&hourly, &policy, &paused, at(8));
     assert_eq!(rows(&plan), ["01:00:00 x1 disabled", "03:00:00 x1 disabled", "06:00:00..08:00:00 x3 disabled"]);
 }
@@ -595,8 +595,9 @@ proptest! {
         let mut last_row = start;
         for (micros, active, queued, enabled) in steps {
             now += SignedDuration::from_micros(micros);
+            let off = (!enabled).then_some(Off::Paused);
             let standing =
-                ScheduleState { last_planned, anchor: start, last_stored: now, enabled, active, queued, ..standing(start) };
+                ScheduleState { last_planned, anchor: start, last_stored: now, off, active, queued, ..standing(start) };
             let plan = planned(&timing, &policy, &standing, now);
             prop_assert!(plan.next.is_some_and(|next| next > now && next > last_planned), "{:?}", plan.next);
             // Up to now, but for a slot whose time has come and that is planned for a little later.

@@ -182,6 +182,34 @@ async fn a_start_without_the_task_folder_leaves_its_tasks_as_they_are_and_says_s
     server.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn slots_and_runs_of_a_task_whose_file_is_gone_say_so() {
+    let text = "title = \"Goes\"\n[schedule]\nevery = \"1s\"\n[policy]\noverlap = \"queue\"\n\
+                [[steps]]\nrun = \"until [ -e ../go ]; do sleep 0.05; done\"\n";
+    let home = Home::new("").task("goes", text);
+    let server = home.serve().await;
+    let client = &server.client;
+    let has = |list: &Value, named: &str, value: &str| {
+        list["items"].as_array().unwrap().iter().find(|item| item[named] == value).map(|item| item["reason"].clone())
+    };
+    client.until("/tasks/goes/runs", |runs| has(runs, "state", "queued").is_some()).await;
+    fs::remove_file(home.path().join("tasks/goes.toml")).unwrap();
+    client.until("/tasks/goes", |task| task["enabled"] == false).await;
+    fs::write(home.path().join("go"), "").unwrap();
+    let runs = client.until("/tasks/goes/runs", |runs| has(runs, "state", "cancelled").is_some()).await;
+    assert_eq!(has(&runs, "state", "cancelled").unwrap(), "the task's file was removed");
+    let reasons = |slots: &Value| -> Vec<Value> {
+        let slots = slots["items"].as_array().unwrap().iter();
+        slots.filter(|slot| slot["outcome"] == "disabled").map(|slot| slot["reason"].clone()).collect()
+    };
+    let (passed, waited) = (json!("the task's file is gone"), json!("the task's file was removed"));
+    let slots = client
+        .until("/tasks/goes/slots", |slots| [&passed, &waited].iter().all(|reason| reasons(slots).contains(reason)))
+        .await;
+    assert!(reasons(&slots).iter().all(|reason| [&passed, &waited].contains(&reason)), "{slots}");
+    server.stop().await;
+}
+
 #[test]
 fn files_that_went_while_nobody_looked_are_gone_at_the_first_look_and_what_cannot_be_read_is_not() {
     let dir = dir();

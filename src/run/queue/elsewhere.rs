@@ -12,11 +12,11 @@ use super::{RunError, Runs, to_the_end};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::record::{Run, RunState};
 use crate::run::external::{Elsewhere, lasted, lost_result, started};
-use crate::run::runner::{CALLED_OFF, StopCause, reasoned, stopped};
+use crate::run::runner::{StopCause, reasoned, stopped};
 use crate::store::StoreError;
 use crate::stream::publish::Writable;
 use crate::stream::topic::{Offer, Topic};
-use crate::task::registry::rows::is_on;
+use crate::task::registry::rows::off;
 use crate::task::slots;
 
 /// How long nobody may have spoken for a run that was opened by hand before whoever asks for work gets it. Never
@@ -307,16 +307,16 @@ impl Runs {
         let start =
             run.scheduled_for.map(|slot| slots::Start::of(known.timing.as_deref(), known.anchor, &run, slot, now));
         let started = Offer::new(Some(id), now, &Body::Status(started(&known)));
-        let off = Offer::new(Some(id), now, &Body::Status(reasoned(State::Cancelled, task, CALLED_OFF)));
-        let (no, to, by_itself) = (known.no, topic.clone(), run.is_by_itself());
+        let (no, of, to, by_itself) = (known.no, task.clone(), topic.clone(), run.is_by_itself());
         let act = move |connection: &Connection| -> Result<_, RunError> {
             // Someone may have ended it on its way here.
             if !is_queued(connection, id)? {
                 return Ok((false, Vec::new()));
             }
-            if by_itself && is_on(connection, no)? != Some(true) {
-                slots::note_end_unstarted(connection, id, "disabled", CALLED_OFF)?;
-                return Ok((false, vec![(to, off)]));
+            if by_itself && let Some(off) = off(connection, no)? {
+                slots::note_end_unstarted(connection, id, "disabled", off.then())?;
+                let off = Body::Status(reasoned(State::Cancelled, &of, off.then()));
+                return Ok((false, vec![(to, Offer::new(Some(id), now, &off))]));
             }
             if let Some(start) = &start {
                 slots::note_start(connection, id, start)?;

@@ -16,13 +16,14 @@ use crate::failpoint;
 use crate::record::Run;
 use crate::run::places::{Due, Kind};
 use crate::run::retry::{self, Next, Past};
-use crate::run::runner::{CALLED_OFF, REPLACED, StopCause, reasoned};
+use crate::run::runner::{REPLACED, StopCause, reasoned};
+use crate::schedule::plan::Off;
 use crate::store::{StoreError, TaskNo};
 use crate::stream::ends::Following;
 use crate::stream::topic::Offer;
 use crate::task::definition::Overlap;
 use crate::task::registry::Task;
-use crate::task::registry::rows::{self, is_on};
+use crate::task::registry::rows;
 use crate::task::slots;
 
 /// How often the clock is asked while a retry waits: a machine that slept has not counted.
@@ -142,7 +143,7 @@ impl Runs {
             return Ok(Following::default());
         }
         let policy = &task.definition.policy;
-        let is_on = is_on(connection, no)? == Some(true);
+        let is_on = rows::off(connection, no)?.is_none();
         let past = past(connection, run)?;
         match retry::next(policy, run, past, is_on, rand::random()) {
             Next::Nothing => Ok(Following::default()),
@@ -167,7 +168,7 @@ impl Runs {
 
     fn note_failure(&self, connection: &Connection, task: &Task) -> Result<Following, StoreError> {
         let failures = rows::note_failure(connection, task.no, true)?;
-        if retry::pauses(&task.definition.policy, failures) && is_on(connection, task.no)? == Some(true) {
+        if retry::pauses(&task.definition.policy, failures) && rows::off(connection, task.no)?.is_none() {
             return self.pause_itself(connection, task, failures);
         }
         Ok(Following::default())
@@ -239,10 +240,11 @@ impl Runs {
         let mut status = Status::new(State::Paused, format!("Task {} paused itself: {reason}", task.id));
         status.reason = Some(reason);
         let mut offers = vec![Offer::new(None, now, &Body::Status(status))];
-        let off = Body::Status(reasoned(State::Cancelled, &task.id, CALLED_OFF));
+        let why = Off::Paused.then();
+        let off = Body::Status(reasoned(State::Cancelled, &task.id, why));
         let waiting: Vec<RunId> = queued_by_themselves(connection, task.no)?;
         for id in &waiting {
-            slots::note_end_unstarted(connection, *id, "disabled", CALLED_OFF)?;
+            slots::note_end_unstarted(connection, *id, "disabled", why)?;
             offers.push(Offer::new(Some(*id), now, &off));
         }
         let (runs, id, no) = (self.clone(), task.id.clone(), task.no);

@@ -9,7 +9,8 @@ use tracing::warn;
 use super::{RunError, Runs, STOPPED, to_the_end};
 use crate::event::{Body, RunId, State, Status, TaskId};
 use crate::record::Run;
-use crate::run::runner::{CALLED_OFF, REPLACED, StopCause, reasoned};
+use crate::run::runner::{REPLACED, StopCause, reasoned};
+use crate::schedule::plan::Off;
 use crate::store::StoreError;
 use crate::stream::topic::{Offer, Topic};
 use crate::task::slots;
@@ -209,7 +210,7 @@ pub(super) struct Unstarted {
 impl Unstarted {
     /// Of a scheduled run whose task was paused while it waited.
     pub(super) fn called_off(task: &TaskId) -> Self {
-        let reason = CALLED_OFF;
+        let reason = Off::Paused.then();
         Self { status: reasoned(State::Cancelled, task, reason), outcome: "disabled", reason }
     }
 }

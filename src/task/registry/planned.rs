@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use tracing::warn;
 
-use super::{Registry, Task, TaskError};
-use crate::schedule::plan::{self, JumpWatch, Plan, ScheduleState};
+use super::{Registry, Task, TaskError, rows};
+use crate::schedule::plan::{self, JumpWatch, Off, Plan, ScheduleState};
 use crate::schedule::timing::Timing;
 use crate::store::{REMOVED, TaskNo};
 use crate::stream::topic::{Offer, Topic};
@@ -203,8 +203,8 @@ pub struct Stored {
     pub planned: Planned,
     /// The slots behind that which have their row too: a clock was ahead.
     pub claimed: Stretches,
-    /// Whether it may run by itself.
-    pub is_on: bool,
+    /// Why it does not run by itself, if it does not.
+    pub off: Option<Off>,
 }
 
 /// How far a task is planned, as the store has it; nothing of one that was removed.
@@ -213,23 +213,23 @@ pub struct Stored {
 /// When the store cannot be read.
 pub fn planned(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Stored>> {
     let time = |micros| Timestamp::from_microsecond(micros).unwrap_or_default();
-    let row: Option<(i64, i64, [Option<i64>; 3], bool)> = connection
+    let row = connection
         .prepare_cached(
-            "SELECT anchor, planned, resumed, next, claimed, enabled AND NOT paused FROM tasks
-             WHERE no = ?1 AND id < ?2",
+            "SELECT anchor, planned, resumed, next, claimed, enabled, paused FROM tasks WHERE no = ?1 AND id < ?2",
         )?
         .query_row(params![no.0, REMOVED], |row| {
-            Ok((row.get(0)?, row.get(1)?, [row.get(2)?, row.get(3)?, row.get(4)?], row.get(5)?))
+            let (anchor, to) = (time(row.get(0)?), time(row.get(1)?));
+            let (resumed, next) = (row.get::<_, Option<i64>>(2)?.map(time), row.get::<_, Option<i64>>(3)?.map(time));
+            let claimed = row.get::<_, Option<i64>>(4)?.map(time);
+            Ok((Planned { anchor, to, resumed, next }, claimed, rows::off_by(row.get(5)?, row.get(6)?)))
         })
         .optional()?;
-    let Some((anchor, to, rest, is_on)) = row else { return Ok(None) };
-    let [resumed, next, claimed] = rest.map(|micros| micros.map(time));
-    let planned = Planned { anchor: time(anchor), to: time(to), resumed, next };
+    let Some((planned, claimed, off)) = row else { return Ok(None) };
     let claimed = match claimed {
         Some(through) if through > planned.to => slots::claimed_after(connection, no, planned.to)?,
         _ => Vec::new(),
     };
-    Ok(Some(Stored { planned, claimed, is_on }))
+    Ok(Some(Stored { planned, claimed, off }))
 }
 
 /// Notes how far a task is planned, in the transaction of its slots.
@@ -270,7 +270,7 @@ pub(super) fn end_pause(
             anchor: stored.anchor,
             resumed: None,
             last_stored: since,
-            enabled: false,
+            off: Some(Off::Paused),
             active: false,
             queued: 0,
             claimed: &claimed,

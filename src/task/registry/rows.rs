@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::{Source, TaskError};
 use crate::event::{Gen, Seq, TaskId};
 use crate::record::Fold;
+use crate::schedule::plan::Off;
 use crate::store::{REMOVED, StoreError, TaskNo, from_sql};
 use crate::stream::log;
 
@@ -82,12 +83,21 @@ pub(super) fn read_rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Whether a task of this number is there, and may run by itself: asked again when a slot is claimed.
+/// Why a task of this number does not run by itself, if it does not: asked again when a run starts.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn is_on(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<bool>> {
-    Ok(switches(connection, no)?.map(|(enabled, paused)| enabled && !paused))
+pub fn off(connection: &Connection, no: TaskNo) -> rusqlite::Result<Option<Off>> {
+    Ok(switches(connection, no)?.map_or(Some(Off::Gone), |(enabled, paused)| off_by(enabled, paused)))
+}
+
+/// The same of one that is there, by whether it may run at all and whether it is paused.
+pub(super) const fn off_by(enabled: bool, paused: bool) -> Option<Off> {
+    match (enabled, paused) {
+        (false, _) => Some(Off::Gone),
+        (true, true) => Some(Off::Paused),
+        (true, false) => None,
+    }
 }
 
 /// Whether a task of this number is there, and may run at all.
