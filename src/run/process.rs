@@ -210,7 +210,7 @@ struct Shared {
     stages: StopStages,
     /// True for ever once a stop began. Watched by a spawn that waits for its supervisor or its record.
     stopping: watch::Sender<bool>,
-    /// True once a stop ended and something was left.
+    /// True once a stop ended, and not everything with it.
     given_up: watch::Sender<bool>,
     /// The commands whose supervisor is not gone, by a number of our own. Never held over an await.
     live: Mutex<Live>,
@@ -376,7 +376,8 @@ impl Processes {
             let _ = count.wait_for(|count| *count == 0).await;
         };
         let left = walk_stages(self.shared.stages, &lines, Some(&stages), gone).await;
-        if !left.is_empty() {
+        // What a supervisor cannot see may keep it all the same.
+        if *self.shared.count.borrow() > 0 {
             self.shared.given_up.send_replace(true);
         }
         left
@@ -483,6 +484,25 @@ impl Running {
     /// Ends this command and its tree in the same stages as [`Processes::stop`]; other commands may go on.
     pub async fn stop(&self, stages: Option<&mpsc::Sender<Stage>>) -> Vec<Left> {
         walk_stages(self.stages, std::slice::from_ref(&self.line), stages, self.gone()).await
+    }
+
+    /// The same once a moment has come, where the command still runs then; otherwise `None`, and nothing is sent. `begun`
+    /// is told of the beginning. It outlives this value, and can be waited for elsewhere.
+    pub fn stop_at(
+        &self,
+        deadline: Instant,
+        begun: watch::Sender<bool>,
+        stages: mpsc::Sender<Stage>,
+    ) -> impl Future<Output = Option<Vec<Left>>> + Send + 'static {
+        let (times, line, exited) = (self.stages, self.line.clone(), self.exited.clone());
+        async move {
+            sleep_until(deadline).await;
+            if exited.borrow().is_some() {
+                return None;
+            }
+            begun.send_replace(true);
+            Some(walk_stages(times, std::slice::from_ref(&line), Some(&stages), line.asks.closed()).await)
+        }
     }
 }
 

@@ -230,6 +230,26 @@ async fn output_that_waits_while_the_log_cannot_take_more_is_not_lost_at_the_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_takes_too_long_is_ended_also_while_the_log_takes_nothing() {
+    let mut deaf = step("deaf", "trap '' INT TERM; setsid sleep 1000 & while :; do echo deaf; sleep 0.1; done");
+    deaf.timeout = Some(Duration::from_secs(2));
+    let work = work(vec![deaf]);
+    let (emitter, mut bodies) = Emitter::channel();
+    for _ in 0..rejoin::agent::EMITTER_CAPACITY - 1 {
+        emitter.emit(Body::Thought { text: String::new() }).await.unwrap();
+    }
+    let run = work.assignment.run;
+    let watching = async {
+        until("the command was there", || !marked(run).is_empty()).await;
+        until("the command and all it started are gone", || marked(run).is_empty()).await;
+        while bodies.recv().await.is_some() {}
+    };
+    let (outcome, ()) = tokio::join!(steps::run(work.assignment, emitter), watching);
+    let Outcome::Failed { reason, .. } = outcome else { panic!("{outcome:?}") };
+    assert!(reason.contains("took longer than its timeout of 2s"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_in_the_environment_and_in_nothing_that_is_said_or_kept() {
     let mut first =
         step("first", "printf hunt; sleep 0.4; printf 'er22 and %s' \"$(printf %s \"$KEY\" | base64)\"; exit 4");
@@ -351,12 +371,12 @@ async fn what_the_shell_of_a_stopped_step_leaves_behind_has_the_stages_of_the_st
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_shell_of_a_step_that_took_too_long_leaves_behind_has_the_stages_too() {
     let mut slow = step("slow", CLEANS_UP);
-    slow.timeout = Some(Duration::from_millis(300));
+    slow.timeout = Some(Duration::from_secs(3));
     let mut work = work(vec![slow]);
     work.assignment.processes =
         Processes::with_stages(work.assignment.run, BTreeMap::new(), program(), no_record(), PATIENT);
     let done = work.done().await;
-    assert!(done.reason().contains("took longer than its timeout of 300ms"), "{}", done.reason());
+    assert!(done.reason().contains("took longer than its timeout of 3s"), "{}", done.reason());
     assert!(done.outputs()[0].contains("cleaned"), "{:?}", done.outputs());
     assert_eq!(done.stages(), ["SIGINT", "SIGTERM"]);
 }

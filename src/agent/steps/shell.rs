@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::output::Recorder;
@@ -45,13 +46,17 @@ pub(super) async fn run(
         Err(error) => return Ok(Done::failed(format!("could not be started: {error}"))),
     };
     let (mut stdout, mut stderr) = (running.stdout.take(), running.stderr.take());
-    let running = &running;
+    // The step's time is over; then, what its stop could not end. That goes on by itself: an event or a piece of output
+    // that must wait for the disk holds up no stage.
+    let (begun, mut is_late) = watch::channel(false);
     let (stages, mut reached) = mpsc::channel(STAGES);
-    let mut stop = std::pin::pin!(running.stop(Some(&stages)));
-    let (mut wait, mut gone) = (std::pin::pin!(running.wait()), std::pin::pin!(running.gone()));
-    // The step's time is over; then, what its stop could not end.
+    let mut ending = JoinSet::new();
+    if let Some(deadline) = call.deadline {
+        ending.spawn(running.stop_at(deadline, begun, stages));
+    }
     let mut late = false;
     let mut left: Option<Vec<Left>> = None;
+    let (mut wait, mut gone) = (std::pin::pin!(running.wait()), std::pin::pin!(running.gone()));
     let (mut exit, mut is_gone) = (None, false);
     let (mut out, mut err) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
     // The last piece of output, and after the end of the command the end of reading.
@@ -60,7 +65,8 @@ pub(super) async fn run(
     loop {
         let due = recorder.due();
         // While it is stopped the whole tree has its time, and may say what it does with it: its shell may end long before.
-        let over = exit.is_some() && (is_gone || !(late || processes.is_stopping()));
+        let stopped = is_gone || left.is_some() || !(late || processes.is_stopping());
+        let over = exit.is_some() && stopped;
         if over && stdout.is_none() && stderr.is_none() {
             break;
         }
@@ -79,10 +85,10 @@ pub(super) async fn run(
                 drained = Some(last + DRAIN);
             }
             () = at(due) => recorder.tell().await?,
-            () = at(call.deadline), if !late && exit.is_none() => late = true,
+            Ok(()) = is_late.changed(), if !late => late = true,
             Some(stage) = reached.recv() => tell_stage(call, stage, emitter).await?,
             () = &mut gone, if !is_gone => is_gone = true,
-            remaining = &mut stop, if late && left.is_none() => {
+            Some(Ok(Some(remaining))) = ending.join_next() => {
                 // Where nobody is left the exit is there, or on its way.
                 if !left.insert(remaining).is_empty() {
                     break;
@@ -99,8 +105,10 @@ pub(super) async fn run(
     while let Ok(stage) = reached.try_recv() {
         tell_stage(call, stage, emitter).await?;
     }
+    let late = late || *is_late.borrow();
+    let is_left = left.as_ref().is_some_and(|left| !left.is_empty());
     let reason = match exit {
-        Some(exit) if exit.is_success() => None,
+        Some(exit) if exit.is_success() && !is_left => None,
         _ if processes.is_stopping() => Some("stopped".to_owned()),
         _ if late => Some(too_long(call, &left.unwrap_or_default())),
         Some(exit) => Some(format!("{ENDED_WITH} {}", exit.words())),
