@@ -123,7 +123,13 @@ async fn send(client: &Client, findings: &mut Vec<Finding>) {
         }
         let answer = client.post(&["notify", name, "test"], &json!({}), None).await;
         let why = match answer {
-            Ok(delivery) if delivery["state"] == "sent" => None,
+            Ok(delivery) if delivery["state"] == "sent" => {
+                if let Some(why) = delivery["last_error"].as_str() {
+                    let text = format!("channel {name}: not all took the test: {why}");
+                    findings.push(Finding::new(Level::Warn, "notify", text, "correct the channel in config.toml"));
+                }
+                None
+            }
             Ok(delivery) => Some(delivery["last_error"].as_str().unwrap_or("it did not arrive").to_owned()),
             Err(failure) => Some(failure.to_string()),
         };

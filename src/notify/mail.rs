@@ -49,7 +49,7 @@ pub(super) async fn send(
     arrived: &Arrived,
 ) -> Result<Option<String>, Trouble> {
     let transport = transport(line, values, server).await?;
-    let (mut is_taken, mut put_off, mut refused) = (false, None, None);
+    let (mut is_taken, mut put_off, mut refused) = (false, Vec::new(), Vec::new());
     for mailbox in &server.to {
         let name = mailbox.to_string();
         let left = arrived.left(parcel, &name);
@@ -71,17 +71,21 @@ pub(super) async fn send(
                 // The mailbox is not there, or wants nothing of it.
                 let is_refused = error.status().is_some_and(|code| matches!(u16::from(code), 550..=554));
                 let kept = if is_refused { &mut refused } else { &mut put_off };
-                kept.get_or_insert(why);
+                kept.push(why);
             }
             Err(_) => {
-                put_off.get_or_insert_with(|| format!("{name}: no answer within {:?}", line.timeout));
+                put_off.push(format!("{name}: no answer within {:?}", line.timeout));
             }
         }
     }
-    match (put_off, refused) {
-        (Some(why), _) => Err(Trouble::Later(why)),
-        (None, Some(why)) if !is_taken => Err(Trouble::Never(why)),
-        (None, refused) => Ok(refused),
+    if !put_off.is_empty() {
+        put_off.append(&mut refused);
+        return Err(Trouble::Later(put_off.join("; ")));
+    }
+    let refused = (!refused.is_empty()).then(|| refused.join("; "));
+    match refused {
+        Some(why) if !is_taken => Err(Trouble::Never(why)),
+        refused => Ok(refused),
     }
 }
 
