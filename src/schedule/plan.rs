@@ -57,7 +57,7 @@ impl Off {
     pub const fn now(self) -> &'static str {
         match self {
             Self::Paused => "the task is paused",
-            Self::Gone => "the task's file is gone",
+            Self::Gone => "the task or its file is gone",
         }
     }
 
@@ -65,7 +65,7 @@ impl Off {
     pub const fn then(self) -> &'static str {
         match self {
             Self::Paused => "the task was paused",
-            Self::Gone => "the task's file was removed",
+            Self::Gone => "the task or its file was removed",
         }
     }
 }

@@ -132,7 +132,7 @@ describe('the last due times', () => {
       assert.ok(looks.has(kind), `${kind} of ${[...looks.keys()]}`);
     assert.equal(new Set([...looks.values()].map(({ path }) => path)).size, looks.size, 'shapes');
     assert.equal(new Set(['ran', 'failed', 'disabled'].map((kind) => looks.get(kind).colour)).size, 3);
-    assert.match(looks.get('disabled').name, /: While paused, \d+ times in a row, the task is paused$/);
+    assert.match(looks.get('disabled').name, /: While off, \d+ times in a row, the task is paused$/);
     await isFitEverywhere(page);
 
     await strip.focus();

@@ -197,12 +197,12 @@ async fn slots_and_runs_of_a_task_whose_file_is_gone_say_so() {
     client.until("/tasks/goes", |task| task["enabled"] == false).await;
     fs::write(home.path().join("go"), "").unwrap();
     let runs = client.until("/tasks/goes/runs", |runs| has(runs, "state", "cancelled").is_some()).await;
-    assert_eq!(has(&runs, "state", "cancelled").unwrap(), "the task's file was removed");
+    assert_eq!(has(&runs, "state", "cancelled").unwrap(), "the task or its file was removed");
     let reasons = |slots: &Value| -> Vec<Value> {
         let slots = slots["items"].as_array().unwrap().iter();
         slots.filter(|slot| slot["outcome"] == "disabled").map(|slot| slot["reason"].clone()).collect()
     };
-    let (passed, waited) = (json!("the task's file is gone"), json!("the task's file was removed"));
+    let (passed, waited) = (json!("the task or its file is gone"), json!("the task or its file was removed"));
     let slots = client
         .until("/tasks/goes/slots", |slots| [&passed, &waited].iter().all(|reason| reasons(slots).contains(reason)))
         .await;

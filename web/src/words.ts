@@ -253,7 +253,7 @@ export const SLOT_WORDS: Record<SlotShape, string> = {
   skipped: 'Skipped',
   coalesced: 'Merged into one run',
   missed: 'Missed',
-  disabled: 'While paused',
+  disabled: 'While off',
   pending: 'About to start',
   queued: 'Waits',
 };
