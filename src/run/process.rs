@@ -497,7 +497,7 @@ impl Running {
         let (times, line, exited) = (self.stages, self.line.clone(), self.exited.clone());
         async move {
             sleep_until(deadline).await;
-            if exited.borrow().is_some() {
+            if exited.borrow().is_some() || line.asks.is_closed() {
                 return None;
             }
             begun.send_replace(true);

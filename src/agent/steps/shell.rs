@@ -62,8 +62,11 @@ pub(super) async fn run(
     // The last piece of output, and after the end of the command the end of reading.
     let mut last = Instant::now();
     let mut drained: Option<Instant> = None;
+    let mut unseen: Option<Instant> = None;
     loop {
         let due = recorder.due();
+        // Its time may have passed while the log made us wait.
+        late = late || *is_late.borrow();
         // While it is stopped the whole tree has its time, and may say what it does with it: its shell may end long before.
         let stopped = is_gone || left.is_some() || !(late || processes.is_stopping());
         let over = exit.is_some() && stopped;
@@ -89,11 +92,13 @@ pub(super) async fn run(
             Some(stage) = reached.recv() => tell_stage(call, stage, emitter).await?,
             () = &mut gone, if !is_gone => is_gone = true,
             Some(Ok(Some(remaining))) = ending.join_next() => {
-                // Where nobody is left the exit is there, or on its way.
+                // Where nobody is left the exit is there or on its way, unless its supervisor does not see all.
                 if !left.insert(remaining).is_empty() {
                     break;
                 }
+                unseen = Some(Instant::now() + DRAIN);
             }
+            () = at(unseen), if exit.is_none() => break,
             () = processes.given_up(), if !over => break,
             () = at(drained.map(|end| end.min(last + QUIET))), if over => break,
         }
@@ -105,7 +110,9 @@ pub(super) async fn run(
     while let Ok(stage) = reached.try_recv() {
         tell_stage(call, stage, emitter).await?;
     }
-    let late = late || *is_late.borrow();
+    if let Some(Ok(Some(remaining))) = ending.try_join_next() {
+        left = Some(remaining);
+    }
     let is_left = left.as_ref().is_some_and(|left| !left.is_empty());
     let reason = match exit {
         Some(exit) if exit.is_success() && !is_left => None,
