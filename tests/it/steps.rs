@@ -104,6 +104,24 @@ impl Work {
         assert!(processes.is_stopping() || marked(run).is_empty(), "something is left of the run");
         Done { outcome, events, dir: self.dir }
     }
+
+    /// The same where the log takes nothing, and so the step waits, until the command has come and gone with all it
+    /// started. The folder is there as long as what is given.
+    async fn done_while_the_log_takes_nothing(self) -> (Outcome, tempfile::TempDir) {
+        let (emitter, mut bodies) = Emitter::channel();
+        // One event more, and the channel is full.
+        for _ in 0..rejoin::agent::EMITTER_CAPACITY - 1 {
+            emitter.emit(Body::Thought { text: String::new() }).await.unwrap();
+        }
+        let run = self.assignment.run;
+        let watching = async {
+            until("the command was there", || !marked(run).is_empty()).await;
+            until("the command is gone", || marked(run).is_empty()).await;
+            while bodies.recv().await.is_some() {}
+        };
+        let (outcome, ()) = tokio::join!(steps::run(self.assignment, emitter), watching);
+        (outcome, self.dir)
+    }
 }
 
 impl Done {
@@ -211,20 +229,8 @@ async fn output_that_waits_while_the_log_cannot_take_more_is_not_lost_at_the_end
     let work =
         work(vec![step("last", "i=0; while [ $i -lt 70 ]; do i=$((i+1)); echo $i; done; sleep 0.1; seq 1 10000")]);
     let whole = work.dir.path().join("output/c1");
-    let (emitter, mut bodies) = Emitter::channel();
-    // The log takes nothing: 64 events wait in the channel, and the step with them.
-    for _ in 0..rejoin::agent::EMITTER_CAPACITY - 1 {
-        emitter.emit(Body::Thought { text: String::new() }).await.unwrap();
-    }
-    let run = work.assignment.run;
-    let watching = async {
-        // Long after the command has ended ...
-        until("the command was there", || !marked(run).is_empty()).await;
-        until("the command is gone", || marked(run).is_empty()).await;
-        // ... it can go on.
-        while bodies.recv().await.is_some() {}
-    };
-    let (outcome, ()) = tokio::join!(steps::run(work.assignment, emitter), watching);
+    // It can go on long after the command has ended.
+    let (outcome, _dir) = work.done_while_the_log_takes_nothing().await;
     assert!(matches!(outcome, Outcome::Succeeded { .. }));
     assert!(std::fs::read_to_string(whole).unwrap().ends_with("\n10000\n"));
 }
@@ -234,17 +240,7 @@ async fn a_step_that_takes_too_long_is_ended_also_while_the_log_takes_nothing() 
     let mut deaf = step("deaf", "trap '' INT TERM; setsid sleep 1000 & while :; do echo deaf; sleep 0.1; done");
     deaf.timeout = Some(Duration::from_secs(2));
     let work = work(vec![deaf]);
-    let (emitter, mut bodies) = Emitter::channel();
-    for _ in 0..rejoin::agent::EMITTER_CAPACITY - 1 {
-        emitter.emit(Body::Thought { text: String::new() }).await.unwrap();
-    }
-    let run = work.assignment.run;
-    let watching = async {
-        until("the command was there", || !marked(run).is_empty()).await;
-        until("the command and all it started are gone", || marked(run).is_empty()).await;
-        while bodies.recv().await.is_some() {}
-    };
-    let (outcome, ()) = tokio::join!(steps::run(work.assignment, emitter), watching);
+    let (outcome, _dir) = work.done_while_the_log_takes_nothing().await;
     let Outcome::Failed { reason, .. } = outcome else { panic!("{outcome:?}") };
     assert!(reason.contains("took longer than its timeout of 2s"), "{reason}");
 }
