@@ -375,7 +375,7 @@ impl Processes {
             // The sender lives in `self`, so this ends only with nobody left.
             let _ = count.wait_for(|count| *count == 0).await;
         };
-        let left = walk_stages(self.shared.stages, &lines, Some(&stages), gone).await;
+        let left = walk_stages(self.shared.stages, &lines, &stages, gone).await;
         // What a supervisor cannot see may keep it all the same.
         if *self.shared.count.borrow() > 0 {
             self.shared.given_up.send_replace(true);
@@ -481,13 +481,9 @@ impl Running {
         self.line.asks.closed().await;
     }
 
-    /// Ends this command and its tree in the same stages as [`Processes::stop`]; other commands may go on.
-    pub async fn stop(&self, stages: Option<&mpsc::Sender<Stage>>) -> Vec<Left> {
-        walk_stages(self.stages, std::slice::from_ref(&self.line), stages, self.gone()).await
-    }
-
-    /// The same once a moment has come, where the command still runs then; otherwise `None`, and nothing is sent. `begun`
-    /// is told of the beginning. It outlives this value, and can be waited for elsewhere.
+    /// Ends this command and its tree in the same stages as [`Processes::stop`]; other commands may go on. It does so once
+    /// a moment has come, where the command still runs then; otherwise it gives `None`, and nothing is sent. `begun` is
+    /// told of the beginning. It outlives this value, and can be waited for elsewhere.
     pub fn stop_at(
         &self,
         deadline: Instant,
@@ -501,7 +497,7 @@ impl Running {
                 return None;
             }
             begun.send_replace(true);
-            Some(walk_stages(times, std::slice::from_ref(&line), Some(&stages), line.asks.closed()).await)
+            Some(walk_stages(times, std::slice::from_ref(&line), &stages, line.asks.closed()).await)
         }
     }
 }
@@ -510,7 +506,7 @@ impl Running {
 async fn walk_stages(
     times: StopStages,
     lines: &[Line],
-    stages: Option<&mpsc::Sender<Stage>>,
+    stages: &mpsc::Sender<Stage>,
     gone: impl Future<Output = ()>,
 ) -> Vec<Left> {
     let begin = Instant::now();
@@ -536,9 +532,7 @@ async fn walk_stages(
             let _ = line.asks.try_send(Ask::Signal(stage));
             line.supervisor.wake();
         }
-        if let Some(stages) = stages {
-            let _ = stages.try_send(stage);
-        }
+        let _ = stages.try_send(stage);
     }
     let lines = lines.iter().filter(|line| !line.asks.is_closed());
     join_all(lines.map(left_of)).await.into_iter().flatten().collect()

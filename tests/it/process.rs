@@ -223,7 +223,8 @@ async fn one_command_is_stopped_alone() {
     let processes = processes(run);
     let one = started(&processes, "trap '' INT TERM; echo up; while :; do sleep 1000; done").await;
     let other = started(&processes, "echo up; exec sleep 1000").await;
-    assert_eq!(one.stop(None).await, []);
+    let (begun, stages) = (tokio::sync::watch::channel(false).0, tokio::sync::mpsc::channel(3).0);
+    assert_eq!(one.stop_at(Instant::now().into(), begun, stages).await, Some(Vec::new()));
     assert_eq!(one.wait().await.shell_code(), Some(137));
     assert!(marked(run).contains(&other.supervisor()));
     assert!(!processes.is_stopping());
