@@ -87,10 +87,16 @@ impl Board {
         }
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for id in changed {
+            let is_known = self.viewer.registry.get(&id).is_some();
             match self.viewer.one(&id).await? {
                 Some(view) => items.push(view),
+                // It goes right now: it is noted once more when it is gone, and is told then.
+                None if is_known => {}
                 None => removed.push(id),
             }
+        }
+        if items.is_empty() && removed.is_empty() {
+            return Ok(());
         }
         let peers: Vec<_> = {
             let mut state = self.state();

@@ -431,6 +431,23 @@ async fn the_list_of_tasks_comes_whole_then_as_changes_and_whole_again_when_aske
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_goes_is_told_once_when_it_is_gone() {
+    let home = Home::new(NO_HEARTBEAT).shell_task("a", "true").shell_task("b", "true");
+    let server = home.serve().await;
+    let mut watcher = server.client.watch(json!([])).await;
+    watcher.send(json!({ "type": "tasks" })).await;
+    let list = watcher.until(|frame| frame["type"] == "tasks").await.pop().unwrap();
+    // As far as a removal is when its transaction is done: the stream is closed, and the name is not free yet.
+    let publisher = &server.server.api().publisher;
+    publisher.forget(&publisher.topic(&"b".parse().unwrap()).unwrap());
+    publisher.changes().note(&"b".parse().unwrap());
+    server.client.post("/tasks/a/pause", json!({})).await;
+    let next = watcher.until(|frame| frame["type"] == "tasks").await.pop().unwrap();
+    assert_eq!((&next["rev"], &next["removed"]), (&json!(list["rev"].as_u64().unwrap() + 1), &json!([])), "{next}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nam_52_what_is_made_is_told_to_all_who_show_the_list() {
     let home = Home::new(NO_HEARTBEAT);
     let server = home.serve().await;
