@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -30,6 +31,9 @@ const BAD_FRAMES: u32 = 5;
 const WAITING_FRAMES: usize = 64;
 /// Client frames per heartbeat interval that are too many.
 const FRAMES_PER_HEARTBEAT: u32 = 2000;
+/// How long one whose time is over still has. A server that stood still, as its whole machine may, finds the time over
+/// before it has read what came meanwhile.
+const SECOND_LOOK: Duration = Duration::from_millis(100);
 
 /// One socket after its welcome.
 pub(super) struct Session {
@@ -100,6 +104,8 @@ impl Session {
         let mut heartbeat = Instant::now() + limits.heartbeat;
         // One alarm for all that has a time. It may ring too early, as it is seldom set back: then it is set anew.
         let mut alarm = pin!(tokio::time::sleep_until(heartbeat));
+        // When one whose time is over is looked at for the second time.
+        let mut second_look: Option<Instant> = None;
         let mut inbox: VecDeque<ClientFrame> = VecDeque::new();
         let peer = Arc::clone(&self.member.handle.peer);
         loop {
@@ -126,6 +132,7 @@ impl Session {
             let silent = reads.then(|| wire.heard() + limits.life);
             let stalls = wire.stalls_at(limits.slow_window);
             let next = [silent, stalls].into_iter().flatten().fold(heartbeat, Instant::min);
+            let next = second_look.map_or(next, |at| next.max(at));
             if next < alarm.deadline() {
                 alarm.as_mut().reset(next);
             }
@@ -135,12 +142,17 @@ impl Session {
                 biased;
                 () = &mut alarm => {
                     let now = Instant::now();
-                    if stalls.is_some_and(|stalls| stalls <= now) {
-                        return Err(Closing::SLOW.into());
-                    }
-                    if silent.is_some_and(|silent| silent <= now) {
-                        return Err(Closing::NO_LIFE.into());
-                    }
+                    let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+                    let verdict = match (is_past(stalls), is_past(silent)) {
+                        (true, _) => Some(Closing::SLOW),
+                        (false, true) => Some(Closing::NO_LIFE),
+                        (false, false) => None,
+                    };
+                    second_look = match (verdict, second_look) {
+                        (Some(verdict), Some(at)) if at <= now => return Err(verdict.into()),
+                        (Some(_), at) => at.or(Some(now + SECOND_LOOK)),
+                        (None, _) => None,
+                    };
                     if heartbeat <= now {
                         self.frames = 0;
                         self.heartbeat_due = true;
