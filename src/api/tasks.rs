@@ -269,8 +269,6 @@ pub async fn remove(
             api.viewer.registry.set_enabled(&task.id, task.enabled).await?;
             return Err(error.into());
         }
-    } else if api.runs.has_runs(&task.id) {
-        return Err(TaskError::Running.into());
     }
     for run in api.viewer.registry.remove(&task.id, noting(&once, &task.id)).await? {
         // Not every run has any output.
