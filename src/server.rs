@@ -35,7 +35,7 @@ use crate::api::wire::Viewer;
 use crate::api::{Api, router};
 use crate::clock::Clock;
 use crate::config::{Config, ScheduleDefaults};
-use crate::housekeeping::Housekeeping;
+use crate::housekeeping::{Chore, Housekeeping};
 use crate::logging;
 use crate::notify::Notifier;
 use crate::planner::Planner;
@@ -511,70 +511,67 @@ async fn tidy_when_crowded(publisher: Publisher, stop: CancellationToken) {
 
 /// Tells everybody when the store cannot be written, and when it can again.
 pub async fn tell_writable(publisher: Publisher, live: Arc<Live>, stop: CancellationToken) {
-    const CODE: &str = "store_not_writable";
-    let mut writable = publisher.writable();
-    loop {
-        let now = writable.borrow_and_update().clone();
-        match now {
-            Writable::No { since, why } => {
-                let text = format!(
-                    "Nothing can be saved at the moment ({why}), most often because the disk is full. \
-                    Runs wait, nothing unsaved is shown; free some space and they go on."
-                );
-                live.notices.say(CODE, text, since);
-            }
-            Writable::Yes => live.notices.lift(CODE, "The store can be written again."),
+    let words = |now: &Writable| match now {
+        Writable::No { since, why } => {
+            let text = format!(
+                "Nothing can be saved at the moment ({why}), most often because the disk is full. \
+                Runs wait, nothing unsaved is shown; free some space and they go on."
+            );
+            Some((text, *since))
         }
-        live.hub.wake_all();
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = writable.changed() => if changed.is_err() { return },
-        }
-    }
+        Writable::Yes => None,
+    };
+    let over = "The store can be written again.";
+    tell(publisher.writable(), "store_not_writable", words, over, &live, stop).await;
 }
 
 /// Tells everybody what housekeeping could not do, until it can.
 async fn tell_trouble(housekeeping: Housekeeping, live: Arc<Live>, stop: CancellationToken) {
-    const CODE: &str = "housekeeping_failed";
-    let mut trouble = housekeeping.trouble();
-    loop {
-        let now = trouble.borrow_and_update().clone();
-        if now.is_empty() {
-            live.notices.lift(CODE, "Housekeeping could do again what it could not.");
-        } else {
-            let each: Vec<String> = now.iter().map(|(chore, why)| format!("{}: {why}", chore.name())).collect();
-            let text = format!("Housekeeping could not do its work. {}", each.join("; "));
-            live.notices.say(CODE, text, live.clock.now());
-        }
-        live.hub.wake_all();
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = trouble.changed() => if changed.is_err() { return },
-        }
-    }
+    let words = |now: &Vec<(Chore, String)>| {
+        let each: Vec<String> = now.iter().map(|(chore, why)| format!("{}: {why}", chore.name())).collect();
+        let text = format!("Housekeeping could not do its work. {}", each.join("; "));
+        (!now.is_empty()).then(|| (text, live.clock.now()))
+    };
+    let over = "Housekeeping could do again what it could not.";
+    tell(housekeeping.trouble(), "housekeeping_failed", words, over, &live, stop).await;
 }
 
 /// Tells everybody when the clock cannot be believed and schedules are held, and when they go on.
-async fn tell_clock(mut held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
-    const CODE: &str = "clock_wrong";
+async fn tell_clock(held: watch::Receiver<Option<Timestamp>>, live: Arc<Live>, stop: CancellationToken) {
+    let words = |until: &Option<Timestamp>| {
+        let until = crate::clock::rfc3339((*until)?);
+        let text = format!(
+            "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
+            Schedules are held until it has caught up; set the clock and they go on. If it is right as it is, say \
+            so: rejoin doctor --accept-clock. Runs by hand are not held."
+        );
+        Some((text, live.clock.now()))
+    };
+    tell(held, "clock_wrong", words, "The clock is right again: schedules go on.", &live, stop).await;
+}
+
+/// Tells everybody while something is amiss: `words` says what, and since when; `over` that it is so no more.
+async fn tell<T>(
+    mut watched: watch::Receiver<T>,
+    code: &'static str,
+    words: impl Fn(&T) -> Option<(String, Timestamp)>,
+    over: &'static str,
+    live: &Live,
+    stop: CancellationToken,
+) {
+    let mut told = false;
     loop {
-        let until = *held.borrow_and_update();
-        match until {
-            Some(until) => {
-                let until = crate::clock::rfc3339(until);
-                let text = format!(
-                    "The clock of this machine is more than an hour behind what is stored: it was once {until}. \
-                    Schedules are held until it has caught up; set the clock and they go on. If it is right as it is, say \
-                    so: rejoin doctor --accept-clock. Runs by hand are not held."
-                );
-                live.notices.say(CODE, text, live.clock.now());
-            }
-            None => live.notices.lift(CODE, "The clock is right again: schedules go on."),
+        let now = words(&watched.borrow_and_update());
+        let was_told = std::mem::replace(&mut told, now.is_some());
+        match now {
+            Some((text, since)) => live.notices.say(code, text, since),
+            None if was_told => live.notices.lift(code, over),
+            None => {}
         }
         live.hub.wake_all();
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = held.changed() => if changed.is_err() { return },
+            changed = watched.changed() => if changed.is_err() { return },
         }
     }
 }
