@@ -79,11 +79,14 @@ impl Board {
     }
 
     async fn post(&self, changed: Vec<TaskId>) -> Result<(), StoreError> {
-        if self.state().lookers.is_empty() {
-            // Nobody sees the number: who comes next starts from the whole list.
-            self.state().frames.clear();
-            self.state().rev += 1;
-            return Ok(());
+        {
+            let mut state = self.state();
+            if state.lookers.is_empty() {
+                // Nobody sees the number: who comes next starts from the whole list.
+                state.frames.clear();
+                state.rev += 1;
+                return Ok(());
+            }
         }
         let (mut items, mut removed) = (Vec::new(), Vec::new());
         for id in changed {

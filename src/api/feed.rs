@@ -239,7 +239,7 @@ impl Feed {
             let _ = chunks.reserve().await;
             self.meter.taken().await;
         };
-        if tokio::time::timeout(GOODBYE, say).await.is_err() {
+        if tokio::time::timeout(GOODBYE, say).await.is_err() && self.meter.waits() {
             // Its buffers are full: what is in them will not be read.
             self.meter.cut();
         }
