@@ -291,7 +291,7 @@ async fn what_became_of_the_due_times_is_listed_in_pages_the_newest_first() {
     let (_, all) = client.get("/tasks/job/slots").await;
     let all = all["items"].as_array().unwrap();
     // On a busy machine a run may last longer than the second to the next slot, which is skipped then.
-    let ran: Vec<_> = all.iter().filter(|slot| slot["outcome"] == "ran").collect();
+    let ran: Vec<_> = all.iter().filter(|slot| slot["outcome"] == "ran" || slot["outcome"] == "late").collect();
     assert!(!ran.is_empty() && ran.iter().all(|slot| slot["run"].is_string()), "{all:?}");
     let all: Vec<_> = all.iter().map(|slot| slot["scheduled_for"].as_str().unwrap().to_owned()).collect();
     assert!(all.is_sorted_by(|a, b| a > b), "{all:?}");

@@ -45,6 +45,11 @@ async fn slot_of(client: &Client, task: &str, run: &Value) -> Value {
     slot.unwrap_or_else(|| panic!("no slot names {run}: {page}")).clone()
 }
 
+/// Whether a slot's run was made, in time or on a busy machine a little later.
+fn has_run(slot: &Value) -> bool {
+    slot["outcome"] == "ran" || slot["outcome"] == "late"
+}
+
 /// Waits for the end of the last attempt; gives all of them.
 async fn attempts(client: &Client, first: &str) -> Vec<Value> {
     let (mut attempts, mut next) = (Vec::new(), Some(first.to_owned()));
@@ -91,6 +96,7 @@ async fn a_run_that_fails_is_tried_again_as_often_as_its_policy_says_and_knows_w
         let [before, after] = pair else { unreachable!() };
         assert_eq!(after["retry_of"], before["id"]);
         // The wait is drawn from the end of the one before, within what the policy says, and is kept.
+        assert_eq!(after["queued_at"], before["ended_at"], "{after}");
         let wait = time(&after["not_before"]).duration_since(time(&before["ended_at"])).as_millis();
         assert!((39..=101).contains(&wait), "{wait} ms: {after}");
         assert!(time(&after["started_at"]) >= time(&after["not_before"]), "{after}");
@@ -213,7 +219,7 @@ async fn the_slot_of_a_run_that_is_stopped_while_its_start_is_saved_says_nothing
     let over = server.client.ended(&id).await;
     assert_eq!((&over["state"], over["started_at"].is_null()), (&json!("cancelled"), false), "{over}");
     let slot = slot_of(&server.client, "again", &over["id"]).await;
-    assert!(slot["outcome"] == "ran" || slot["outcome"] == "late", "{slot}");
+    assert!(has_run(&slot), "{slot}");
     assert_eq!(slot["reason"], Value::Null, "{slot}");
     server.stop().await;
 }
@@ -226,10 +232,10 @@ async fn a_pending_retry_counts_as_a_run_that_is_not_over_and_its_slot_names_it(
     let retry = pending_retry_of(client, "again").await;
     let first = client.get(&format!("/runs/{}", text(&retry["retry_of"]))).await.1;
     assert_eq!((&first["state"], &first["retried_by"]), (&json!("failed"), &retry["id"]));
-    assert_eq!((&retry["attempt"], &retry["trigger"]), (&json!(2), &json!("schedule")));
+    assert_eq!((&retry["attempt"], &retry["trigger"]), (&json!(2), &first["trigger"]));
     assert_eq!(retry["scheduled_for"], first["scheduled_for"]);
     let slot = slot_of(client, "again", &retry["id"]).await;
-    assert_eq!((&slot["outcome"], &slot["scheduled_for"]), (&json!("ran"), &first["scheduled_for"]));
+    assert!(has_run(&slot) && slot["scheduled_for"] == first["scheduled_for"], "{slot}");
     let skipped = |page: &Value| page["items"][0]["outcome"] == "skipped";
     let page = client.until("/tasks/again/slots", skipped).await;
     assert_eq!(page["items"][0]["reason"], "a run of the task is not over");
@@ -262,10 +268,8 @@ async fn a_stop_of_a_pending_retry_cancels_it_and_the_slot_stays_as_it_ran() {
     assert_eq!((&over["state"], &over["started_at"]), (&json!("cancelled"), &Value::Null));
     assert_eq!(over["retried_by"], Value::Null);
     let slot = slot_of(client, "again", &over["id"]).await;
-    assert_eq!(
-        (&slot["outcome"], &slot["reason"]),
-        (&json!("ran"), &json!("it ran, its retry did not: stopped before it started"))
-    );
+    assert!(has_run(&slot), "{slot}");
+    assert_eq!(slot["reason"], "it ran, its retry did not: stopped before it started");
     // Asked of the attempt before it, it is the retry that is meant; of one that was stopped, it is as was asked.
     let pending = pending_retry_of(client, "again").await;
     for _ in 0..2 {
@@ -329,7 +333,7 @@ async fn a_newer_slot_that_replaces_takes_the_place_of_a_pending_retry() {
         (&over["state"], &over["reason"], &over["started_at"]),
         (&json!("cancelled"), &json!("replaced by the run of a newer slot"), &Value::Null)
     );
-    assert_eq!(slot_of(&server.client, "again", &over["id"]).await["outcome"], "ran");
+    assert!(has_run(&slot_of(&server.client, "again", &over["id"]).await));
     server.stop().await;
 }
 
@@ -502,10 +506,12 @@ async fn killed_at(point: &str, policy: &str) -> Vec<(u64, String)> {
     let policy = format!("retries = 1\nbackoff = \"50ms\"\n{policy}");
     let home = Home::new("").task("again", &task(&policy, "[ $REJOIN_ATTEMPT = 2 ]"));
     let mut server = home.spawn(&[("REJOIN_FAILPOINT", point)]).await;
-    let run = server.client.run("again").await;
+    // It may be over before the answer is out.
+    let _ = server.client.request(reqwest::Method::POST, "/tasks/again/runs").json(&json!({})).send().await;
     assert!(!server.ended().await.success(), "{point} was never passed");
     let mut server = home.spawn(&[]).await;
-    attempts(&server.client, &run).await;
+    let first = text(&runs(&server.client, "again").await[0]["id"]);
+    attempts(&server.client, &first).await;
     let runs = runs(&server.client, "again").await;
     assert!(server.terminate().await.success());
     runs.iter().map(|run| (run["attempt"].as_u64().unwrap(), text(&run["state"]))).collect()
@@ -568,8 +574,8 @@ async fn a_run_that_says_nothing_for_too_long_is_ended_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_elsewhere_that_says_nothing_for_too_long_is_told_to_stop() {
-    let home = Home::new("[runs]\nexternal_stop = \"300ms\"")
-        .task("elsewhere", &format!("{EXTERNAL}[policy]\nidle_timeout = \"1s\"\n"));
+    let home = Home::new("[runs]\nexternal_stop = \"2s\"")
+        .task("elsewhere", &format!("{EXTERNAL}[policy]\nidle_timeout = \"2s\"\n"));
     let server = home.serve().await;
     let run = server.client.run("elsewhere").await;
     // It is there all the time, and says nothing.
@@ -577,14 +583,14 @@ async fn a_program_elsewhere_that_says_nothing_for_too_long_is_told_to_stop() {
     let (status, told) = server.client.get(&format!("/runs/{run}/stop?wait=30")).await;
     assert_eq!((status, &told["why"]), (200, &json!("timed_out")));
     let over = server.client.ended(&run).await;
-    assert_eq!((&over["state"], &over["reason"]), (&json!("timed_out"), &json!("said nothing for 1 s")));
+    assert_eq!((&over["state"], &over["reason"]), (&json!("timed_out"), &json!("said nothing for 2 s")));
     assert_eq!(producer.answer().await.1["code"], "run_over");
     // One that waits for an answer has nothing to say.
     let run = server.client.run("elsewhere").await;
     let waits = json!({ "n": 1, "kind": "status", "data": { "state": "waiting", "text": "May I?" } });
     let mut producer = Producer::open(&server.client, &run).await;
     producer.say(waits.to_string() + "\n").await;
-    let (status, told) = server.client.get(&format!("/runs/{run}/stop?wait=3")).await;
+    let (status, told) = server.client.get(&format!("/runs/{run}/stop?wait=4")).await;
     assert_eq!((status, &told["stop"]), (200, &json!(false)), "nobody asks it to stop");
     server.client.post(&format!("/runs/{run}/stop"), json!({})).await;
     server.client.ended(&run).await;
@@ -668,7 +674,8 @@ async fn a_success_ends_a_row_of_failures_and_a_stop_does_not_belong_to_it() {
             client.post(&format!("/runs/{id}/stop"), json!({})).await;
         }
         client.ended(&id).await;
-        client.get("/tasks/again").await.1["state"] == "paused"
+        // In the log it stands beside the end, or not at all.
+        client.pages("again").await.iter().any(|event| event["data"]["state"] == "paused")
     };
     for how in ["badly", "badly", "well", "badly", "sleep", "badly", "well", "badly", "sleep", "badly"] {
         assert!(!run(how).await, "paused after {how}");
@@ -737,7 +744,7 @@ async fn who_stays_for_a_run_stays_for_its_last_attempt() {
         assert!(out.contains(&format!("| attempt {attempt}")), "{out}");
     }
     let said = String::from_utf8(watched.stderr).unwrap();
-    assert!(said.contains("Attempt 1 is over; attempt 2 starts in "), "{said}");
+    assert!(said.contains("Attempt 1 is over; attempt 2 starts"), "{said}");
     let failed = rejoin(&home, &["tasks", "run", "fails", "--wait"]).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
     let last = runs(&server.client, "fails").await;

@@ -26,6 +26,7 @@ pub async fn play(case: Case) -> Result<(), Not> {
         lines: BTreeMap::new(),
         browsers: BTreeMap::new(),
         memory: Memory::new(),
+        revisions: BTreeMap::new(),
         questions: QUESTIONS,
     };
     for (n, step) in case.steps.into_iter().enumerate() {
@@ -45,6 +46,8 @@ struct Stage {
     lines: BTreeMap<String, Line>,
     browsers: BTreeMap<String, Browser>,
     memory: Memory,
+    /// The last revision of the list of tasks that came over each line.
+    revisions: BTreeMap<String, u64>,
     questions: u64,
 }
 
@@ -341,6 +344,7 @@ impl Stage {
             if message.to_string().len() > LARGEST {
                 return Err("a frame is larger than 384 KiB".to_owned());
             }
+            self.count_revision(name, &message)?;
             let is = |name: &str| name_of(&message) == name && wanted != name;
             if is("heartbeat") {
                 if matches!(self.line(name)?, Line::Live(_)) {
@@ -353,6 +357,16 @@ impl Stage {
                 return Err("only heartbeats came".to_owned());
             }
         }
+    }
+
+    /// The number of the list of tasks grows by one with each change, whichever changes come.
+    fn count_revision(&mut self, name: &str, message: &Value) -> Result<(), String> {
+        let Some(rev) = message["rev"].as_u64().filter(|_| name_of(message) == "tasks") else { return Ok(()) };
+        let before = self.revisions.insert(name.to_owned(), rev);
+        if message["full"] == true || before.is_some_and(|before| before + 1 == rev) {
+            return Ok(());
+        }
+        Err(format!("a change of the list has revision {rev} behind {before:?}"))
     }
 
     async fn events(&mut self, name: &str, wanted: Wanted) -> Result<(), String> {
