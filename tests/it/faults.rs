@@ -86,6 +86,8 @@ struct Counts {
     silent: u64,
     /// Of the silent: closed by the server, which heard nothing.
     no_life: u64,
+    /// Ends that were asked for and not heard within a life, on a machine that stood still for that long.
+    stood: u64,
     /// Ends that were not asked for: a busy machine may let a life pass.
     unasked: u64,
     resumes: u64,
@@ -108,6 +110,7 @@ impl Counts {
         self.silent += silent;
         self.no_life += no_life;
         self.unasked += unasked;
+        self.stood += other.stood;
         self.resumes += resumes;
         self.missed_some += missed_some;
         self.from_ring += from_ring;
@@ -210,6 +213,9 @@ impl Follower {
                 (Mode::Blackhole(Direction::ToServer), Ended::Closed(code)) => {
                     assert_eq!(*code, Some(4012), "{leave:?}");
                     self.counts.no_life += 1;
+                }
+                (Mode::Blackhole(Direction::ToServer) | Mode::Fin | Mode::Rst, Ended::Silence) => {
+                    self.counts.stood += 1
                 }
                 (Mode::Blackhole(_), Ended::Silence) => {}
                 _ => panic!("{leave:?} ended as {ended:?}"),

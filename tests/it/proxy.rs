@@ -170,10 +170,12 @@ async fn pass(
         if dead() {
             continue;
         }
+        // No later than the other side may hear it.
+        let now = Instant::now();
         if to.write_all(&buffer[..count]).await.is_err() {
             break;
         }
-        *was.passed.lock().unwrap() = Some(Instant::now());
+        *was.passed.lock().unwrap() = Some(now);
     }
     if !dead() {
         let _ = to.shutdown().await;
