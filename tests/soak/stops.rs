@@ -16,11 +16,12 @@ const ROUNDS: usize = 20;
 pub async fn stops(part: Arc<Part>) {
     let rounds = if part.full { ROUNDS } else { 1 };
     let at_once = if part.full { AT_ONCE } else { 11 };
+    let bounds = if part.full { trees::Bounds::PROMISED } else { trees::Bounds::BY_STAGES };
     let home = trees::home(trees::SHIPPED, at_once).run_by(&part.program);
     let mut server = home.spawn(&[]).await;
     let (mut trees, mut processes, mut polite, mut worst) = (0, 0, 0, 0);
     for round in 1..=rounds {
-        let took = trees::stop_all(&home, &server, at_once).await;
+        let took = trees::stop_all(&home, &server, at_once, bounds).await;
         part.say(format!("round {round}: {took:?}"));
         (trees, processes) = (trees + took.trees, processes + took.processes);
         (polite, worst) = (polite.max(took.polite_ms), worst.max(took.worst_ms));
