@@ -1,5 +1,6 @@
 //! Commands while things go wrong: a server that is killed between doing and saying, and a disk that is full.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -17,11 +18,17 @@ async fn socket(server: &Process) -> Watcher {
     watcher
 }
 
-/// A server that is killed at the n-th pass of a point from now on: what it does for itself after a start is done.
-async fn armed(home: &Home, point: &str) -> Process {
+/// A server that is killed at the n-th pass of a point, counted from when the file is there.
+pub async fn to_be_armed(home: &Home, point: &str) -> (Process, PathBuf) {
     let from = home.path().join("armed");
     let _ = std::fs::remove_file(&from);
     let server = home.spawn(&[("REJOIN_FAILPOINT", point), ("REJOIN_FAILPOINT_FROM", from.to_str().unwrap())]).await;
+    (server, from)
+}
+
+/// A server that is killed at the n-th pass of a point from now on: what it does for itself after a start is done.
+async fn armed(home: &Home, point: &str) -> Process {
+    let (server, from) = to_be_armed(home, point).await;
     let due = |chore: &Value| chore["last"].is_null() && !chore["next_at"].is_null();
     let (_, chores) = server.client.get("/housekeeping").await;
     for chore in chores["items"].as_array().unwrap().iter().filter(|chore| due(chore)) {
@@ -83,7 +90,9 @@ async fn t_18_a_server_that_is_killed_between_the_commit_and_the_answer_has_acte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn t_18_killed_behind_any_of_its_commits_a_command_that_is_sent_until_it_is_answered_acts_once() {
-    let home = Home::new("").shell_task("job", "true");
+    // A command starts only once its process is saved: at least one commit for each, however busy the writer is.
+    let steps = "[[steps]]\nrun = \"true\"\n".repeat(5);
+    let home = Home::new("").task("job", &format!("title = \"Job\"\n{steps}"));
     let mut ids = Vec::new();
     for round in 0..8_u64 {
         let id = Uuid::new_v4();

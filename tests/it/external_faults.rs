@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use crate::commands_faults::to_be_armed;
 use crate::disk_limits::limit_files;
 use crate::external::{EXTERNAL, end, feed, numbered, said, saved, thoughts};
 use crate::harness::{Home, is_terminal, seqs};
@@ -12,28 +13,39 @@ use crate::producer::Producer;
 
 /// How many lines a run has.
 const LINES: u64 = 3000;
+/// How many of them are sent in one request, which is answered once they are saved: one commit at least.
+const AT_ONCE: u64 = 300;
 
 /// Feeds a run over a server that is killed at a point, and looks whether each line is there once.
 async fn killed_at(point: &str, pass: u64) {
     let home = Home::new("").task("elsewhere", EXTERNAL);
     let armed = format!("{point}@{pass}");
-    let mut server = home.spawn(&[("REJOIN_FAILPOINT", &armed)]).await;
+    let (mut server, from) = to_be_armed(&home, &armed).await;
     let run = server.client.run("elsewhere").await;
+    std::fs::write(&from, "").unwrap();
     let mut killed = false;
     let mut last_n = 0;
     while last_n < LINES {
-        let mut producer = Producer::open(&server.client, &run).await;
-        let mut next = last_n + 1;
-        while next <= LINES && producer.try_say(thoughts(next, (next + 29).min(LINES))).await.is_ok() {
-            next += 30;
-        }
-        if producer.try_end().await.is_none() {
+        let answer = match Producer::try_open(&server.client, &run).await {
+            Ok(mut producer) => {
+                let (mut next, last) = (last_n + 1, LINES.min(last_n + AT_ONCE));
+                while next <= last && producer.try_say(thoughts(next, last.min(next + 29))).await.is_ok() {
+                    next += 30;
+                }
+                producer.try_end().await
+            }
+            Err(_) => None,
+        };
+        if let Some((status, answer)) = answer {
+            assert_eq!(status, 200, "{answer}");
+            last_n = answer["last_n"].as_u64().unwrap();
+        } else {
             assert!(!killed, "killed once");
             killed = true;
             server.ended().await;
             server = home.spawn(&[]).await;
+            last_n = server.client.get(&format!("/runs/{run}")).await.1["last_n"].as_u64().unwrap();
         }
-        last_n = server.client.get(&format!("/runs/{run}")).await.1["last_n"].as_u64().unwrap();
     }
     assert!(killed, "the point {armed} was never passed");
     assert_eq!(feed(&server.client, &run, end(LINES + 1)).await.0, 200);

@@ -127,9 +127,8 @@ impl Scene {
             assert!(Instant::now() < deadline, "nothing is going on: {}", self.home.log());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let fresh = self.is_fresh();
         server.kill();
-        self.note_kill(fresh);
+        self.note_kill(true);
     }
 
     /// Notes what the file says right after a kill.
