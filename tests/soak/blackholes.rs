@@ -539,9 +539,9 @@ fn note(part: &Part, losses: &[Loss]) {
 async fn t_05_t_22_swe_24_lines_that_die_at_any_moment_are_noticed_by_both_sides_and_nothing_is_lost() {
     // Not shorter: who answers late because the machine is busy would be taken for dead.
     let times =
-        Times { life: Duration::from_secs(4), minute: Duration::from_secs(10), moment: Duration::from_millis(2500) };
-    let config = "[stream]\nheartbeat = \"1s\"\nlife = \"4s\"";
-    blackholes(Part::glance("blackholes", Duration::from_secs(20)), config, times, [3, 2, 2]).await;
+        Times { life: Duration::from_secs(8), minute: Duration::from_secs(20), moment: Duration::from_millis(2500) };
+    let config = "[stream]\nheartbeat = \"1s\"\nlife = \"8s\"";
+    blackholes(Part::glance("blackholes", Duration::from_secs(40)), config, times, [3, 2, 2]).await;
 }
 
 #[test]

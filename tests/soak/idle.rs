@@ -299,7 +299,7 @@ pub async fn idle(part: Arc<Part>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spk_21_who_is_idle_sees_the_next_runs_on_the_same_connection_and_after_a_refresh_the_next() {
-    idle(Part::glance("idle", Duration::from_secs(6))).await;
+    idle(Part::glance("idle", Duration::from_secs(18))).await;
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The server under a mixed load that rests now and then, and is measured while it rests: its memory may not climb, its
 //! descriptors and threads stay what they are, and no child is left unreaped.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -119,7 +120,8 @@ async fn memory(part: Arc<Part>) {
 
     let turns = if part.full { Turns::FULL } else { Turns::GLANCE };
     let begun = Instant::now();
-    let (mut rests, mut most): (Vec<Rest>, Vec<Sample>) = (Vec::new(), Vec::new());
+    // By turn: a machine that stood still may have missed one.
+    let (mut rests, mut most): (BTreeMap<usize, Rest>, BTreeMap<usize, Sample>) = Default::default();
     let mut resting = false;
     while !part.is_over() {
         tokio::select! {
@@ -136,19 +138,17 @@ async fn memory(part: Arc<Part>) {
             assert_eq!(stage.server.client.post(&change, json!({})).await.0, 200);
         }
         let sample = probe.sample();
-        if most.len() <= turn {
-            most.push(sample);
-        }
-        most[turn] = most[turn].or(&sample, u64::max);
+        let so_far = most.entry(turn).or_insert(sample);
+        *so_far = so_far.or(&sample, u64::max);
         if turns.is_settled(within) {
-            if rests.len() <= turn {
-                let hours = begun.elapsed().as_secs_f64() / 3600.0;
-                rests.push(Rest { hours, least: sample });
+            let rest = rests.entry(turn).or_insert_with(|| {
                 part.say(format!("{sample:?}, {} wrong", stage.ledger.verdict().0));
-            }
-            rests[turn].least = rests[turn].least.or(&sample, u64::min);
+                Rest { hours: begun.elapsed().as_secs_f64() / 3600.0, least: sample }
+            });
+            rest.least = rest.least.or(&sample, u64::min);
         }
     }
+    let (rests, most): (Vec<Rest>, Vec<Sample>) = (rests.into_values().collect(), most.into_values().collect());
     stage.road.pause(false);
     let used = probe.processor();
     stage.road.quieten();
