@@ -168,7 +168,7 @@ async fn full_and_free_again(home: Home, disk: &impl Disk) {
     let asked = Instant::now();
     let (status, answer) = client.post("/tasks/other/runs", json!({})).await;
     assert_eq!((status, answer["code"].as_str()), (503, Some("not_writable")), "{answer}");
-    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
 
     // Stop acts although nothing of it can be saved.
     assert!(processes_of(&flood) >= 2);

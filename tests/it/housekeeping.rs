@@ -241,7 +241,8 @@ async fn what_is_let_go_of_goes_in_steps_that_are_bounded() {
         publisher.publish(&topic, None, &body).await.unwrap();
     }
     let mut file = rusqlite::Connection::open(home.database()).unwrap();
-    let transaction = file.transaction().unwrap();
+    // It writes after it has read: it has to be the one who writes from the beginning.
+    let transaction = file.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
     let count = || transaction.query_row("SELECT count(*) FROM segments", [], |row| row.get::<_, i64>(0)).unwrap();
     let (mut steps, mut before) = (0, count());
     while let Some(raised) = log::raise_oldest(&transaction, topic.no, Seq(380)).unwrap() {
