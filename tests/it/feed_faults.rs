@@ -338,7 +338,7 @@ async fn t_31_streams_that_nobody_reads_cost_little_slow_no_run_are_cut_in_time_
     const MIB: u64 = 1024 * 1024;
     const MUTE: usize = 8;
     let home = Home::new(
-        "[stream]\nreplay_bytes = \"1 GiB\"\nreplay_events = 10_000_000\nslow_window = \"15s\"\nheartbeat = \"1s\"",
+        "[stream]\nreplay_bytes = \"1 GiB\"\nreplay_events = 10_000_000\nslow_window = \"12s\"\nheartbeat = \"1s\"",
     )
     .task("loud", &loud(15, 62));
     let server = home.spawn(&[]).await;
