@@ -145,7 +145,6 @@ class StreamLine {
 
 class World {
   slackMs = 0;
-  pauseMs = 1_000;
   time = 1_000_000;
   timers = [];
   order = 0;

@@ -11,6 +11,9 @@ const { WebSocketServer } = require('ws');
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+/** Of a clock that nobody sets. */
+const now = () => Math.floor(performance.now());
+
 /** Things that come one after the other and are waited for. */
 class Queue {
   constructor() {
@@ -47,7 +50,7 @@ class Line {
   constructor(socket) {
     this.socket = socket;
     this.heard = new Queue();
-    this.spokeAt = Date.now();
+    this.spokeAt = now();
     socket.on('message', (data) => this.heard.put({ frame: JSON.parse(data.toString()) }));
     socket.on('close', () => this.heard.put({ closed: true }));
     socket.on('error', () => {});
@@ -58,7 +61,7 @@ class Line {
   }
 
   send(text) {
-    this.spokeAt = Date.now();
+    this.spokeAt = now();
     return new Promise((resolve) => this.socket.send(text, () => resolve()));
   }
 
@@ -84,10 +87,10 @@ function streamOf(path, query, request, response) {
       request.on('close', () => heard.put({ closed: true }));
       const stream = new Stream();
       const line = {
-        spokeAt: Date.now(),
+        spokeAt: now(),
         receive: (ms) => heard.take(ms),
         send: async (text) => {
-          line.spokeAt = Date.now();
+          line.spokeAt = now();
           response.write(stream.write(JSON.parse(text)));
         },
         close: async () => response.end(),
@@ -110,9 +113,6 @@ export class Listening {
   /** A loaded machine takes its time; what has to take long enough is not affected. */
   slackMs = 10_000;
 
-  /** What has to come a second later may be seen to come a little sooner, where the first was seen late. */
-  pauseMs = 600;
-
   constructor(command, environment = {}) {
     this.command = command;
     this.environment = environment;
@@ -123,7 +123,7 @@ export class Listening {
   }
 
   now() {
-    return Date.now();
+    return now();
   }
 
   async begin(client, logs) {

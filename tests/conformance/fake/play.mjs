@@ -6,6 +6,9 @@ import { Mismatch, check, fill, fits } from './pattern.mjs';
 /** How long the client may take where nothing says how long: it subscribes again at most once a second. */
 const SOON_MS = 3_000;
 
+/** A task is subscribed again at most once in so long. */
+const SUBSCRIBES_EVERY_MS = 1_000;
+
 /** What a log holds where no case says so: each event is made from its number, so that everybody has the same. */
 export function eventOf(task, gen, seq, more = {}) {
   return {
@@ -155,6 +158,8 @@ class Player {
     this.logs = new Logs(casus.client.watch ?? []);
     this.memory = {};
     this.lines = new Map();
+    /** The soonest that the client can have said its last frame, by connection. */
+    this.soonest = new Map();
     /** When the last connection was lost or refused, or the client began. */
     this.lostAt = world.now();
   }
@@ -193,10 +198,8 @@ class Player {
           last_close: null,
           ...step.welcome,
         });
-      case 'receive': {
-        const frame = await this.frame(step.from, step.frame.type, step.within_ms);
-        return check(step.frame, frame, memory, 'the frame');
-      }
+      case 'receive':
+        return this.receive(step);
       case 'send':
         return this.send(step.to, fill(step.frame, memory));
       case 'text':
@@ -357,6 +360,32 @@ class Player {
     }
   }
 
+  async receive(step) {
+    const { world } = this;
+    const { spokeAt } = this.line(step.from);
+    const { min = 0, max } = step.after_ms ?? {};
+    const within = max === undefined ? step.within_ms : spokeAt + max - world.now();
+    const frame = await this.frame(step.from, step.frame.type, within);
+    check(step.frame, frame, this.memory, 'the frame');
+    const waited = world.now() - spokeAt;
+    if (waited < min) throw new Mismatch(`it came after ${waited} ms already`);
+    this.keepsDistance(step.from, step.apart_ms);
+  }
+
+  /**
+   * What was heard last answers the server's last word, and keeps a distance from the client's frame before it. Either of
+   * the two may be heard long after it was said, so the time between them as they are heard says nothing. What cannot be
+   * is that it is heard before it can have been said: that is neither before the word that it answers nor before the
+   * soonest of the one before it and the distance.
+   */
+  keepsDistance(name, ms = 0) {
+    const line = this.line(name);
+    const soonest = Math.max((this.soonest.get(line) ?? -Infinity) + ms, line.spokeAt);
+    const early = soonest - this.world.now();
+    if (early > 0) throw new Mismatch(`it came ${early} ms too soon after the one before`);
+    this.soonest.set(line, soonest);
+  }
+
   async reset(step) {
     const { memory } = this;
     const sub = fill(step.sub, memory);
@@ -405,16 +434,13 @@ class Player {
   async wearsOut(step) {
     const { world, memory } = this;
     const { gen, task = 'job', most = 4 } = step;
-    let last = world.now();
     for (let count = 0; ; count += 1) {
       await this.events({ ...step, to: step.from, sub: { $var: step.save ?? 's' } });
       const heard = await this.next(step.from, 'another subscribe or the end');
       if (heard.closed) break;
       check({ type: 'subscribe', task }, heard.frame, memory, 'the frame');
-      if (count > 0 && world.now() - last < world.pauseMs)
-        throw new Mismatch(`it asked again after ${world.now() - last} ms`);
+      this.keepsDistance(step.from, count > 0 ? SUBSCRIBES_EVERY_MS : 0);
       if (count >= most) throw new Mismatch(`it asked ${count + 1} times`);
-      last = world.now();
       const { sub, after } = heard.frame;
       memory[step.save ?? 's'] = sub;
       const answer = { type: 'subscribed', sub, task, gen, outcome: 'resumed', from: after + 1, runs: [] };
