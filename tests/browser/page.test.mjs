@@ -29,6 +29,7 @@ before(async () => {
       counting: heldTask(),
       long: countingTask(400, 0.25, 'Long counting'),
       short: countingTask(3, 0.1, 'Short counting'),
+      held: heldTask('Held counting'),
       broken: 'title = "Broken"\nagent = "steps"\n\n[policy]\noverlp = "skip"\n',
     },
   }));
@@ -104,10 +105,10 @@ describe('the overview', () => {
   test('it shows a run that begins and one that ends without being asked', async () => {
     const { page } = await stage.open();
     await signIn(page, server);
-    const line = page.locator('[data-task="short"]');
-    const run = await server.startRun('short');
+    const line = page.locator('[data-task="held"]');
+    const run = await server.startRun('held');
     await line.getByText('Running').waitFor({ timeout: 10_000 });
-    await server.ended(run);
+    await server.letEnd(run);
     await line.getByText('Succeeded').waitFor({ timeout: 10_000 });
   });
 

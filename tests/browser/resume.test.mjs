@@ -1,6 +1,6 @@
 // Whoever comes back gets everything, once. Judged by three that know nothing of each other: the text of the frames as
 // they came over the sockets, the numbers that stand on the page, and the database file read by another program.
-// Times are scaled: runs of some 15 seconds stand for those of minutes.
+// Times are scaled: runs of some 15 seconds, or until they are let end, stand for those of minutes.
 
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
@@ -22,18 +22,24 @@ import {
 
 const shipped = (name) => readFile(new URL(`../../tasks/${name}.toml`, import.meta.url), 'utf8');
 
+/** A shipped task whose step of this name goes on, and says so, until it is let end, and only then does what it does. */
+async function heldIn(name, step) {
+  const text = await shipped(name);
+  const [before, after] = text.split(`name = "${step}"\n`);
+  const hold = untilLetEnd('echo still at it; sleep 0.5');
+  return `${before}name = "${step}"\n${after.replace("run = '''", () => `run = '''${hold}\n`)}`;
+}
+
 const stage = new Stage();
 let server;
 let wire;
 
 before(async () => {
-  const maintenance = await shipped('smart-maintenance');
   ({ server, wire } = await stage.serveAll({
     tasks: {
-      // Every step takes a second and a half longer, so that there is something to refresh in the middle of.
-      'smart-maintenance': maintenance.replaceAll("run = '''\n", "run = '''\nsleep 1.5\n"),
+      'smart-maintenance': await heldIn('smart-maintenance', 'inodes'),
       'complex-task': await shipped('complex-task'),
-      'long-task': await shipped('long-task'),
+      'long-task': await heldIn('long-task', 'end'),
       away: heldTask('Away'),
       slow: `title = "Slow tool"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "${untilLetEnd('sleep 0.1')}; echo it is done"\n`,
       scheduled: `title = "Every other second"\nagent = "steps"\n\n[schedule]\nevery = "2s"\n\n[[steps]]\nname = "beat"\nrun = "echo beat"\n`,
@@ -121,8 +127,8 @@ describe('coming back', () => {
     await refresh(page, task);
     await settled(page);
     assert.equal((await server.runOf(run.id)).state, 'running');
+    assert.equal((await server.letEnd(run)).state, 'succeeded');
     await until('the next tool call', async () => (await page.locator('.tool').count()) > calls, 30_000);
-    assert.equal((await server.ended(run)).state, 'succeeded');
     await page.locator('.finish[data-state="succeeded"]').waitFor();
     await isWhole(page, ear, task);
     assert.ok(reconnections(task) >= 1, 'the server says in its log that somebody came back');
@@ -130,7 +136,7 @@ describe('coming back', () => {
 
   test('SPK-24, SPK-15, SPK-16: three refreshes within ten seconds of "Complex multi-step task"', async () => {
     const task = 'complex-task';
-    const run = await add('Complex multi-step task', '-p', 'pause=2');
+    const run = await add('Complex multi-step task', '-p', 'files=30');
     const { page, ear } = await open(task);
     const since = Date.now();
     const missed = [];
@@ -148,7 +154,7 @@ describe('coming back', () => {
 
   test('SPK-25: "Long task" is found running by a new tab after the only one was closed', async () => {
     const task = 'long-task';
-    const run = await add('Long task', '-p', 'seconds=4');
+    const run = await add('Long task', '-p', 'seconds=2');
     const { page, context, ear } = await open(task);
     await until('some seconds of it', async () => (await applied(page)) > 5);
     await page.close();
@@ -165,7 +171,7 @@ describe('coming back', () => {
     assert.equal((await server.runOf(run.id)).state, 'running');
     const before = await applied(next);
     await until('the next event', async () => (await applied(next)) > before);
-    await server.ended(run);
+    await server.letEnd(run);
     await isWhole(next, ear, task);
     assert.deepEqual(next.complaints, []);
   });

@@ -17,6 +17,7 @@ import {
   UPGRADE,
   applied,
   countingTask,
+  heldTask,
   isFitToBeSeen,
   settled,
   shownSeqs,
@@ -35,13 +36,15 @@ let server;
 let wire;
 
 /** Of a task of its own for each test, so that nothing of another is in it. */
-const NAMES = ['three', 'closed', 'crashed', 'frozen', 'streamed', 'paged', 'worker'];
+const COUNTED = ['three', 'closed', 'crashed', 'frozen', 'streamed'];
+/** ... and of those in which the run is stopped, whenever that comes. */
+const HELD = ['paged', 'worker'];
 
 before(async () => {
-  const counted = NAMES.map((name) => [name, countingTask(24, 0.25, name)]);
   ({ server, wire } = await stage.serveAll({
     tasks: {
-      ...Object.fromEntries(counted),
+      ...Object.fromEntries(COUNTED.map((name) => [name, countingTask(24, 0.25, name)])),
+      ...Object.fromEntries(HELD.map((name) => [name, heldTask(name)])),
       'smart-maintenance': await readFile(
         new URL('../../tasks/smart-maintenance.toml', import.meta.url),
         'utf8',
