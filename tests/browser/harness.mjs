@@ -566,13 +566,31 @@ export function shownSeqs(page) {
   return page.evaluate(async () => {
     const seen = new Set();
     const twice = new Set();
-    const settle = () => new Promise((resolve) => setTimeout(resolve, 120));
+    const frame = () =>
+      new Promise((resolve, reject) => {
+        const patience = setTimeout(() => reject(new Error('the browser draws nothing')), 20_000);
+        requestAnimationFrame(() => {
+          clearTimeout(patience);
+          resolve();
+        });
+      });
+    const rows = () =>
+      [...document.querySelectorAll('.timeline [data-seq]')].map((one) => Number(one.dataset.seq));
+    // What was scrolled to is drawn in one frame and measured in the next, whenever those come, and that may move it again.
+    const settled = async () => {
+      let before = '';
+      for (let same = 0; same < 2;) {
+        await frame();
+        await frame();
+        const now = `${window.scrollY} of ${document.documentElement.scrollHeight}: ${rows()}`;
+        same = now === before ? same + 1 : 0;
+        before = now;
+      }
+    };
     window.scrollTo(0, 0);
     for (;;) {
-      await settle();
-      const here = [...document.querySelectorAll('.timeline [data-seq]')].map((one) =>
-        Number(one.dataset.seq),
-      );
+      await settled();
+      const here = rows();
       for (const seq of here) {
         if (here.filter((other) => other === seq).length > 1) twice.add(seq);
         seen.add(seq);

@@ -58,6 +58,18 @@ async function showsEverythingOnce(page, task, run) {
   );
 }
 
+/** Where the page stands once it moves no more: what a wheel turns is scrolled over several frames. */
+const restsAt = (page) =>
+  page.evaluate(async () => {
+    let before = NaN;
+    for (let same = 0; same < 5;) {
+      await new Promise((resolve) => requestAnimationFrame(resolve));
+      same = window.scrollY === before ? same + 1 : 0;
+      before = window.scrollY;
+    }
+    return before;
+  });
+
 describe('signing in', () => {
   test('T-23: a link signs in, and its code is gone from the address at once', async () => {
     const { page } = await stage.open();
@@ -270,7 +282,7 @@ describe('a connection that is lost', () => {
     await page.getByText('line 12', { exact: false }).first().waitFor();
     await page.mouse.wheel(0, -5_000);
     await page.getByRole('button', { name: /new$/ }).waitFor();
-    const before = await page.evaluate(() => window.scrollY);
+    const before = await restsAt(page);
     wire.cut('rst');
     await state(page, 'reconnecting');
     await sleep(1_500);
