@@ -317,7 +317,8 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
       tasks: {
         deaf: `title = "Hears nothing"\nagent = "steps"\n\n[[steps]]\nname = "wait"\nrun = "trap '' INT TERM; echo waiting; while true; do sleep 0.2; done"\n`,
       },
-      config: '[runs]\nstop_term = "1500ms"\nstop_kill = "3s"\nstop_give_up = "6s"\n',
+      // Each stage is there for long enough to be seen by who looks twice a second at best.
+      config: '[runs]\nstop_term = "5s"\nstop_kill = "10s"\nstop_give_up = "20s"\n',
     });
     const run = await server.startRun('deaf');
     const { page } = await open(server, 'deaf', wire.base);
@@ -333,7 +334,14 @@ run = "echo hello $REJOIN_PARAM_NAME $REJOIN_PARAM_TIMES"
     await page.locator('[data-state="cancelled"]').first().waitFor();
     const now = await server.ended(run);
     assert.equal(now.state, 'cancelled');
-    assert.ok(now.duration_ms < 10_000);
+    const steps = (await server.events('deaf'))
+      .filter(({ kind, data }) => kind === 'status' && (data.stage || data.state === 'cancelled'))
+      .map(({ at, data }) => ({ what: data.stage ?? data.state, at: Date.parse(at) }));
+    assert.deepEqual(
+      steps.map(({ what }) => what),
+      ['SIGINT', 'SIGTERM', 'SIGKILL', 'cancelled'],
+    );
+    assert.ok(steps.at(-1).at - steps[0].at < 20_000, 'it was gone before it would have been given up');
     const { head } = await server.written('deaf');
     assert.equal(head, now.last_seq, 'nothing follows the end');
   });
