@@ -49,7 +49,8 @@ async function back(page, wire) {
     .getByRole('button', { name: 'Retry now' })
     .click({ timeout: 2_000 })
     .catch(() => {});
-  await state(page, 'connected');
+  // The try that Retry was too late for may have failed, and then the next is half a minute away.
+  await state(page, 'connected', 40_000);
 }
 
 /** Many events in no time: each step is a thought, a call, its output and its result. */

@@ -416,7 +416,7 @@ describe('coming back', () => {
     wire.mend();
     await page.bringToFront();
     await see(page, 'visible');
-    await state(page, 'connected', 5_000);
+    await state(page, 'connected', 15_000);
     await page.locator(`[data-run="${run.id}"][data-state="succeeded"]`).waitFor();
     for (const words of [
       'page -> active (visible)',
