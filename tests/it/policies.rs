@@ -86,7 +86,7 @@ async fn where_it_is_allowed_runs_of_one_task_are_at_work_side_by_side() {
 }
 
 /// How long the slots of the next test may be caught up, in seconds.
-const WINDOW: i64 = 10;
+const WINDOW: i64 = 5;
 
 /// The table of `docs/decisions/0019`, with a real process that stands still.
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn t_35_a_server_that_stood_still_for_twenty_seconds_accounts_for_every_sl
         };
         // Nobody could look at these before it went on, and when it did they had been due for longer than the window.
         let too_old = of(stood + SignedDuration::from_secs(1), went_on - SignedDuration::from_secs(WINDOW));
-        assert!(too_old.len() >= 8, "{id}: {slots:?}");
+        assert!(too_old.len() >= 13, "{id}: {slots:?}");
         assert!(too_old.iter().all(|outcome| *outcome == "missed"), "{id}: {slots:?}");
         // The look at what was due came no later than the first run that it made.
         let runs = runs(&client, id).await;
