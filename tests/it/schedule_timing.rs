@@ -218,6 +218,19 @@ fn t_35_slots_of_a_cron_over_half_a_century_are_computed_not_counted() {
 }
 
 #[test]
+fn t_35_of_the_newest_slots_there_are_never_more_than_were_asked_for() {
+    // Halved twice, the stretch ends within a microsecond before the slot of 7:35.
+    let cron = timing(&cron("*/7 * * * *", "Europe/Berlin"));
+    let (after, until) = (ts("2026-10-09T07:27:59.999999Z"), ts("2026-10-09T07:57:32.292Z"));
+    let newest = cron.newest_in(after, after, until, 3);
+    assert_eq!(newest, ["2026-10-09T07:42:00Z", "2026-10-09T07:49:00Z", "2026-10-09T07:56:00Z"].map(ts));
+    let slot = newest[0];
+    for (before, count) in [(0, 0), (1, 1), (999, 1), (1000, 1)] {
+        assert_eq!(cron.count(after, slot - SignedDuration::from_nanos(before), slot), count, "{before} ns before");
+    }
+}
+
+#[test]
 fn a_period_under_one_second_is_refused() {
     assert!(refused(&every(Duration::from_millis(999))).contains("one second is the shortest"));
     timing(&every(Duration::from_secs(1)));

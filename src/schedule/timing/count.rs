@@ -93,8 +93,9 @@ impl Day {
     }
 }
 
+/// By the least there is: who looks for a slot by halves asks about parts of a microsecond.
 fn just_after(at: Timestamp) -> Timestamp {
-    at.checked_add(SignedDuration::from_micros(1)).unwrap_or(at)
+    at.checked_add(SignedDuration::from_nanos(1)).unwrap_or(at)
 }
 
 fn second_after(at: DateTime) -> DateTime {
