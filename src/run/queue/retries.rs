@@ -189,9 +189,8 @@ impl Runs {
             }
             lists.followed.insert(run.id);
         }
-        // As of the end, however late the writer comes to it.
-        let end = run.ended_at.unwrap_or_else(|| self.publisher().clock().now());
-        let not_before = SignedDuration::try_from(wait).ok().and_then(|wait| end.checked_add(wait).ok());
+        let now = self.publisher().clock().now();
+        let not_before = SignedDuration::try_from(wait).ok().and_then(|wait| now.checked_add(wait).ok());
         let attempt = run.attempt.saturating_add(1);
         let queued = Queued {
             trigger: match run.trigger.as_str() {
@@ -202,7 +201,7 @@ impl Runs {
             scheduled_for: run.scheduled_for,
             attempt,
             retry_of: Some(run.id),
-            not_before: Some(not_before.unwrap_or(end)),
+            not_before: Some(not_before.unwrap_or(now)),
             params: run.params.clone(),
         };
         let id = RunId::new();
@@ -227,7 +226,7 @@ impl Runs {
                 tracker.spawn_on(off, &runtime);
             }
         };
-        Ok(Following { offers: vec![queued.offer(id, end)], after: Some(Box::new(after)) })
+        Ok(Following { offers: vec![queued.offer(id, now)], after: Some(Box::new(after)) })
     }
 
     /// Pauses a task too many of whose runs failed in a row, and calls off what of it waits by itself.
