@@ -132,6 +132,7 @@ impl Session {
             let silent = reads.then(|| wire.heard() + limits.life);
             let stalls = wire.stalls_at(limits.slow_window);
             let next = [silent, stalls].into_iter().flatten().fold(heartbeat, Instant::min);
+            second_look = second_look.filter(|_| next <= Instant::now());
             let next = second_look.map_or(next, |at| next.max(at));
             if next < alarm.deadline() {
                 alarm.as_mut().reset(next);
@@ -143,6 +144,8 @@ impl Session {
                 () = &mut alarm => {
                     let now = Instant::now();
                     let is_past = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+                    // Asked again: what was accepted of a flush that goes on is no step of its own.
+                    let stalls = wire.stalls_at(limits.slow_window);
                     let verdict = match (is_past(stalls), is_past(silent)) {
                         (true, _) => Some(Closing::SLOW),
                         (false, true) => Some(Closing::NO_LIFE),

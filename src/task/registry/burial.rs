@@ -16,7 +16,7 @@ const BURIED: i64 = 128;
 
 impl Registry {
     /// Removes a task, its log and its runs, and says which runs those were. They must be over: that is asked
-    /// again in the transaction, as one may have come in meanwhile. `also` is written in the same transaction.
+    /// in the transaction, as one may come in at any moment. `also` is written in the same transaction.
     ///
     /// From that transaction on nothing finds the task and its name is free; its rows go in steps, so that nobody
     /// waits for a task with a long history. What a crash leaves of them, [`Registry::bury`] takes.
