@@ -215,7 +215,7 @@ impl Follower {
                     self.counts.no_life += 1;
                 }
                 (Mode::Blackhole(Direction::ToServer) | Mode::Fin | Mode::Rst, Ended::Silence) => {
-                    self.counts.stood += 1
+                    self.counts.stood += 1;
                 }
                 (Mode::Blackhole(_), Ended::Silence) => {}
                 _ => panic!("{leave:?} ended as {ended:?}"),
@@ -492,6 +492,7 @@ async fn spk_16_spk_17_spk_33_t_05_t_06_t_07_t_11_twenty_watchers_lose_and_doubl
     println!("run {talked:?}, all {:?}: {counts:#?}", started.elapsed());
     assert!(counts.fin >= 300 && counts.rst >= 300 && counts.silent >= 300, "{counts:?}");
     assert!(counts.no_life >= 50, "{counts:?}");
+    assert!(counts.stood * 4 < counts.fin + counts.rst + counts.silent, "{counts:?}");
     assert!(counts.from_ring >= 200 && counts.from_log >= 200, "{counts:?}");
     assert!(counts.resets >= 50, "{counts:?}");
     assert!(counts.missed_some >= 500, "{counts:?}");

@@ -690,7 +690,7 @@ async fn of_one_run_only_what_lies_between_its_first_and_its_last_event_counts_a
 // Who may look.
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_of_a_browser_that_is_signed_out_ends_within_a_second_also_when_nobody_reads_it() {
+async fn a_stream_of_a_browser_that_is_signed_out_ends_at_once_also_when_nobody_reads_it() {
     let home = Home::new(NO_HEARTBEAT).shell_task("job", "true");
     let server = home.serve().await;
     let play = Play::begin(&server, "job").await;

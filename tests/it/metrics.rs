@@ -404,7 +404,9 @@ async fn the_process_and_its_files_are_as_the_system_says() {
     let size = |name: &str| std::fs::metadata(home.path().join("data").join(name)).unwrap().len() as f64;
     let sizes = || (size("rejoin.db"), size("rejoin.db-wal"));
     // A chore of the server may come in between: then once more.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     let (scrape, (store, wal)) = loop {
+        assert!(tokio::time::Instant::now() < deadline, "the files never stay as they are");
         let before = sizes();
         let scrape = Scrape::of(&home, &server.client).await;
         if sizes() == before {
