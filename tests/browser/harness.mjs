@@ -547,6 +547,17 @@ export class Stage {
 export const state = (page, name, ms = 20_000) =>
   page.waitForSelector(`[data-connection="${name}"]`, { timeout: ms, state: 'attached' });
 
+/** Mends the wire and has the page come back over it, at once where it still offers to. */
+export async function back(page, wire) {
+  wire.mend();
+  await page
+    .getByRole('button', { name: 'Retry now' })
+    .click({ timeout: 2_000 })
+    .catch(() => {});
+  // The try that Retry was too late for may have failed, and then the next is half a minute away.
+  await state(page, 'connected', 40_000);
+}
+
 export async function signIn(page, server, base = server.base, where = '/') {
   await page.goto(`${base}/#code=${await server.code()}`);
   await state(page, 'connected');

@@ -7,6 +7,7 @@ import {
   PHONE,
   Stage,
   applied,
+  back,
   countingTask,
   heldTask,
   isFitToBeSeen,
@@ -235,17 +236,11 @@ describe('a connection that is lost', () => {
       await sleep(1_000);
       // It goes by itself after six seconds, so it is looked for from before it can be there.
       const told = page.getByText(/Caught up on \d+ events?/).waitFor({ timeout: 60_000 });
-      const back = async () => {
-        wire.mend();
-        await page
-          .getByRole('button', { name: 'Retry now' })
-          .click({ timeout: 2_000 })
-          .catch(() => {});
-        // The try that Retry was too late for may have failed, and then the next is half a minute away.
-        await state(page, 'connected', 40_000);
+      const isBack = async () => {
+        await back(page, wire);
         await page.getByRole('region', { name: 'Connection' }).waitFor({ state: 'hidden', timeout: 15_000 });
       };
-      await Promise.all([told, back()]);
+      await Promise.all([told, isBack()]);
       await server.letEnd(run);
       await showsEverythingOnce(page, 'counting', run);
     });

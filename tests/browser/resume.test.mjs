@@ -9,6 +9,7 @@ import {
   Ear,
   Stage,
   applied,
+  back,
   heldTask,
   settled,
   shownSeqs,
@@ -185,13 +186,7 @@ describe('coming back', () => {
     const { head } = await server.written(task);
     await state(page, 'reconnecting');
     await missesSomething(task, head);
-    wire.mend();
-    await page
-      .getByRole('button', { name: 'Retry now' })
-      .click({ timeout: 2_000 })
-      .catch(() => {});
-    // The try that Retry was too late for may have failed, and then the next is half a minute away.
-    await state(page, 'connected', 40_000);
+    await back(page, wire);
     await until('the page to be up to date again', async () => (await applied(page)) > head);
     const resumed = ear.sockets.at(-1).subscribed.at(-1);
     assert.equal(resumed.outcome, 'resumed');

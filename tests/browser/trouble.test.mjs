@@ -10,6 +10,7 @@ import {
   PHONE,
   Stage,
   applied,
+  back,
   countingTask,
   isFitToBeSeen,
   settled,
@@ -41,16 +42,6 @@ async function chore(server, id) {
     const { last } = items.find((one) => one.id === id);
     return last != null && last.at !== before?.at && last;
   });
-}
-
-async function back(page, wire) {
-  wire.mend();
-  await page
-    .getByRole('button', { name: 'Retry now' })
-    .click({ timeout: 2_000 })
-    .catch(() => {});
-  // The try that Retry was too late for may have failed, and then the next is half a minute away.
-  await state(page, 'connected', 40_000);
 }
 
 /** Many events in no time: each step is a thought, a call, its output and its result. */
